@@ -1,0 +1,76 @@
+"""streamdrop: online fine-tuning for visual tracking that stops running the layers that have stopped learning.
+
+The names below are the public surface. They load on first use, so that ``streamdrop --help`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from streamdrop._version import __version__
+
+if TYPE_CHECKING:
+    from streamdrop.boxes import Box as Box
+    from streamdrop.engine import FineTuner as FineTuner
+    from streamdrop.errors import StreamdropError as StreamdropError
+    from streamdrop.policies import PaperPolicy as PaperPolicy
+    from streamdrop.policies import PrefixSumPolicy as PrefixSumPolicy
+    from streamdrop.policies import SchedulePolicy as SchedulePolicy
+    from streamdrop.scores import GradientScores as GradientScores
+    from streamdrop.scores import best_prefix as best_prefix
+    from streamdrop.scores import first_crossing as first_crossing
+    from streamdrop.scores import standardise as standardise
+    from streamdrop.split import SplitModel as SplitModel
+    from streamdrop.split import transformer_blocks as transformer_blocks
+    from streamdrop.store import LmdbStore as LmdbStore
+    from streamdrop.store import MemoryStore as MemoryStore
+    from streamdrop.streams import open_stream as open_stream
+    from streamdrop.tracking import Tracker as Tracker
+    from streamdrop.tracking import track as track
+    from streamdrop.types import Activations as Activations
+    from streamdrop.types import Batch as Batch
+    from streamdrop.types import RoundReport as RoundReport
+    from streamdrop.types import Sample as Sample
+    from streamdrop.types import SampleInfo as SampleInfo
+    from streamdrop.types import Track as Track
+
+_HOME = {
+    "Box": "boxes",
+    "FineTuner": "engine",
+    "StreamdropError": "errors",
+    "PaperPolicy": "policies",
+    "PrefixSumPolicy": "policies",
+    "SchedulePolicy": "policies",
+    "GradientScores": "scores",
+    "best_prefix": "scores",
+    "first_crossing": "scores",
+    "standardise": "scores",
+    "SplitModel": "split",
+    "transformer_blocks": "split",
+    "LmdbStore": "store",
+    "MemoryStore": "store",
+    "open_stream": "streams",
+    "Tracker": "tracking",
+    "track": "tracking",
+    "Activations": "types",
+    "Batch": "types",
+    "RoundReport": "types",
+    "Sample": "types",
+    "SampleInfo": "types",
+    "Track": "types",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'streamdrop' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"streamdrop.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
