@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Labelled samples: ``keys`` (bytes each), ``images`` [N, C, H, W] as the model takes them, ``targets`` [N, ...]."""
+    """Labelled samples: ``keys``, ``images`` [N, C, H, W] as the model takes them, ``targets`` [N, ...]."""
 
     keys: Sequence[bytes]
     images: torch.Tensor
@@ -95,7 +95,7 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Track:
-    """Where the target is in one frame: ``box`` in pixels, ``score`` in [0, 1], ``lost`` when the box is only the last known.
+    """Where the target is in one frame: ``box`` in pixels, ``score`` in [0, 1], ``lost`` when it is only the last known.
 
     ``ms`` is the time spent in ``init`` or ``update`` (adaptation rounds included); ``report`` is the round that ran
     after this frame, if one did.

@@ -1,0 +1,230 @@
+"""YAML to frozen dataclasses: the only reader of YAML.
+
+A schema is any frozen dataclass, nested as deep as needed; it stands beside the code it configures. Unknown keys,
+wrong types and unset ``${VARIABLES}`` are refused with file, line, path and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from streamdrop.errors import ConfigError
+
+T = TypeVar("T")
+KeyPath = tuple[str, ...]
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Document:
+    """Plain values of a YAML document and where each key stands."""
+
+    name: str
+    values: Any
+    lines: dict[KeyPath, int]
+
+    def where(self, path: KeyPath) -> str:
+        """``file:line: key.path`` as far as known."""
+        line = next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), None)
+        place = self.name if line is None else f"{self.name}:{line}"
+        return f"{place}: {'.'.join(path)}" if path else place
+
+
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Any] | None, schema: type[T], overrides: Sequence[str] = ()
+) -> T:
+    """The configuration in ``source`` (a YAML file, a mapping, or None for all defaults) as an instance of ``schema``.
+
+    ``overrides`` are ``"a.b=value"`` with the value in YAML; they win over the source. Raises ConfigError naming
+    file, line, key path and the nearest valid key, for every mistake found at once.
+    """
+    document = _read(source)
+    for text in overrides:
+        _override(document.values, text, schema)
+    problems: list[str] = []
+    result = _build(schema, document.values, (), document, problems)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return typing.cast(T, result)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The plain values of a YAML file, variables expanded. Raises ConfigError."""
+    return _read(path).values
+
+
+def key_paths(values: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    """Every leaf's path in nested mappings, in order."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from key_paths(value, (*prefix, str(key)))
+        else:
+            yield (*prefix, str(key))
+
+
+def _read(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> _Document:
+    if source is None:
+        return _Document("configuration", {}, {})
+    if isinstance(source, Mapping):
+        return _Document("configuration", _plain(source), {})
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file: check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a YAML text file ({error}): check the path") from None
+    lines: dict[KeyPath, int] = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = {} if node is None else _value(node, (), lines, str(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{path}{line}: {problem}: correct the YAML there") from None
+    return _Document(str(path), values, lines)
+
+
+def _plain(value: Any) -> Any:
+    """A copy of nested mappings and lists that overrides may change."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:
+    """A YAML node as plain values; notes every key's line, refuses duplicate keys, expands variables."""
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = _scalar(key_node, name)
+            where = (*path, str(key))
+            if key in result:
+                raise ConfigError(f"{name}:{key_node.start_mark.line + 1}: {'.'.join(where)}: given twice: keep one")
+            lines[where] = key_node.start_mark.line + 1
+            result[key] = _value(value_node, where, lines, name)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*path, str(i)), lines, name) for i, item in enumerate(node.value)]
+    return _scalar(node, name)
+
+
+def _scalar(node: yaml.Node, name: str) -> Any:
+    value = yaml.SafeLoader("").construct_object(node, deep=True)
+    return _expand(value, f"{name}:{node.start_mark.line + 1}") if isinstance(value, str) else value
+
+
+def _expand(text: str, where: str) -> str:
+    def replace(match: re.Match[str]) -> str:
+        variable = match.group(1)
+        if variable not in os.environ:
+            raise ConfigError(f"{where}: environment variable {variable} is not set: export {variable}=… first")
+        return os.environ[variable]
+
+    return _VARIABLE.sub(replace, text)
+
+
+def _override(values: dict[str, Any], text: str, schema: type[Any]) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: not key=value: write for example --set {_example(schema)}")
+    try:
+        parsed = _expand(value, f"--set {key}") if "${" in value else value
+        parsed = yaml.safe_load(parsed)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: the value {value!r} is not YAML: quote it or correct it") from None
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        below = values.get(parent)
+        if not isinstance(below, dict):
+            below = values[parent] = {}
+        values = below
+    values[last] = parsed
+
+
+def _example(schema: type[Any]) -> str:
+    for field in dataclasses.fields(schema):
+        if isinstance(field.default, (int, float, str)):
+            return f"{field.name}={field.default}"
+    return "key=value"
+
+
+def _build(kind: Any, value: Any, path: KeyPath, document: _Document, problems: list[str]) -> Any:
+    nested = _dataclass_in(kind)
+    if nested is None or (value is None and nested is not kind):
+        return _leaf(kind, value, path, document, problems)
+    if not isinstance(value, Mapping):
+        problems.append(f"{document.where(path)}: expected keys below it ({_names(nested)}), got {value!r}")
+        return None
+    return _build_dataclass(nested, value, path, document, problems)
+
+
+def _build_dataclass(
+    kind: Any, value: Mapping[Any, Any], path: KeyPath, document: _Document, problems: list[str]
+) -> Any:
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    before = len(problems)
+    for key in value:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"valid keys: {_names(kind)}"
+            problems.append(f"{document.where((*path, str(key)))}: unknown key: {hint}")
+    given: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in value:
+            given[name] = _build(hints[name], value[name], (*path, name), document, problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"{document.where((*path, name))}: missing: give {name}")
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**given)
+    except (ValueError, ConfigError) as error:
+        problems.append(f"{document.where(path)}: {error}" if path else f"{document.name}: {error}")
+        return None
+
+
+def _leaf(kind: Any, value: Any, path: KeyPath, document: _Document, problems: list[str]) -> Any:
+    if isinstance(value, bool) and kind in (int, float):
+        problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
+        return None
+
+
+def _dataclass_in(kind: Any) -> Any:
+    """The dataclass that ``kind`` is, or the one in ``Dataclass | None``; None for anything else."""
+    if dataclasses.is_dataclass(kind):
+        return kind
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), None)
+    return None
+
+
+def _names(kind: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(kind))
+
+
+def _called(kind: Any) -> str:
+    """A type in a user's words."""
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(str(option) for option in typing.get_args(kind))
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(kind, str(kind).replace("typing.", "").replace("NoneType", "nothing").replace("None", "nothing"))

@@ -1,0 +1,132 @@
+"""How much each layer is still learning: Equations 1-4 of Learn & Drop (Cruciata et al. 2024, section 3).
+
+``g[i, j]`` is the gradient of weight ``i`` at iteration ``j``; a layer has ``N`` weights, a window ``M`` iterations.
+Two running sums per weight suffice: ``Σ_j g`` and ``Σ_j |g|``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def magnitude(absolute_sum: Tensor) -> float:
+    """Eq. 1: ``mean_i Σ_j |g[i, j]|`` from the per-weight sums ``Σ_j |g|``; ≥ 0."""
+    return float(absolute_sum.double().mean())
+
+
+def importance(signed_sum: Tensor, absolute_sum: Tensor) -> float:
+    """Eq. 2: ``P = 1 - Σ_i |Σ_j g| / Σ_i Σ_j |g|``, in [0, 1]; 1 when every gradient is zero.
+
+    Near 1 the steps cancel: the layer has stopped learning. Near 0 they agree: it is learning.
+    """
+    total = float(absolute_sum.double().sum())
+    if total == 0.0:
+        return 1.0
+    return min(1.0, max(0.0, 1.0 - float(signed_sum.double().abs().sum()) / total))
+
+
+def standardise(p: Tensor) -> Tensor:
+    """Eq. 3: ``(P - mean) / σ`` with the population σ, [L] → [L], computed in float64; all zeros where σ = 0."""
+    values = p.double()
+    dtype = p.dtype if p.is_floating_point() else torch.float64
+    # Equal values, not a computed σ of 1e-17: rounding in the mean must not make candidates out of nothing.
+    if values.numel() == 0 or bool(values.max() == values.min()):
+        return torch.zeros_like(values, dtype=dtype)
+    return ((values - values.mean()) / values.std(correction=0)).to(dtype)
+
+
+def first_crossing(z: Tensor) -> int:
+    """Eq. 4: how many layers up to and including the first ``t`` with ``z[t] > 0`` and ``z[t+1] < 0``; 0 if none."""
+    crossings = ((z[:-1] > 0) & (z[1:] < 0)).nonzero()
+    return int(crossings[0]) + 1 if len(crossings) else 0
+
+
+def best_prefix(z: Tensor) -> int:
+    """Length of the prefix with the largest sum (section 3.2's text); 0 when no sum is positive; ties: the shorter."""
+    best, length, total = 0.0, 0, 0.0
+    for count, value in enumerate(z.double().tolist(), start=1):
+        total += value
+        if total > best:
+            best, length = total, count
+    return length
+
+
+class GradientScores:
+    """Running sums of each layer's gradients over a window of iterations.
+
+    ``layers`` maps a layer's name to its weights (one parameter or several; biases do not count). Call ``update``
+    after each backward pass, before gradients are cleared. ``iterations`` is M of the current window.
+    """
+
+    def __init__(self, layers: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
+        self._weights = {
+            name: (given,) if isinstance(given, Tensor) else tuple(given) for name, given in layers.items()
+        }
+        self._signed = {name: [torch.zeros_like(w) for w in weights] for name, weights in self._weights.items()}
+        self._absolute = {name: [torch.zeros_like(w) for w in weights] for name, weights in self._weights.items()}
+        self.iterations = 0
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names scored, in the order given."""
+        return tuple(self._weights)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the gradients that the weights hold now; a weight without one counts as zero."""
+        gradients, signed, absolute = [], [], []
+        for name, weights in self._weights.items():
+            for weight, s, a in zip(weights, self._signed[name], self._absolute[name], strict=True):
+                if weight.grad is not None:
+                    gradients.append(weight.grad)
+                    signed.append(s)
+                    absolute.append(a)
+        if gradients:
+            torch._foreach_add_(signed, gradients)
+            torch._foreach_add_(absolute, torch._foreach_abs(gradients))
+        self.iterations += 1
+
+    def importance(self) -> dict[str, float]:
+        """Eq. 2 for every layer over the window, in [0, 1]."""
+        return {name: importance(_flat(self._signed[name]), _flat(self._absolute[name])) for name in self._weights}
+
+    def magnitude(self) -> dict[str, float]:
+        """Eq. 1 for every layer over the window, ≥ 0."""
+        return {name: magnitude(_flat(self._absolute[name])) if self._weights[name] else 0.0 for name in self._weights}
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start a new window."""
+        for sums in (*self._signed.values(), *self._absolute.values()):
+            for tensor in sums:
+                tensor.zero_()
+        self.iterations = 0
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget every other layer: the window of the kept ones goes on."""
+        kept = set(names)
+        for sums in (self._weights, self._signed, self._absolute):
+            for name in [name for name in sums if name not in kept]:
+                del sums[name]  # type: ignore[attr-defined]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The window's sums by name, for a checkpoint; ``restore`` takes them back."""
+        named = {}
+        for kind, sums in (("signed", self._signed), ("absolute", self._absolute)):
+            for name, tensors in sums.items():
+                named.update({f"{kind}.{i}.{name}": tensor for i, tensor in enumerate(tensors)})
+        return named
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], iterations: int) -> None:
+        """Take back what ``tensors`` gave for the same layers. Raises KeyError for a layer that is missing."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.iterations = iterations
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.zeros(0)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from streamdrop.config import key_paths, load
+from streamdrop.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Inner:
+    steps: int = 4
+    rate: float = 1e-3
+    kind: Literal["adam", "sgd"] = "adam"
+
+
+@dataclass(frozen=True)
+class Outer:
+    data: str = "here"
+    rounds: Inner = field(default_factory=Inner)
+    extra: Inner | None = None
+    schedule: dict[int, int] = field(default_factory=dict)
+    sizes: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if self.data == "bad":
+            raise ValueError("data is bad: give another")
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_nothing_gives_the_defaults():
+    assert load(None, Outer) == Outer()
+    assert load({}, Outer) == Outer()
+
+
+def test_values_of_every_kind(tmp_path):
+    text = "data: d\nrounds: {steps: 5, rate: 1e-2, kind: sgd}\nextra: {steps: 1}\nschedule: {4: 10}\nsizes: [3]\n"
+    assert load(write(tmp_path, text), Outer) == Outer("d", Inner(5, 0.01, "sgd"), Inner(1), {4: 10}, (3,))
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path):
+    assert load(write(tmp_path, "# nothing\n"), Outer) == Outer()
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("rounds:\n  stepz: 5\n", ["c.yaml:2", "rounds.stepz", "did you mean steps"]),
+        ("rounds:\n  steps: many\n", ["c.yaml:2", "rounds.steps", "a whole number", "'many'"]),
+        ("rounds:\n  kind: rmsprop\n", ["c.yaml:2", "adam, sgd"]),
+        ("rounds: 3\n", ["c.yaml:1", "rounds", "steps, rate, kind"]),
+        ("data: x\ndata: y\n", ["c.yaml:2", "data", "twice"]),
+        ("data: ${STREAMDROP_NOT_SET}/x\n", ["c.yaml:1", "STREAMDROP_NOT_SET", "export"]),
+        ("data: [\n", ["c.yaml:2"]),
+        ("- 1\n", ["c.yaml:1", "expected keys"]),
+        ("data: bad\n", ["c.yaml", "data is bad"]),
+        ("rounds:\n  steps: true\n", ["c.yaml:2", "a whole number"]),
+    ],
+)
+def test_mistakes_say_where_and_what_to_do(tmp_path, text, parts):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text), Outer)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_all_mistakes_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"nonsense.*valid keys.*steps"):
+        load(write(tmp_path, "nonsense: 1\nrounds: {steps: x}\n"), Outer)
+
+
+def test_variables_expand(tmp_path, monkeypatch):
+    monkeypatch.setenv("STREAMDROP_HERE", "/somewhere")
+    assert load(write(tmp_path, "data: ${STREAMDROP_HERE}/x\n"), Outer).data == "/somewhere/x"
+
+
+def test_overrides_win_and_nest():
+    assert load({"rounds": {"steps": 2}}, Outer, ["rounds.rate=0.5", "data=z"]) == Outer("z", Inner(2, 0.5))
+    assert load(None, Outer, ["schedule={4: 10, 5: 19}"]).schedule == {4: 10, 5: 19}
+
+
+@pytest.mark.parametrize("text", ["rounds.stepz=1", "steps", "=3", "data.x=1", "rounds=["])
+def test_bad_overrides_are_refused(text):
+    with pytest.raises(ConfigError):
+        load(None, Outer, [text])
+
+
+def test_a_given_mapping_is_left_alone():
+    given = {"rounds": {"steps": 2}}
+    load(given, Outer, ["rounds.steps=3"])
+    assert given == {"rounds": {"steps": 2}}
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load("nowhere.yaml", Outer)
+
+
+def test_key_paths_are_leaves():
+    assert list(key_paths({"a": {"b": 1, "c": {}}, "d": 2})) == [("a", "b"), ("a", "c"), ("d",)]

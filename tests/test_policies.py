@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamdrop.errors import ConfigError
+from streamdrop.policies import Evidence, PaperPolicy, PrefixSumPolicy, SchedulePolicy, policy_from
+from streamdrop.testing.policies import check_policy
+
+
+def see(importance, cut=0, dropped=(), round_=9):
+    return Evidence(round_, cut, cut + len(importance), tuple(importance), tuple(dropped), 48)
+
+
+@pytest.mark.parametrize("policy", [PaperPolicy(), PrefixSumPolicy(), SchedulePolicy({1: 2, 5: 4}), SchedulePolicy()])
+def test_every_policy_passes_the_kit(policy):
+    check_policy(policy)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.lists(st.floats(-3, 3), max_size=4))
+def test_one_layer_always_stays(importance, dropped):
+    for policy in (PaperPolicy(), PrefixSumPolicy()):
+        assert 0 <= policy(see(importance, len(dropped), dropped)) < len(importance)
+
+
+def test_paper_takes_the_first_sign_change_and_needs_two_layers():
+    assert PaperPolicy()(see([0.9, 0.9, 0.1, 0.1])) == 2
+    assert PaperPolicy()(see([0.9, 0.1, 0.1, 0.1])) == 0
+    assert PrefixSumPolicy()(see([0.9, 0.1, 0.1, 0.1])) == 1
+
+
+def test_paper_can_propose_negative_layers_and_prefix_sum_cannot():
+    importance = [0.1, 0.1, 0.6, 0.1, 0.6]
+    assert PaperPolicy()(see(importance)) == 3
+    assert PrefixSumPolicy()(see(importance)) == 0
+
+
+def test_median_test_holds_back_all_but_the_first_drop():
+    importance = [0.9, 0.8, 0.1, 0.1]
+    for policy in (PaperPolicy(), PrefixSumPolicy()):
+        assert policy(see(importance)) == 2
+        assert policy(see(importance, 1, [0.5])) == 2
+        assert policy(see(importance, 1, [2.5])) == 0
+
+
+def test_median_is_over_all_dropped_layers():
+    importance = [0.9, 0.8, 0.1, 0.1]
+    assert PaperPolicy()(see(importance, 3, [9, 0.1, 0.2])) == 2
+    assert PaperPolicy()(see(importance, 4, [9, 9, 0.1, 0.2])) == 0
+
+
+@pytest.mark.parametrize("importance", [[0.5] * 6, [1.0] * 3, [0.0] * 3, [0.3], [0.1, 0.9]])
+def test_nothing_to_drop(importance):
+    assert PaperPolicy()(see(importance)) == 0
+    assert PrefixSumPolicy()(see(importance)) == 0
+
+
+def test_schedule_names_cuts_by_round():
+    policy = SchedulePolicy({3: 5, 6: 8})
+    assert [policy(Evidence(r, c, 10)) for r, c in [(1, 0), (3, 0), (4, 5), (6, 5), (6, 8)]] == [0, 5, 0, 3, 0]
+
+
+@pytest.mark.parametrize("schedule", [{0: 1}, {3: 5, 4: 2}, {2: -1}])
+def test_impossible_schedules_are_refused(schedule):
+    with pytest.raises(ConfigError):
+        SchedulePolicy(schedule)
+
+
+def test_a_schedule_that_drops_the_last_layer_is_refused():
+    SchedulePolicy({2: 4}).check(5)
+    with pytest.raises(ConfigError, match="up to 4"):
+        SchedulePolicy({2: 5}).check(5)
+
+
+def test_policies_by_name():
+    assert policy_from("paper") == PaperPolicy()
+    assert policy_from("prefix-sum") == PrefixSumPolicy()
+    assert policy_from({"schedule": {"4": 10, 5: 19}}) == SchedulePolicy({4: 10, 5: 19})
+    assert policy_from("never") == SchedulePolicy()
+
+
+@pytest.mark.parametrize("spec", ["papper", "", {"schedule": 3}, {"schedule": {"a": 1}}, {}, "schedule", {"paper": 1}])
+def test_unknown_policies_are_refused_with_a_hint(spec):
+    with pytest.raises(ConfigError, match=r"did you mean|valid|whole numbers"):
+        policy_from(spec)
