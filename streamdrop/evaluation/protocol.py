@@ -1,0 +1,122 @@
+"""One-pass evaluation: initialise with the first true box, then update frame by frame, once, without help."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streamdrop.boxes import Array, Box
+from streamdrop.errors import DataError
+from streamdrop.evaluation.sequences import VideoSequence
+from streamdrop.types import Image, Track
+
+
+class OnlineTracker(Protocol):
+    """What can be evaluated: anything with ``init`` and ``update`` that return a Track."""
+
+    def init(self, image: Image, box: Box) -> Track:
+        """Start on a frame (uint8 H×W×3 RGB) where the target is in ``box``."""
+        ...
+
+    def update(self, image: Image) -> Track:
+        """Find the target in the next frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a tracker did on one sequence of N frames, the first frame (where it was told the box) included.
+
+    ``boxes`` [N, 4] (when lost: the last box), ``scores`` [N] in [0, 1], ``lost`` [N]; ``ms`` [N] wall-clock of
+    ``init`` (first) and each ``update``; ``cpu_s`` CPU seconds of all updates, over all threads.
+    ``round_ms``, ``round_frames``, ``cuts``: milliseconds, frame, and cut trained at, of each adaptation round.
+    """
+
+    boxes: Array
+    scores: Array
+    lost: npt.NDArray[np.bool_]
+    ms: Array
+    cpu_s: float
+    round_ms: tuple[float, ...] = ()
+    round_frames: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def init_s(self) -> float:
+        """Seconds before the first box."""
+        return float(self.ms[0]) / 1000
+
+    @property
+    def update_s(self) -> float:
+        """Seconds in ``update``, rounds that ran in line included; no decoding."""
+        return float(self.ms[1:].sum()) / 1000
+
+    @property
+    def fps(self) -> float:
+        """(frames − 1) / seconds in ``update``."""
+        return (len(self.ms) - 1) / max(self.update_s, 1e-9)
+
+
+def one_pass(
+    tracker: OnlineTracker, sequence: VideoSequence, on_frame: Callable[[int, Image, Track], None] | None = None
+) -> Run:
+    """Run a tracker over a sequence, once; raises DataError when a frame cannot be decoded.
+
+    ``on_frame(index, image, track)`` is called after every frame, outside the timing.
+    """
+    tracks: list[Track] = []
+    ms: list[float] = []
+    cpu = 0.0
+    for index, path in enumerate(sequence.frames):
+        image = read_image(path)
+        cpu_began, began = time.process_time(), time.perf_counter()
+        track = tracker.update(image) if index else tracker.init(image, sequence.first_box)
+        ms.append((time.perf_counter() - began) * 1000)
+        cpu += (time.process_time() - cpu_began) if index else 0.0
+        tracks.append(track)
+        if on_frame is not None:
+            on_frame(index, image, track)
+    return summarise_run(tracks, ms, cpu)
+
+
+def summarise_run(tracks: list[Track], ms: list[float], cpu_s: float) -> Run:
+    """Tracks and their measured times as a Run; a lost frame keeps the last box that was not lost.
+
+    Rounds count from the first ``update`` on: what ``init`` trains is part of ``init_s``.
+    """
+    rounds = [(i, t.report) for i, t in enumerate(tracks) if i and t.report is not None]
+    return Run(
+        boxes=hold_last([t.box for t in tracks], [t.lost for t in tracks]),
+        scores=np.array([t.score for t in tracks], float),
+        lost=np.array([t.lost for t in tracks], bool),
+        ms=np.array(ms, float),
+        cpu_s=cpu_s,
+        round_ms=tuple(r.seconds * 1000 for _, r in rounds),
+        round_frames=tuple(i for i, _ in rounds),
+        cuts=tuple(r.cut for _, r in rounds),
+    )
+
+
+def hold_last(boxes: list[Box], lost: list[bool]) -> Array:
+    """Boxes [N, 4] with the last found box in the place of lost ones (the first is always taken as found)."""
+    held: list[Box] = []
+    for box, missing in zip(boxes, lost, strict=True):
+        held.append(held[-1] if missing and held else box)
+    return np.array(held, float).reshape(-1, 4)
+
+
+def read_image(path: Path) -> Image:
+    """A frame from disk, uint8 H×W×3 RGB; raises DataError."""
+    import cv2
+
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{path} cannot be decoded: replace it, or leave its sequence out")
+    rgb: Image = np.ascontiguousarray(image[..., ::-1])
+    return rgb
