@@ -87,8 +87,7 @@ def _pair(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> tuple[Array, Array]
 
 
 def _known(true: Array) -> npt.NDArray[np.bool_]:
-    known: npt.NDArray[np.bool_] = np.isfinite(true).all(axis=1)
-    return known
+    return np.asarray(np.isfinite(true).all(axis=1))
 
 
 def _drop_nan(values: Array) -> Array:

@@ -1,0 +1,76 @@
+"""Runs one of OpenCV's trackers, as a program of its own: it imports nothing but cv2, numpy and the standard library.
+
+It reads one JSON request from stdin and answers in JSON lines on stdout: first ``{"opencv": version}``, then per frame
+``{"box": [x, y, w, h], "ok": bool, "ms": float, "cpu_s": float}``; ``{"error": text}`` where it has to stop.
+Request: ``{"tracker": name, "frames": [paths], "box": [x, y, w, h], "models": [paths]}``.
+The first box is rounded to whole pixels, the last box is held when the tracker reports failure; only ``init`` and
+``update`` are timed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+
+library: Any = cv2  # which names it has depends on its version and build
+CLASSES = {"csrt": "CSRT", "kcf": "KCF", "mil": "MIL", "mosse": "MOSSE", "medianflow": "MedianFlow"}
+SEED = 12345
+
+
+def create(name: str, models: Sequence[str]) -> Any:
+    """A tracker by name, wherever this OpenCV keeps it: ``cv2.TrackerX`` (4.x, 5.x) or ``cv2.legacy``."""
+    if name == "nano":
+        params = library.TrackerNano_Params()
+        params.backbone, params.neckhead = models
+        return library.TrackerNano_create(params)
+    if name == "vit":
+        params = library.TrackerVit_Params()
+        (params.net,) = models
+        return library.TrackerVit_create(params)
+    attribute = f"Tracker{CLASSES[name]}_create"
+    for home in (library, getattr(library, "legacy", None)):
+        if hasattr(home, attribute):
+            return getattr(home, attribute)()
+    raise LookupError(f"OpenCV {cv2.__version__} has no {attribute}: install opencv-contrib-python-headless")
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
+    """Result, wall-clock milliseconds and CPU seconds of a call."""
+    cpu, began = time.process_time(), time.perf_counter()
+    result = function(*arguments)
+    return result, (time.perf_counter() - began) * 1000, time.process_time() - cpu
+
+
+def track(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One answer per frame."""
+    cv2.setRNGSeed(SEED)
+    tracker = create(request["tracker"], request["models"])
+    box = [round(v) for v in request["box"]]
+    for index, path in enumerate(request["frames"]):
+        image = cv2.imread(path)
+        if image is None:
+            raise LookupError(f"{path} cannot be decoded")
+        if index == 0:
+            _, ms, cpu_s = timed(tracker.init, image, tuple(box))
+            ok = True
+        else:
+            (ok, found), ms, cpu_s = timed(tracker.update, image)
+            box = [float(v) for v in found] if ok else box
+        yield {"box": box, "ok": bool(ok), "ms": ms, "cpu_s": cpu_s}
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    print(json.dumps({"opencv": cv2.__version__}), flush=True)
+    try:
+        for answer in track(json.load(sys.stdin)):
+            print(json.dumps(answer), flush=True)
+    except (cv2.error, LookupError) as error:
+        print(json.dumps({"error": " ".join(str(error).split())}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
