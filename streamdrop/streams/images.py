@@ -1,0 +1,129 @@
+"""Image files as a stream: a folder, a printf pattern, a glob, a single file."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamdrop.errors import StreamError
+from streamdrop.streams.pixels import as_rgb
+from streamdrop.streams.stream import Frame
+from streamdrop.types import Image
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".gif")
+)
+"""Endings that a folder's frames may have. A .gif given by itself is a video."""
+
+PRINTF = re.compile(r"%(0?)(\d*)d")
+
+
+def read_image(path: Path) -> Image:
+    """One image file as uint8 H×W×3 RGB, turned the way its EXIF orientation says; raises StreamError."""
+    from PIL import Image as pillow
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings(), pillow.open(path) as file:
+            warnings.simplefilter("ignore")  # Pillow's word on odd metadata; what matters is raised
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith(("I", "F")):
+                return as_rgb(_eight_bits(np.asarray(upright)))
+            return np.asarray(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StreamError(f"image {path} cannot be read ({reason}): replace it or leave it out") from error
+
+
+def _eight_bits(values: npt.NDArray[Any]) -> Image:
+    """16-bit grey (Pillow hands it out as 16 or 32 bits) to 8; 32-bit floats are taken as 0 … 1."""
+    if values.dtype.kind == "f":
+        return np.asarray(np.clip(np.nan_to_num(values) * 255, 0, 255).astype(np.uint8))
+    return np.asarray((np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+
+
+def natural_order(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key under which img2 stands before img10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part.lower()) for part in parts]
+
+
+def files_in_folder(folder: Path) -> list[Path]:
+    """The folder's images in natural order; raises StreamError when there are none (it names subfolders that have)."""
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()]
+    if paths:
+        return sorted(paths, key=natural_order)
+    inner = sorted(p.parent.name for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES)
+    remedy = f"did you mean {folder / inner[0]}?" if inner else "give a folder that holds .jpg, .png or other images"
+    raise StreamError(f"folder {folder} holds no images: {remedy}")
+
+
+def files_of_pattern(pattern: str) -> list[Path]:
+    """Files whose names fit ``img_%05d.jpg``, in the order of their numbers, wherever these start."""
+    path = Path(pattern)
+    regex = re.compile("".join(_piece(part) for part in re.split(r"(%0?\d*d)", path.name)))
+    numbered = [(int(m.group(1)), p) for p in _siblings(path) if (m := regex.fullmatch(p.name))]
+    if not numbered:
+        raise StreamError(f"pattern {pattern} matches no file: check the folder and the number of digits")
+    return [p for _, p in sorted(numbered)]
+
+
+def _piece(part: str) -> str:
+    number = PRINTF.fullmatch(part)
+    if number is None:
+        return re.escape(part.replace("%%", "%"))
+    zero, width = number.groups()
+    return rf"(\d{{{width},}})" if zero and width else r"(\d+)"
+
+
+def _siblings(path: Path) -> list[Path]:
+    return list(path.parent.iterdir()) if path.parent.is_dir() else []
+
+
+def files_of_glob(pattern: str) -> list[Path]:
+    """Images that a glob such as ``shots/*.png`` matches, in natural order."""
+    import glob
+
+    paths = [Path(p) for p in glob.glob(pattern) if Path(p).suffix.lower() in SUFFIXES]
+    if not paths:
+        raise StreamError(f"pattern {pattern} matches no image: check the folder and the ending")
+    return sorted(paths, key=lambda p: (str(p.parent), natural_order(p)))
+
+
+def _read_or_none(path: Path) -> Image | None:
+    try:
+        return read_image(path)
+    except StreamError:
+        return None
+
+
+class ImageFiles:
+    """Files in order, each a frame; those that do not decode are frames without an image."""
+
+    def __init__(self, paths: list[Path], name: str) -> None:
+        """Raises StreamError when no file decodes."""
+        self.name = name
+        self.fps: float | None = None
+        self.length: int | None = len(paths)
+        self.live = False
+        self.notice: str | None = None
+        self._paths = paths
+        first = next((frame.image for frame in self.frames() if frame.image is not None), None)
+        if first is None:
+            what = f"image {paths[0]}" if len(paths) == 1 else f"none of the {len(paths)} images of {name}"
+            raise StreamError(f"{what} can{'not' if len(paths) == 1 else ''} be read: is it really an image file?")
+        self.size: tuple[int, int] | None = (first.shape[1], first.shape[0])
+
+    def frames(self) -> Iterator[Frame]:
+        """One frame per file, from the first."""
+        for path in self._paths:
+            yield Frame(_read_or_none(path))
+
+    def close(self) -> None:
+        """Nothing is held open."""

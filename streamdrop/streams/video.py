@@ -1,0 +1,154 @@
+"""Video files, and videos served over HTTP, as streams (PyAV)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamdrop.errors import StreamError
+from streamdrop.streams.stream import Frame
+from streamdrop.types import Image
+
+FASTEST = 1000.0
+"""Frames per second above which a header is not believed."""
+
+LARGE = 1920 * 1080
+"""Pixels above which frames are decoded ahead on two threads. Below that one thread is as fast (2 ms a frame at 360p,
+5 ms at 720p), leaves the cores to the tracker, and loses no good frame beside a broken one."""
+
+
+class Video:
+    """A video that can be read from its start as often as wanted."""
+
+    def __init__(self, open_container: Callable[[], Any], name: str, where: str) -> None:
+        """``open_container`` returns an open PyAV container; ``where`` names the source in messages.
+
+        Decodes the first frame. Raises StreamError when there is none.
+        """
+        self.name = name
+        self.live = False
+        self.notice: str | None = None
+        self._open = open_container
+        self._where = where
+        with open_container() as container:
+            stream = video_stream(container, where)
+            self.fps = frames_per_second(stream)
+            self._seconds = _duration(container, stream)
+            self.length: int | None = stream.frames or _frames_in(self._seconds, self.fps)
+            self._counted: int = stream.frames
+            first = next((f.image for f in decode(container, stream) if f.image is not None), None)
+        if first is None:
+            raise StreamError(f"{where} holds no frame that can be decoded: is the file whole?")
+        self.size: tuple[int, int] | None = (first.shape[1], first.shape[0])
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame from the first. Sets ``notice`` when the video ends before its header says."""
+        self.notice = None
+        count, first, last = 0, None, None
+        with self._open() as container:
+            for frame in decode(container, video_stream(container, self._where)):
+                count += 1
+                if frame.seconds is not None:
+                    first, last = frame.seconds if first is None else first, frame.seconds
+                yield frame
+        played = None if first is None or last is None or self.fps is None else last - first + 1 / self.fps
+        if self._ended_early(count, played):
+            expected = f"{self.length} frames" if self.length else f"{self._seconds:.1f} s"
+            self.notice = f"{self._where} ends after {count} frames, its header says {expected}: is the file whole?"
+
+    def _ended_early(self, count: int, played: float | None) -> bool:
+        """Fewer frames than the header counts, or less playing time where it does not count.
+
+        Edit lists hide frames that the header counts, so a count alone is believed only without times.
+        """
+        if self._counted and count >= self._counted:
+            return False
+        if self._seconds is None or played is None or self.fps is None:
+            return bool(self._counted)
+        tolerance = 0.5 / self.fps if self._counted else max(2.5 / self.fps, 0.02 * self._seconds)
+        return played < self._seconds - tolerance
+
+    def close(self) -> None:
+        """Nothing is held open between passes."""
+
+
+def open_file(path: Path) -> Any:
+    """An open PyAV container; raises StreamError for a file that is no video."""
+    import av
+
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise StreamError(
+            f"{path} cannot be opened as a video ({reason(error)}): is it a video file, and is it whole?"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """What FFmpeg says, without the address (it may hold a password)."""
+    return str(getattr(error, "strerror", None) or type(error).__name__)
+
+
+def video_stream(container: Any, where: str) -> Any:
+    """The container's first video stream, raises StreamError when it has none."""
+    if not container.streams.video:
+        raise StreamError(f"{where} holds no video (perhaps sound or text only): give a video file")
+    stream = container.streams.video[0]
+    large = stream.codec_context.width * stream.codec_context.height > LARGE
+    stream.thread_type = "FRAME" if large else "SLICE"
+    stream.codec_context.thread_count = 2 if large else 1
+    return stream
+
+
+def decode(container: Any, stream: Any) -> Iterator[Frame]:
+    """Frames in order; a packet that does not decode is a frame without an image; a broken container ends."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (av.FFmpegError, OSError):
+            return
+        if packet is None:
+            return
+        try:
+            decoded = packet.decode()
+        except (av.FFmpegError, ValueError):
+            yield Frame(None)
+            continue
+        for frame in decoded:
+            yield Frame(_upright(frame), frame.time)
+
+
+def _upright(frame: Any) -> Image:
+    """uint8 H×W×3 RGB, turned the way the video's display matrix says (phones film sideways)."""
+    image = frame.to_ndarray(format="rgb24")
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+def frames_per_second(stream: Any) -> float | None:
+    """The header's average rate, None when it is missing, zero or beyond belief."""
+    for rate in (stream.average_rate, stream.guessed_rate):
+        value = float(rate) if rate else 0.0
+        if math.isfinite(value) and 0 < value <= FASTEST:
+            return value
+    return None
+
+
+def _duration(container: Any, stream: Any) -> float | None:
+    """Seconds that the header promises; the container's own only where nothing but the video can have set it."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    if container.duration and len(container.streams) == 1:
+        return float(container.duration) / 1_000_000
+    return None
+
+
+def _frames_in(seconds: float | None, fps: float | None) -> int | None:
+    return None if seconds is None or fps is None else max(1, round(seconds * fps))
