@@ -105,7 +105,7 @@ class SchedulePolicy:
         cuts = [self.schedule[r] for r in sorted(self.schedule)]
         if any(r < 1 for r in self.schedule) or any(c < 0 for c in cuts) or cuts != sorted(cuts):
             raise ConfigError(
-                f"schedule {dict(self.schedule)}: rounds count from 1, cuts never shrink: give {{round: cut}} accordingly"
+                f"schedule {dict(self.schedule)}: rounds count from 1, cuts never shrink: correct {{round: cut}}"
             )
 
     def check(self, layers: int) -> None:

@@ -95,7 +95,7 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Track:
-    """Where the target is in one frame: ``box`` in pixels, ``score`` in [0, 1], ``lost`` when it is only the last known.
+    """Where the target is in one frame: ``box`` in pixels, ``score`` in [0, 1], ``lost``: only the last known box.
 
     ``ms`` is the time spent in ``init`` or ``update`` (adaptation rounds included); ``report`` is the round that ran
     after this frame, if one did.

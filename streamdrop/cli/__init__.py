@@ -1,1 +1,59 @@
-"""cli."""
+"""The command line: thin. Heavy imports wait until a command needs them, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from streamdrop.cli.parser import build_parser, join_values
+from streamdrop.errors import ConfigError, StreamdropError
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 done, 1 failed, 2 bad arguments or configuration, 130 interrupted.
+
+    A failure is one line on stderr: what, where, the remedy.
+    """
+    parser = build_parser()
+    try:
+        options = parser.parse_args(join_values(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as leaving:  # argparse has printed its line, or the help
+        return int(leaving.code or 0)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(options)
+    except ConfigError as error:
+        return _fail(error, 2)
+    except StreamdropError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("streamdrop: interrupted: what was written so far is whole", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone; nothing is left to tell it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    module = importlib.import_module(f"streamdrop.cli.{options.module}")
+    return int(getattr(module, options.function)(options))
+
+
+def _fail(error: StreamdropError, status: int) -> int:
+    line = " ".join(str(error).split())
+    print(f"streamdrop: error: {line}", file=sys.stderr)
+    return status
+
+
+def _terminate(number: int, frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: files are closed on the way out."""
+    raise KeyboardInterrupt

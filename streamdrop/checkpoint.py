@@ -1,0 +1,137 @@
+"""Checkpoints on disk: safetensors and JSON in a folder of their own, made current by one pointer.
+
+::
+
+    path/current             the name of the state folder that counts, replaced in one step
+    path/state-000007/       model, optimizer, scores (and store) .safetensors, state.json
+
+A new state is written and made durable beside the old one before the pointer moves; killed at any point, the folder
+holds one whole state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from streamdrop.errors import CheckpointError, OutputError
+
+FORMAT = 1
+Parts = dict[str, dict[str, Tensor]]
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], parts: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+) -> None:
+    """Write tensors by part name and a JSON-able ``state``; killed at any point, ``path`` holds the old or the new.
+
+    Raises OutputError where the folder cannot be written, CheckpointError where the state is not plain data.
+    """
+    root = Path(path)
+    try:
+        text = json.dumps({"format": FORMAT, **state})
+    except TypeError as error:
+        raise CheckpointError(
+            f"{root}: the state to save is not plain data ({error}): keep to numbers and text"
+        ) from None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = root / f"state-{_last_number(root) + 1:06d}"
+        folder.mkdir()
+        for name, tensors in parts.items():
+            save_file({key: _plain(tensor) for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
+            _sync(folder / f"{name}.safetensors")
+        _write(folder / "state.json", text)
+        _sync(folder)
+        _write(root / "current.new", folder.name)
+        os.replace(root / "current.new", root / "current")
+        _sync(root)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{root}: the checkpoint cannot be written ({error}): free space or choose another folder"
+        ) from None
+    for old in root.glob("state-*"):
+        if old.name != folder.name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Parts, dict[str, Any]]:
+    """The tensors by part and the state of the current checkpoint. Raises CheckpointError."""
+    root = Path(path)
+    try:
+        folder = root / (root / "current").read_text(encoding="utf-8").strip()
+    except OSError:
+        raise CheckpointError(f"{root}: no checkpoint here: give the folder that save() wrote") from None
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        parts = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}): start anew or take a backup") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: not a checkpoint of format {FORMAT}: it needs another version of streamdrop")
+    return parts, state
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint was completed at ``path``."""
+    return (Path(path) / "current").is_file()
+
+
+def pack(values: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """Nested dicts and lists as plain data, every tensor moved into ``tensors``; ``unpack`` undoes it."""
+    if isinstance(values, Tensor):
+        tensors[prefix] = values
+        return {"tensor": prefix}
+    if isinstance(values, Mapping):
+        items = [[key, pack(value, tensors, f"{prefix}/{key}")] for key, value in values.items()]
+        return {"items": items}
+    if isinstance(values, (list, tuple)):
+        packed = [pack(value, tensors, f"{prefix}/{i}") for i, value in enumerate(values)]
+        return {"tuple" if isinstance(values, tuple) else "list": packed}
+    return values
+
+
+def unpack(values: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What ``pack`` was given."""
+    if not isinstance(values, dict):
+        return values
+    ((kind, inner),) = values.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "items":
+        return {key: unpack(value, tensors) for key, value in inner}
+    parts = [unpack(value, tensors) for value in inner]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+def _last_number(root: Path) -> int:
+    numbers = [folder.name.removeprefix("state-") for folder in root.glob("state-*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A dense copy on the CPU: safetensors refuses shared memory and other strides."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,24 @@
+"""``streamdrop evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Run arms and peers over the sequences, print the table, write results.json."""
+    from streamdrop.evaluation.arms import evaluate as run
+
+    run(
+        options.folder,
+        arms=options.arms,
+        peers=options.peers,
+        sequences=options.sequences,
+        frames=options.frames,
+        seeds=options.seeds,
+        output=options.output,
+        config=options.config,
+        overrides=options.set,
+        models=options.models,
+    )
+    return 0

@@ -1,0 +1,183 @@
+"""Every command and its arguments; imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from streamdrop._version import __version__
+from streamdrop.errors import StreamdropError
+
+if TYPE_CHECKING:
+    from streamdrop.boxes import Box
+
+TRACK_EXAMPLES = """examples:
+  streamdrop track video.mp4 --box 120,80,60,60 --output out.mp4
+  streamdrop track frames/ --box 120,80,60,60 --boxes boxes.txt --events events.jsonl
+  streamdrop track 0 --show                         camera 0, draw the box with the mouse
+  streamdrop track video.mp4 --box 120,80,60,60 --output out.mp4 --store run/ --resume"""
+
+EVALUATE_EXAMPLES = """examples:
+  streamdrop evaluate sequences/ --output runs/evaluation
+  streamdrop evaluate sequences/ --arms drop,fixed --peers csrt --seeds 0,1,2 --output runs/evaluation
+  streamdrop evaluate sequences/ --sequences bag,bike --frames 50 --output runs/quick"""
+
+FIT_EXAMPLES = """examples:
+  streamdrop fit configs/fit/cifar10-resnet18.yaml --strategies sgd,freeze,drop --output runs/cifar10
+  streamdrop fit config.yaml --set policy=prefix-sum --set epochs=8 --output runs/quick
+  streamdrop fit config.yaml --set 'policy={schedule: {4: 10, 5: 19}}' --output runs/schedule"""
+
+STORE_EXAMPLES = """examples:
+  streamdrop store info run/features
+  streamdrop store info run/features --json
+  streamdrop store verify run/features"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments end in one line on stderr and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}: see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``streamdrop``; a parsed command names its ``module`` in this package and its ``function``."""
+    parser = _Parser(
+        prog="streamdrop",
+        description="Online fine-tuning for visual tracking: learn on the stream, drop layers that stopped learning.",
+    )
+    parser.add_argument("--version", action="version", version=f"streamdrop {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_track(commands)
+    _add_evaluate(commands)
+    _add_fit(commands)
+    _add_store(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, examples: str, function: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(module=name, function=function)
+    return parser
+
+
+def _add_track(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands, "track", "Track a target through a video, learning on the way.", TRACK_EXAMPLES, "track"
+    )
+    parser.add_argument("source", help="video file, folder or pattern of images, camera number, rtsp:// or http:// URL")
+    parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="the target in the first frame, pixels, 0-based")
+    parser.add_argument("--boxes", metavar="OUT.txt", help="write one x,y,w,h line per frame")
+    parser.add_argument("--output", metavar="OUT.mp4", help="write the annotated video (.mp4, .mkv, .webm)")
+    parser.add_argument("--events", metavar="OUT.jsonl", help="write one JSON object per frame and per round")
+    parser.add_argument("--report", metavar="OUT.html", help="write a self-contained report")
+    parser.add_argument("--truth", metavar="FILE", help="true boxes, one x,y,w,h line per frame: overlap in the report")
+    _add_config(parser)
+    parser.add_argument("--store", metavar="DIR", help="keep the run's state here: a killed run can go on")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --store (or start it)")
+    parser.add_argument(
+        "--seed", type=_whole, metavar="N", help="seed of all randomness (default: the configuration's)"
+    )
+    parser.add_argument("--show", action="store_true", help="show the video; draw the box when --box is missing")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more, decoders' messages included")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "One-pass evaluation on sequences with truth, arms and rivals side by side."
+    parser = _command(commands, "evaluate", text, EVALUATE_EXAMPLES, "evaluate")
+    parser.add_argument("folder", help="holds NAME/color/*.jpg and NAME/groundtruth.txt")
+    parser.add_argument(
+        "--arms", type=_names, default=["drop"], metavar="A,B", help="of drop, freeze, fixed, full, none"
+    )
+    parser.add_argument("--peers", type=_names, default=[], metavar="A,B", help="OpenCV trackers: csrt, kcf, mil, …")
+    parser.add_argument("--models", metavar="DIR", help="model files for the peers that need them")
+    parser.add_argument("--sequences", type=_names, metavar="A,B", help="only these (default: all)")
+    parser.add_argument("--frames", type=_whole, metavar="N", help="only the first N frames of each")
+    parser.add_argument("--seeds", type=_wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
+    _add_config(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="results.json, boxes and the report go here")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more")
+
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Train a network on a data set by sgd, freeze and drop, side by side (the paper's experiment)."
+    parser = _command(commands, "fit", text, FIT_EXAMPLES, "fit")
+    parser.add_argument("config", help="YAML file: see configs/fit/")
+    parser.add_argument("--strategies", type=_names, default=["sgd", "freeze", "drop"], metavar="A,B")
+    _add_set(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="result.json and figures go here")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more")
+
+
+def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "store",
+        help="Look into a feature store.",
+        epilog=STORE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (("info", "what it holds"), ("verify", "whether every record decodes")):
+        action = actions.add_parser(name, help=text, description=f"Tell {text}; opens read-only.")
+        action.add_argument("path", help="the store's folder")
+        action.add_argument("--json", action="store_true", help="print JSON")
+        action.set_defaults(module="store", function=name)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="F", help="YAML file: see configs/basic.yaml and configs/advanced.yaml")
+    _add_set(parser)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="override a configuration key (a.b=value)"
+    )
+
+
+def join_values(arguments: Sequence[str]) -> list[str]:
+    """``--box -5,8,20,20`` as ``--box=-5,8,20,20``: argparse takes the first for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--box" and argument[:1] == "-" and argument[1:2] in "0123456789.":
+            joined[-1] = f"--box={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _checked(parse: Callable[[str], object], text: str) -> object:
+    try:
+        return parse(text)
+    except (StreamdropError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _box(text: str) -> Box:
+    from streamdrop.boxes import Box, parse_box
+
+    box = _checked(parse_box, text)
+    assert isinstance(box, Box)
+    return box
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _wholes(text: str) -> list[int]:
+    return [_whole(part) for part in _names(text)]
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("is empty: give names separated by commas")
+    return names

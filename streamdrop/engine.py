@@ -1,0 +1,347 @@
+"""FineTuner: warm-up → score → decide → store while training → train from the store.
+
+The only caller of ``backward()``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamdrop import checkpoint, resume
+from streamdrop.errors import ConfigError, DataError, ModelError, TrainingError
+from streamdrop.feed import Feed
+from streamdrop.policies import DropPolicy, Evidence, PaperPolicy
+from streamdrop.rounds import (
+    Clock,
+    Sampler,
+    forget_parameters,
+    freeze_batch_norm,
+    has_normalisation,
+    joined,
+    restored_modes,
+    round_batches,
+    seed_of,
+    seeded,
+)
+from streamdrop.scores import GradientScores
+from streamdrop.settings import settings_from
+from streamdrop.split import SplitModel
+from streamdrop.store import FeatureStore, MemoryStore, StagedCut
+from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
+
+MINIMUM_ITERATIONS = 30
+"""Gradients behind a score before any policy sees it: below that, P is mostly noise."""
+
+
+class FineTuner:
+    """Fine-tunes a split model round by round and stops running the layers that have stopped learning.
+
+    ``loss(output, target)`` gives a scalar; if it takes ``sample_weight``, it gets the stored weights [N] too.
+    ``optimizer(parameters)`` is called once with the trainable parameters in execution order; ``scheduler(optimizer)``,
+    if given, makes a learning-rate scheduler stepped once a round. ``policy`` decides (default: the paper's);
+    ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the tuner and each round's report.
+    ``scoring`` forces gradient scores on or off (default: when the policy needs them). ``autocast`` is a dtype for
+    mixed precision in the head (inexact), off by default. ``settings`` are the fields of TunerSettings: ``warm_up``,
+    ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``, ``batch_norm`` (train or frozen), ``cut`` (layers
+    dropped from the start), ``accumulate`` (batches per step), ``clip_norm``, ``chunk`` (samples per tail pass).
+
+    Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
+    """
+
+    def __init__(
+        self,
+        split: SplitModel,
+        *,
+        loss: Callable[..., Tensor],
+        optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+        store: FeatureStore | None = None,
+        policy: DropPolicy | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        callbacks: Sequence[Callable[[FineTuner, RoundReport], None]] = (),
+        scoring: bool | None = None,
+        autocast: torch.dtype | None = None,
+        **settings: Any,
+    ) -> None:
+        self.settings = settings_from(settings)
+        self.split, self.loss, self.callbacks, self.autocast = split, loss, tuple(callbacks), autocast
+        self.store: FeatureStore = MemoryStore() if store is None else store
+        self.policy: DropPolicy = PaperPolicy() if policy is None else policy
+        self.round = 0
+        self.extra: Any = None
+        self.device = next(split.model.parameters()).device
+        self._needs_scores = bool(getattr(self.policy, "needs_scores", True))
+        self._check_policy()
+        self._feed = Feed(split, self.store, self.device, self.settings.chunk)
+        self.cut = self._feed.open(self.settings.cut)
+        trainable = [p for p in split.head_parameters(0).values() if p.requires_grad]
+        if not trainable:
+            raise ModelError("no parameter of the model requires a gradient: nothing can be trained")
+        self.optimizer = optimizer(trainable)
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        forget_parameters(self.optimizer, split.tail_parameters(self.cut).values())
+        scoring = self._needs_scores if scoring is None else scoring
+        self.scores = GradientScores(self._scored_weights() if scoring else {})
+        self.settling = False  # the round after a decision: it stores, and no scored decision follows it
+        self.dropped_scores: list[float] = []
+        self.last_iterations = 0
+        self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
+        self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
+
+    # ---------------------------------------------------------------- samples in
+
+    def observe(self, batch: Batch, info: Mapping[bytes, SampleInfo] | None = None) -> None:
+        """Put a batch into the store; its images pass the dropped layers here, once. Raises DataError."""
+        if not isinstance(batch.images, Tensor):
+            raise DataError(f"images are {type(batch.images).__name__}, not a tensor [N, C, H, W]: convert them first")
+        if batch.images.is_floating_point() and not bool(torch.isfinite(batch.images).all()):
+            raise DataError("images hold values that are not finite: clean them before observe")
+        self.observe_activations(batch.keys, self.embed(batch.images), batch.targets, info)
+
+    def embed(self, images: Tensor) -> Activations:
+        """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them."""
+        return self._feed.embed(images)
+
+    def observe_activations(
+        self,
+        keys: Sequence[bytes],
+        activations: Activations,
+        targets: Target | None = None,
+        info: Mapping[bytes, SampleInfo] | None = None,
+    ) -> None:
+        """Put samples whose activations at the store's cut are at hand: each tensor [N, ...] in the keys' order."""
+        self._feed.put(keys, activations, targets, info)
+
+    # ---------------------------------------------------------------- one round
+
+    def fit_round(
+        self, steps: int | None = None, sampler: Sampler | None = None, deadline: float | None = None
+    ) -> RoundReport:
+        """Train the head for one pass over the store, or ``steps`` batches from ``sampler``; then decide what to drop.
+
+        ``deadline`` in seconds ends the round after the iteration that passes it. Raises TrainingError when nothing is
+        stored or the loss is not finite.
+        """
+        keys = self.store.keys()
+        if not keys:
+            raise TrainingError("nothing is stored: observe samples before fit_round")
+        self._checkpoint_before_storing()
+        self.round += 1
+        self._start_window()
+        clock, settling, trained_at, source = Clock(self.device), self.settling, self.cut, self.store.cut
+        batches = round_batches(keys, self.settings.batch_size, steps, sampler, (self.settings.seed, self.round))
+        moves = self.settings.strategy == "drop"
+        with seeded(self.device), restored_modes(self.split.model), self._feed.staged(self.cut, moves) as staged:
+            losses, samples, cut_short = self._train(batches, staged, clock, deadline)
+            promoted = self._feed.commit(staged, self.cut, clock) if staged is not None else 0
+        self.settling = False
+        self.last_iterations = len(losses)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        importance = self.scores.importance() if self.scores.layers else None
+        magnitude = self.scores.magnitude() if self.scores.layers else None
+        self._decide(settling, importance)
+        macs = samples * self.split.macs(source) + promoted * (self.split.macs(source) - self.split.macs(trained_at))
+        report = RoundReport(
+            round=self.round,
+            cut=trained_at,
+            next_cut=self.cut,
+            loss=math.fsum(losses) / len(losses),
+            seconds=clock.elapsed,
+            samples=samples,
+            iterations=len(losses),
+            tail_seconds=clock["tail"],
+            write_seconds=clock["write"],
+            read_seconds=clock["read"],
+            train_seconds=clock["train"],
+            parameters=sum(p.numel() for p in self.split.head_parameters(trained_at).values() if p.requires_grad),
+            forward_macs=macs,
+            stored=staged is not None,
+            cut_short=cut_short,
+            importance=importance,
+            magnitude=magnitude,
+        )
+        for callback in self.callbacks:
+            callback(self, report)
+        return report
+
+    def predict(self, images: Tensor) -> Any:
+        """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
+        model = self.split.model
+        with torch.no_grad(), restored_modes(model):
+            model.eval()
+            outputs = [model(part.to(self.device)) for part in images.split(self.settings.batch_size)]
+        return joined(outputs)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, path: str | os.PathLike[str], extra: Any = None) -> None:
+        """Write a checkpoint: weights, optimiser, scores, cut, store mark and plain-data ``extra``.
+
+        The folder at ``path`` is replaced in one step. Before a round that stores at a new cut a checkpoint is written
+        by itself, unless the last one held an ``extra``: then save again after each round that moved ``cut``.
+        Raises OutputError, CheckpointError.
+        """
+        mark = self.store.mark()
+        checkpoint.write_checkpoint(path, *resume.snapshot(self, mark, extra))
+        self.store.release(mark)
+        self.extra = extra
+        self._saved = (os.fspath(path), self.cut)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        split: SplitModel,
+        *,
+        loss: Callable[..., Tensor],
+        optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+        store: FeatureStore | None = None,
+        policy: DropPolicy | None = None,
+        **options: Any,
+    ) -> FineTuner:
+        """The tuner that ``save`` wrote, going on as if it had never stopped.
+
+        Model, loss, optimiser, policy and store are given anew; settings come from the checkpoint unless given.
+        Raises CheckpointError when it is missing, damaged, or of another model or store.
+        """
+        parts, state = resume.read(path, split)
+        store = MemoryStore() if store is None else store
+        resume.align_store(store, state, parts, split, path)
+        options = {**state["settings"], **options}
+        tuner = cls(split, loss=loss, optimizer=optimizer, store=store, policy=policy, **options)
+        resume.continue_from(tuner, parts, state)
+        tuner._saved = (os.fspath(path), tuner.cut)
+        return tuner
+
+    def _checkpoint_before_storing(self) -> None:
+        """A checkpoint names the new cut before the store flips: a kill after the flip could not resume otherwise.
+
+        Where checkpoints carry something of the caller's, only the caller can write one that fits: see ``save``.
+        """
+        pending = self.settings.strategy == "drop" and self.store.cut < self.cut
+        if pending and self._saved is not None and self._saved[1] != self.cut and self.extra is None:
+            self.save(self._saved[0])
+
+    # ---------------------------------------------------------------- inside a round
+
+    def _train(
+        self, batches: Iterator[list[bytes]], staged: StagedCut | None, clock: Clock, deadline: float | None
+    ) -> tuple[list[float], int, bool]:
+        """Every batch through the head; losses, samples trained on, and whether the deadline ended it."""
+        self._head_to_train()
+        losses: list[float] = []
+        samples, waiting, cut_short = 0, 0, False
+        for index, keys in enumerate(batches):
+            torch.manual_seed(seed_of(self.settings.seed, self.round, index))
+            activations, targets = self._feed.fetch(keys, self.cut, staged, clock)
+            weights = self._feed.weights(keys) if self._takes_weights else None
+            with clock.part("train"):
+                losses.append(self._backward(activations, targets, weights, index))
+                waiting += 1
+                if waiting == self.settings.accumulate:
+                    self._step()
+                    waiting = 0
+            samples += len(keys)
+            if deadline is not None and clock.elapsed >= deadline:
+                cut_short = next(batches, None) is not None
+                break
+        if waiting:
+            self._step()
+        return losses, samples, cut_short
+
+    def _backward(self, activations: Activations, targets: Any, weights: Tensor | None, index: int) -> float:
+        head = self.split.head(self.cut)
+        extra = {} if weights is None else {"sample_weight": weights}
+        try:
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                loss = self.loss(head(activations), targets, **extra)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise TrainingError(
+                    "BatchNorm cannot train on one sample: observe more, or batch_norm='frozen'"
+                ) from None
+            raise
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"round {self.round}, batch {index}: the loss is {value}: lower the learning rate or check the targets"
+            )
+        (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _step(self) -> None:
+        if self.scores.layers:
+            self.scores.update()
+        if self.settings.clip_norm is not None:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, self.settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _head_to_train(self) -> None:
+        self.split.model.eval()  # dropped layers stay so: their BatchNorm statistics are fixed, their dropout is off
+        head = self.split.head(self.cut)
+        head.train()
+        if self.settings.batch_norm == "frozen":
+            freeze_batch_norm(head)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # ---------------------------------------------------------------- decisions
+
+    def _start_window(self) -> None:
+        """Scores start anew once a window is long enough, except when the first decision would then come late."""
+        first = self.round == self.settings.warm_up + 1 and self.last_iterations < MINIMUM_ITERATIONS
+        if self.scores.iterations >= MINIMUM_ITERATIONS and not first:
+            self.scores.reset()
+
+    def _decide(self, settling: bool, importance: dict[str, float] | None) -> None:
+        last = len(self.split.layers) - 1
+        if self.settings.strategy == "sgd" or self.cut >= last:
+            return
+        scored = self._needs_scores
+        if scored and (self.round <= self.settings.warm_up or settling or self.scores.iterations < MINIMUM_ITERATIONS):
+            return
+        scores = tuple((importance or {}).values()) if scored else ()
+        evidence = Evidence(self.round, self.cut, last + 1, scores, tuple(self.dropped_scores), self.scores.iterations)
+        count = self.policy(evidence)
+        if not 0 <= count <= last - self.cut:
+            raise ConfigError(
+                f"the policy asked to drop {count} of {last + 1 - self.cut} layers: the last one must stay"
+            )
+        if count:
+            self.dropped_scores += evidence.standardised[:count].tolist() if scored else []
+            self.set_cut(self.cut + count)
+            self.scores.reset()
+            self.settling = True
+
+    def set_cut(self, cut: int) -> None:
+        """Move the cut: the layers below leave the optimiser and the scores."""
+        self.cut = cut
+        forget_parameters(self.optimizer, self.split.tail_parameters(cut).values())
+        self.scores.keep(self.split.layers[cut:])
+
+    def _scored_weights(self) -> dict[str, tuple[torch.nn.Parameter, ...]]:
+        return {name: self.split.layer_parameters(name) for name in self.split.layers[self.cut :]}
+
+    def _check_policy(self) -> None:
+        check = getattr(self.policy, "check", None)
+        if check is not None and self.settings.strategy != "sgd":
+            check(len(self.split.layers))
+        if self.settings.cut > len(self.split.layers) - 1:
+            raise ConfigError(
+                f"cut {self.settings.cut}: the model has {len(self.split.layers)} layers and the last stays"
+            )
+        if self._needs_scores and self.settings.strategy != "sgd" and not has_normalisation(self.split.model):
+            warnings.warn(
+                "the model has no normalisation layer: the order of the scores reverses (paper, Fig. 3) and scored "
+                "policies drop badly; give a SchedulePolicy",
+                stacklevel=3,
+            )

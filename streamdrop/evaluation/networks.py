@@ -1,0 +1,54 @@
+"""Classification networks by name, from torchvision, with random weights or weights from a file."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from streamdrop.errors import ConfigError, WeightsError
+
+
+def build_network(name: str, classes: int, weights: str | None = None) -> nn.Module:
+    """A torchvision classification network with ``classes`` outputs; random unless ``weights`` names a file.
+
+    Randomness comes from torch's global generator. Raises ConfigError for an unknown name, WeightsError for weights
+    that are missing or of another network.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "give a torchvision classification network such as resnet18"
+        raise ConfigError(f"model {name!r} is not known: {hint}")
+    builder = torchvision.models.get_model_builder(name)
+    options: dict[str, Any] = {"weights": None, "num_classes": classes}
+    if "aux_logits" in inspect.signature(builder).parameters or name in ("googlenet", "inception_v3"):
+        options.update(aux_logits=False, init_weights=True)
+    model: nn.Module = builder(**options)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Put a state dict from ``.safetensors`` or a plain torch file into ``model``. Raises WeightsError."""
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f"weights {path}: no such file: give a .safetensors file or a state dict saved by torch")
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError, TypeError, AttributeError, ValueError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"weights {path}: not a state dict of this network ({reason}): give one of it") from None
+    except Exception as error:  # torch.load raises pickle's own errors for foreign files
+        raise WeightsError(
+            f"weights {path}: not a file of tensors ({type(error).__name__}): give a state dict"
+        ) from None

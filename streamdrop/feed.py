@@ -1,0 +1,124 @@
+"""The way of activations: into the store at its cut, out of it at the tuner's cut, and the store's move between."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from streamdrop.errors import DataError, StoreVersionError
+from streamdrop.rounds import Clock
+from streamdrop.split import SplitModel, run_in_chunks
+from streamdrop.store import FeatureStore, StagedCut
+from streamdrop.types import Activations, SampleInfo, Target
+
+
+class Feed:
+    """Connects a split model with a store; ``chunk`` samples pass dropped layers at a time. Tensors rest on the CPU."""
+
+    def __init__(self, split: SplitModel, store: FeatureStore, device: torch.device, chunk: int) -> None:
+        self._split, self.store, self._device, self._chunk = split, store, device, chunk
+
+    def open(self, cut: int) -> int:
+        """The cut to start from: the store's own, or a later one asked for. Raises StoreVersionError."""
+        store, layers = self.store, len(self._split.layers)
+        if store.cut > layers - 1:
+            raise StoreVersionError(f"the store is at cut {store.cut}, the model has {layers} layers: use a new store")
+        expected = self._split.version(store.cut)
+        if store.version != expected:
+            raise StoreVersionError(
+                f"the store's activations at cut {store.cut} were made by other tail weights (store "
+                f"{store.version[:12] or 'none'}, model {expected[:12] or 'none'}): load the weights that made them, "
+                "or use a new store"
+            )
+        if cut > store.cut:
+            store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
+        return store.cut
+
+    def embed(self, images: Tensor) -> Activations:
+        """The activations of images [N, ...] at the store's cut."""
+        tail = self._split.tail(self.store.cut)
+        return run_in_chunks(tail, (images.to(self._device, non_blocking=True),), self._chunk)
+
+    def put(
+        self,
+        keys: Sequence[bytes],
+        activations: Activations,
+        targets: Target | None,
+        info: Mapping[bytes, SampleInfo] | None,
+    ) -> None:
+        """Put samples at the store's cut; every tensor [N, ...] in the keys' order. Raises DataError."""
+        parts = targets if isinstance(targets, tuple) else () if targets is None else (targets,)
+        counts = {len(keys), *(len(tensor) for tensor in (*activations, *parts))}
+        if len(counts) != 1:
+            raise DataError(f"keys, activations and targets have lengths {sorted(counts)}: give one of each per sample")
+        if len(set(keys)) != len(keys):
+            raise DataError("a key stands twice in one batch: every sample needs a key of its own")
+        samples = _unbatched(keys, activations)
+        stored = _unbatched(keys, parts)
+        by_key = {key: value if isinstance(targets, tuple) else value[0] for key, value in stored.items()}
+        self.store.put_many(samples, by_key if parts else None, info)
+
+    def fetch(
+        self, keys: Sequence[bytes], cut: int, staged: StagedCut | None, clock: Clock
+    ) -> tuple[Activations, Target | None]:
+        """A batch at ``cut`` on the device, with its targets; what the layers in between make of it is staged."""
+        with clock.part("read"):
+            activations = tuple(self._to_device(tensor) for tensor in self.store.get_many(keys))
+            targets = self.store.get_targets(keys)
+            if targets is not None:
+                many = isinstance(targets, tuple)
+                targets = tuple(map(self._to_device, targets)) if many else self._to_device(targets)
+        if self.store.cut < cut:
+            with clock.part("tail"):
+                activations = self._between(activations, cut)
+            if staged is not None:
+                with clock.part("write"):
+                    staged.put_many(_unbatched(keys, activations))
+        return activations, targets
+
+    def weights(self, keys: Sequence[bytes]) -> Tensor:
+        """The samples' loss weights, [N] float32 on the device."""
+        return torch.tensor([info.weight for info in self.store.get_info(keys)], device=self._device)
+
+    @contextlib.contextmanager
+    def staged(self, cut: int, moves: bool) -> Iterator[StagedCut | None]:
+        """The store's staged writer towards ``cut`` where the store ``moves``; None where it is there already."""
+        if not moves or self.store.cut >= cut:
+            yield None
+            return
+        with self.store.stage(cut, self._split.version(cut)) as staged:
+            yield staged
+
+    def commit(self, staged: StagedCut, cut: int, clock: Clock) -> int:
+        """Flip the store to ``cut``; samples that were not staged pass the layers in between here. Returns how many."""
+        promoted = 0
+
+        def step(activations: Activations) -> Activations:
+            nonlocal promoted
+            promoted += len(activations[0])
+            with clock.part("tail"):
+                return self._promoted(activations, cut)
+
+        with clock.part("write"):
+            staged.commit(step, self._chunk)
+        return promoted
+
+    def _between(self, activations: Activations, cut: int) -> Activations:
+        """Activations at the store's cut → at ``cut``, on the device."""
+        return run_in_chunks(self._split.step(self.store.cut, cut), activations, self._chunk)
+
+    def _promoted(self, activations: Activations, cut: int) -> Activations:
+        moved = self._between(tuple(map(self._to_device, activations)), cut)
+        return tuple(tensor.cpu() for tensor in moved)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
+def _unbatched(keys: Sequence[bytes], tensors: Sequence[Tensor]) -> dict[bytes, Activations]:
+    """Batched tensors as one tuple per key, on the CPU."""
+    host = [tensor.detach().cpu() for tensor in tensors]
+    return {key: tuple(tensor[i] for tensor in host) for i, key in enumerate(keys)}

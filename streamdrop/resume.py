@@ -1,0 +1,104 @@
+"""What a FineTuner's checkpoint holds, and how a store is brought to the moment it was written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from streamdrop import checkpoint
+from streamdrop.errors import CheckpointError
+from streamdrop.split import SplitModel, run_in_chunks
+from streamdrop.store import FeatureStore, MemoryStore
+
+if TYPE_CHECKING:
+    from streamdrop.engine import FineTuner
+
+State = dict[str, Any]
+
+
+def snapshot(tuner: FineTuner, mark: int, extra: Any) -> tuple[checkpoint.Parts, State]:
+    """Everything a tuner needs to go on: tensors by part, and plain data."""
+    optimizer: dict[str, Tensor] = {}
+    state: State = {
+        "settings": asdict(tuner.settings),
+        "layers": list(tuner.split.layers),
+        "round": tuner.round,
+        "cut": tuner.cut,
+        "settling": tuner.settling,
+        "dropped_scores": list(tuner.dropped_scores),
+        "iterations": tuner.scores.iterations,
+        "last_iterations": tuner.last_iterations,
+        "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
+        "scheduler": tuner.scheduler.state_dict() if tuner.scheduler is not None else None,
+        "store": {"cut": tuner.store.cut, "count": len(tuner.store), "mark": mark},
+        "extra": extra,
+    }
+    parts: checkpoint.Parts = {
+        "model": tuner.split.model.state_dict(),
+        "optimizer": optimizer,
+        "scores": tuner.scores.tensors(),
+    }
+    if isinstance(tuner.store, MemoryStore):  # its content dies with the process: the checkpoint carries it
+        parts["store"], state["memory"] = tuner.store.state()
+    return parts, state
+
+
+def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
+    """The checkpoint at ``path``, its weights loaded into the split model. Raises CheckpointError."""
+    parts, state = checkpoint.read_checkpoint(str(path))
+    if state.get("layers") != list(split.layers):
+        raise CheckpointError(f"{path}: saved from a model with other layers: build the model it was saved from")
+    try:
+        split.model.load_state_dict(parts["model"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{path}: the weights do not fit this model ({reason}): build the same model") from None
+    return parts, state
+
+
+def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
+    """Put the checkpoint's optimiser, scores and counters into a tuner built anew."""
+    tuner.round, tuner.extra, tuner.settling = state["round"], state["extra"], state["settling"]
+    tuner.dropped_scores, tuner.last_iterations = list(state["dropped_scores"]), state["last_iterations"]
+    tuner.set_cut(state["cut"])
+    tuner.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"], parts["optimizer"]))
+    if tuner.scheduler is not None and state["scheduler"] is not None:
+        tuner.scheduler.load_state_dict(state["scheduler"])
+    if tuner.scores.layers:
+        tuner.scores.restore(parts["scores"], state["iterations"])
+
+
+def align_store(store: FeatureStore, state: State, parts: checkpoint.Parts, split: SplitModel, path: object) -> None:
+    """Bring a store to the checkpoint's mark: promote one that is behind, roll back what came later, refuse one ahead.
+
+    Raises CheckpointError.
+    """
+    saved = state["store"]
+    if isinstance(store, MemoryStore):
+        if "memory" not in state:
+            raise CheckpointError(f"{path}: saved with a store on disk: open that store and give it to load")
+        store.restore(parts.get("store", {}), state["memory"])
+        return
+    if "memory" in state:
+        raise CheckpointError(
+            f"{path}: saved with a store in memory, which it carries: give load a MemoryStore or none"
+        )
+    # A drop's checkpoint names the new cut before the store flips: a store at either is this checkpoint's own.
+    newest = max(saved["cut"], state["cut"]) if state["settings"]["strategy"] == "drop" else saved["cut"]
+    if store.cut not in (newest, saved["cut"]) and store.cut > saved["cut"]:
+        raise CheckpointError(
+            f"{path}: the store is at cut {store.cut}, ahead of the checkpoint's {newest}: load the newest checkpoint, "
+            "or start with a new store"
+        )
+    if store.cut < saved["cut"]:
+        step = split.step(store.cut, saved["cut"])
+        chunk = state["settings"]["chunk"]
+        store.advance(saved["cut"], lambda given: run_in_chunks(step, given, chunk), split.version(saved["cut"]), chunk)
+    store.rollback(saved["mark"])
+    if len(store) != saved["count"]:
+        raise CheckpointError(
+            f"{path}: the store holds {len(store)} samples, the checkpoint {saved['count']}: "
+            "give the store it was saved with"
+        )

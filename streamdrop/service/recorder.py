@@ -1,0 +1,201 @@
+"""What a run leaves behind: boxes, events, an annotated video, a report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+from streamdrop.errors import OutputError
+from streamdrop.types import Image, RoundReport, Sample, Track
+
+if TYPE_CHECKING:
+    from streamdrop.evaluation.pictures import KeyFrames
+    from streamdrop.streams import VideoWriter
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+class Recorder:
+    """Iterate over it in place of the stream and ``add`` every track: each frame's result goes to the files asked for.
+
+    ``boxes``: one ``x,y,w,h`` line per frame, the last box while lost. ``events``: JSON lines, one object per frame
+    and per round. ``video``: the annotated frames. ``report``: one self-contained HTML page, written by ``close``;
+    ``truth`` (a file of ``x,y,w,h`` lines) adds the overlap to it, ``layers`` how many
+    droppable layers the model has. A frame that could not be decoded takes the last
+    box. Files are opened at once: raises OutputError where they cannot be written, before work starts.
+    """
+
+    def __init__(
+        self,
+        stream: Iterable[Sample],
+        *,
+        boxes: PathLike | None = None,
+        events: PathLike | None = None,
+        video: PathLike | None = None,
+        report: PathLike | None = None,
+        truth: PathLike | None = None,
+        layers: int | None = None,
+    ) -> None:
+        self.tracks: list[Track] = []
+        self._stream, self._report, self._truth, self._layers = stream, report, truth, layers
+        self._video_path = video
+        self._video: VideoWriter | None = None
+        self._closed = False
+        self._sample: Sample | None = None
+        self._key_frames = None if report is None else _key_frames()
+        self._boxes = _opened(boxes)
+        self._events = _opened(events)
+        for path in (video, report):
+            _check_writable(path)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for sample in self._stream:
+            self._sample = sample
+            yield sample
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def image(self) -> Image:
+        """The frame last iterated over, uint8 H×W×3 RGB."""
+        assert self._sample is not None, "iterate over the recorder first"
+        image: Image = self._sample.image
+        return image
+
+    def add(self, track: Track) -> None:
+        """Record the track of the frame last iterated over."""
+        assert self._sample is not None, "iterate over the recorder, then add the track of each frame"
+        last = self.tracks[-1] if self.tracks else track
+        for frame in range(len(self.tracks), self._sample.index):  # numbers of frames that could not be decoded
+            self._write(Track(frame, last.box, 0.0, True))
+        track = replace(track, frame=self._sample.index)
+        self._write(track)
+        if self._key_frames is not None:
+            self._key_frames.offer(track, self._sample.image)
+        if self._video_path is not None:
+            self._draw(self._sample.image, track)
+
+    def close(self) -> None:
+        """Finish every file; idempotent. What was recorded so far is whole and readable."""
+        if self._closed:
+            return
+        self._closed = True
+        for file in (self._boxes, self._events):
+            if file is not None:
+                file.close()
+        if self._video is not None:
+            self._video.close()
+        if self._report is not None and self.tracks:
+            self._write_report()
+
+    def _write(self, track: Track) -> None:
+        frame = len(self.tracks)
+        self.tracks.append(track)
+        if self._boxes is not None:
+            self._boxes.write(",".join(f"{value:.4f}" for value in track.box) + "\n")
+            self._boxes.flush()
+        if self._events is not None:
+            self._events.write("".join(json.dumps(event) + "\n" for event in events_of(frame, track)))
+            self._events.flush()
+
+    def _draw(self, image: Image, track: Track) -> None:
+        from streamdrop.streams import VideoWriter, annotate
+
+        height, width = image.shape[:2]
+        if self._video is None:
+            fps = getattr(self._stream, "fps", None) or 25.0
+            self._video = VideoWriter(self._video_path, fps, (width, height))
+        self._video.write(annotate(image, track.box, track.score, track.lost, text=self._caption()))
+
+    def _caption(self) -> str:
+        """What the model does now, from the newest round."""
+        report = next((track.report for track in reversed(self.tracks[-60:]) if track.report), None)
+        return f"round {report.round}  cut {report.next_cut}  loss {report.loss:.4f}" if report else ""
+
+    def _write_report(self) -> None:
+        from streamdrop.evaluation.hardware import describe_hardware
+        from streamdrop.evaluation.report import write_report
+        from streamdrop.evaluation.sequences import read_truth
+
+        truth = None if self._truth is None else read_truth(self._truth)
+        assert self._report is not None
+        assert self._key_frames is not None
+        write_report(
+            Path(self._report),
+            self.tracks,
+            source=getattr(self._stream, "name", "stream"),
+            key_frames=self._key_frames,
+            truth=truth,
+            layers=self._layers,
+            hardware=describe_hardware(),
+            source_fps=getattr(self._stream, "fps", None),
+        )
+
+
+def events_of(frame: int, track: Track) -> Iterator[dict[str, Any]]:
+    """The frame's event and, if a round ran after it, the round's."""
+    box = [round(float(value), 4) for value in track.box]
+    yield {"frame": frame, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms}
+    if track.report is not None:
+        yield round_event(frame, track.report)
+
+
+def round_event(frame: int, report: RoundReport) -> dict[str, Any]:
+    """A round as an event: what it did, at which cut, and what it cost in milliseconds."""
+    return {
+        "round": report.round,
+        "after_frame": frame,
+        "cut": report.cut,
+        "next_cut": report.next_cut,
+        "loss": report.loss,
+        "ms": report.seconds * 1e3,
+        "samples": report.samples,
+        "tail_ms": report.tail_seconds * 1e3,
+        "read_ms": report.read_seconds * 1e3,
+        "write_ms": report.write_seconds * 1e3,
+        "train_ms": report.train_seconds * 1e3,
+    }
+
+
+def _key_frames() -> KeyFrames:
+    from streamdrop.evaluation.pictures import KeyFrames
+
+    return KeyFrames()
+
+
+def _opened(path: PathLike | None) -> IO[str] | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).open("w", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _check_writable(path: PathLike | None) -> None:
+    """Refuse now what could only fail after the work: a folder that is missing or read-only."""
+    if path is None:
+        return
+    existed = Path(path).exists()
+    try:
+        with Path(path).open("ab"):
+            pass
+        if not existed:
+            Path(path).unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: PathLike, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be written ({error.strerror}): choose a folder that exists and is writable")

@@ -1,0 +1,161 @@
+"""One tracking run that can be killed and resumed: tracks in a journal, the tracker in checkpoints.
+
+::
+
+    state/run.json        what was started: source, box, configuration
+    state/journal.jsonl   every track so far, one a line
+    state/tracker/        the newest checkpoint; it knows how many frames it has seen
+    state/features/       the feature store, where the configuration keeps it on disk
+
+A resumed run replays the journal up to the checkpoint (no model runs), then goes on: the boxes are those of a run that
+was never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from streamdrop import checkpoint
+from streamdrop.boxes import Box
+from streamdrop.errors import CheckpointError, OutputError, StreamError
+from streamdrop.service.recorder import Recorder
+from streamdrop.tracking import Tracker
+from streamdrop.types import RoundReport, Track
+
+CHECKPOINT_SECONDS = 10.0
+"""Work that a kill may cost; a checkpoint takes a fraction of a second."""
+
+
+class Session:
+    """Tracks ``recorder``'s stream from ``box``; with ``state``, a folder, the run survives being killed.
+
+    ``resume`` goes on from what ``state`` holds (from the beginning if nothing). Raises CheckpointError when ``state``
+    holds another run, or one that was not asked to be resumed.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        tracker: Tracker,
+        box: Box,
+        *,
+        started: dict[str, Any],
+        state: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self._recorder, self._tracker, self._box = recorder, tracker, box
+        self._state = None if state is None else Path(state)
+        self._past: list[Track] = []
+        self._journal: IO[str] | None = None
+        if self._state is not None:
+            _open_state(self._state, started, resume)
+            if checkpoint.exists(self._state / "tracker"):
+                tracker.restore(self._state / "tracker")
+                self._past = _read_journal(self._state / "journal.jsonl", tracker.frames)
+
+    @property
+    def replayed(self) -> int:
+        """Frames that the checkpoint had behind it when the session was opened."""
+        return len(self._past)
+
+    def __iter__(self) -> Iterator[Track]:
+        """Every track, recorded before it is yielded; replayed ones first. Raises StreamError when no frame comes."""
+        try:
+            self._open_journal()
+            done, saved = 0, time.monotonic()
+            for sample in self._recorder:
+                track = self._past[done] if done < len(self._past) else self._live(sample.image, done)
+                self._recorder.add(track)
+                done += 1
+                if done > len(self._past):
+                    self._note(track)
+                    if done == 1 or _cut_moved(track) or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self._checkpoint()
+                        saved = time.monotonic()
+                yield track
+            if done == 0:
+                raise StreamError("the stream holds no frame that can be decoded: check the source")
+            if done < len(self._past):
+                past = len(self._past)
+                raise CheckpointError(f"the source ends after {done} frames, the run had {past}: give the same source")
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    def _live(self, image: Any, done: int) -> Track:
+        return self._tracker.init(image, self._box) if done == 0 else self._tracker.update(image)
+
+    def _open_journal(self) -> None:
+        """Begin the journal with the replayed tracks; the old one stands until the new one is whole."""
+        if self._state is None:
+            return
+        path, temporary = self._state / "journal.jsonl", self._state / "journal.new"
+        self._journal = temporary.open("w", encoding="utf-8")
+        for track in self._past:
+            self._note(track)
+        self._sync_journal()
+        os.replace(temporary, path)
+
+    def _note(self, track: Track) -> None:
+        if self._journal is not None:
+            self._journal.write(json.dumps(dataclasses.asdict(track)) + "\n")
+
+    def _sync_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
+
+    def _checkpoint(self) -> None:
+        if self._state is not None:
+            self._sync_journal()  # never behind the checkpoint that counts on it
+            self._tracker.save(self._state / "tracker")
+
+
+def _cut_moved(track: Track) -> bool:
+    """Whether a decision was just made: the checkpoint that names a cut comes before the store moves to it."""
+    return track.report is not None and track.report.next_cut != track.report.cut
+
+
+def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
+    """Make the folder a state of the run ``started`` describes, or find it to be one."""
+    mark, started = state / "run.json", json.loads(json.dumps(started))
+    if not mark.exists():
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            mark.write_text(json.dumps(started), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{state}: cannot be written ({error.strerror}): choose another folder") from None
+        return
+    if not resume:
+        raise CheckpointError(f"{state}: holds an earlier run: add --resume to go on with it, or give another folder")
+    try:
+        before = json.loads(mark.read_text(encoding="utf-8"))
+        differing = [key for key in started if before.get(key) != started[key]]
+    except (OSError, ValueError, AttributeError):
+        raise CheckpointError(f"{mark}: damaged: remove {state} to start anew") from None
+    if differing:
+        raise CheckpointError(f"{state}: was started with another {', '.join(differing)}: give the same one")
+
+
+def _read_journal(path: Path, count: int) -> list[Track]:
+    """The first ``count`` tracks of a journal; what came after the checkpoint is tracked again."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:count]
+        tracks = [_track(json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}): remove {path.parent} to start anew") from None
+    if len(tracks) < count:
+        raise CheckpointError(f"{path}: holds {len(tracks)} tracks of {count}: remove {path.parent} to start anew")
+    return tracks
+
+
+def _track(fields: dict[str, Any]) -> Track:
+    report = fields.pop("report")
+    box = Box(*fields.pop("box"))
+    return Track(box=box, report=None if report is None else RoundReport(**report), **fields)

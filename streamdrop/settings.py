@@ -1,0 +1,49 @@
+"""The plain numbers of a FineTuner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from streamdrop.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TunerSettings:
+    """The plain numbers of a FineTuner; a checkpoint carries them. Raises ConfigError for what cannot work."""
+
+    warm_up: int = 5
+    strategy: Literal["sgd", "freeze", "drop"] = "drop"
+    batch_size: int = 256
+    seed: int = 0
+    batch_norm: Literal["train", "frozen"] = "train"
+    cut: int = 0
+    accumulate: int = 1
+    clip_norm: float | None = None
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("sgd", "freeze", "drop"):
+            raise ConfigError(f"strategy {self.strategy!r} is not known: choose sgd, freeze or drop")
+        if self.batch_norm not in ("train", "frozen"):
+            raise ConfigError(f"batch_norm {self.batch_norm!r} is not known: choose train or frozen")
+        for name, least in (
+            ("warm_up", 0),
+            ("batch_size", 1),
+            ("seed", 0),
+            ("cut", 0),
+            ("accumulate", 1),
+            ("chunk", 2),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")
+
+
+def settings_from(given: dict[str, Any]) -> TunerSettings:
+    """Settings from keyword arguments. Raises TypeError for an unknown name, ConfigError for a bad value."""
+    try:
+        return TunerSettings(**given)
+    except TypeError:
+        valid = list(TunerSettings.__dataclass_fields__)
+        wrong = [name for name in given if name not in valid]
+        raise TypeError(f"FineTuner has no setting {', '.join(wrong)}: choose from {', '.join(valid)}") from None
