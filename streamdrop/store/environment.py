@@ -1,0 +1,310 @@
+"""An LMDB environment made safe to share: one per file and process, growing by itself, its errors in our words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from streamdrop.errors import StoreCorruptError, StoreError, StoreFullError, StoreLockedError, StoreVersionError
+from streamdrop.store.header import Header, read_header
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock between processes
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+TABLES = (b"meta", b"index", b"entries", b"targets", b"values", b"held")
+MAP_STEP = 1 << 28
+"""Bytes by which the map grows at least; address space only, not memory or disk."""
+_OPEN: dict[str, Environment] = {}  # LMDB forbids opening a file twice in one process, so openings share
+_OPEN_LOCK = threading.Lock()
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Environment:
+    """LMDB's files at ``path``, the lock of their one writer, and transactions on them."""
+
+    def __init__(self, path: Path, read_only: bool) -> None:
+        self.path, self.read_only = path, read_only
+        self.file = path / "data.mdb"
+        self.users, self.pid = 0, os.getpid()
+        self.written = False
+        self._lock_file: int | None = None
+        self._gate = threading.Condition()
+        self._readers = 0
+        self.turn = threading.RLock()
+        if not read_only:
+            self.lock()
+        try:
+            self._open()
+        except BaseException:
+            self.unlock()
+            raise
+
+    def _open(self) -> None:
+        header = check_file(self.path, self.read_only)
+        size = max(MAP_STEP, _rounded(2 * header.size, MAP_STEP)) if header else MAP_STEP
+        size = max(size, header.map_size) if header and self.read_only else size
+        with self.errors(0):
+            # metasync=False: one sync for each commit. A power cut may undo the last commits that were not flushed, but
+            # neither it nor a killed process can tear the file.
+            self.env = lmdb.open(
+                str(self.path), map_size=size, max_dbs=len(TABLES), readonly=self.read_only, create=not self.read_only,
+                metasync=False, readahead=False, lock=self._lockable(),
+            )  # fmt: skip
+            self.env.reader_check()
+            try:
+                self.tables = self._tables()
+            except BaseException:
+                self.env.close()
+                raise
+
+    def _lockable(self) -> bool:
+        return not self.read_only or os.access(self.path / "lock.mdb", os.W_OK)
+
+    def _tables(self) -> dict[bytes, Any]:
+        with self.env.begin(write=not self.read_only) as txn:
+            names = {bytes(k) for k, _ in txn.cursor()}
+            if names and names != set(TABLES):
+                raise StoreVersionError(
+                    f"{self.path} is an LMDB of another program: give the path of a store, or a new one"
+                )
+            if not names and self.read_only:
+                raise StoreError(f"{self.path} is an empty store that was never finished: open it for writing once")
+            return {name: self.env.open_db(name, txn=txn, create=not self.read_only) for name in TABLES}
+
+    @contextmanager
+    def read(self) -> Iterator[lmdb.Transaction]:
+        """A consistent view; values as buffers that end with it."""
+        self.check_process()
+        with self._gate:
+            self._readers += 1
+        try:
+            with self.errors(0), self._begin_read() as txn:
+                yield txn
+        finally:
+            with self._gate:
+                self._readers -= 1
+                self._gate.notify_all()
+
+    def _begin_read(self) -> lmdb.Transaction:
+        try:
+            return self.env.begin(buffers=True)
+        except lmdb.MapResizedError:  # a writer in another process has grown the map
+            with self._gate:
+                self._readers -= 1
+                self._resize(0)
+                self._readers += 1
+            return self._begin_read()
+
+    def write(self, work: Callable[[lmdb.Transaction], T], need: int = 0) -> T:
+        """Run ``work`` in one transaction; again with a larger map when it was too small. ``need``: bytes expected."""
+        self.check_process()
+        with self.turn, self.errors(need):
+            self._reserve(need)
+            return self._commit(work, need)
+
+    def _commit(self, work: Callable[[lmdb.Transaction], T], need: int) -> T:
+        try:
+            with self.env.begin(write=True) as txn:
+                result = work(txn)
+        except lmdb.MapFullError:
+            self._grow(need)
+            return self._commit(work, need)
+        self.written = True
+        return result
+
+    def sync(self) -> None:
+        """Everything committed is on the disk when this returns."""
+        self.check_process()
+        with self.turn, self.errors(0):
+            if self.written:
+                self.env.sync(True)
+                self.written = False
+
+    def _reserve(self, need: int) -> None:
+        info = self.env.info()
+        if (info["last_pgno"] + 1) * self.env.stat()["psize"] + 2 * need > info["map_size"]:
+            self._grow(2 * need)
+
+    def _grow(self, need: int) -> None:
+        size = int(self.env.info()["map_size"])
+        with self._gate:
+            self._resize(_rounded(max(2 * size, size + need), MAP_STEP))
+
+    def _resize(self, size: int) -> None:
+        while self._readers:  # the map may move: nobody may be looking at it
+            self._gate.wait()
+        self.env.set_mapsize(size)
+
+    @contextmanager
+    def errors(self, need: int) -> Iterator[None]:
+        """LMDB's errors as ours."""
+        try:
+            yield
+        except (
+            lmdb.CorruptedError,
+            lmdb.PageNotFoundError,
+            lmdb.InvalidError,
+            lmdb.PanicError,
+            lmdb.BadTxnError,
+        ) as error:
+            raise StoreCorruptError(
+                f"{self.path} is damaged ({error}): restore it from a copy, or remove it"
+            ) from error
+        except lmdb.VersionMismatchError as error:
+            raise StoreVersionError(f"{self.path} has another LMDB version ({error}): use another path") from error
+        except lmdb.ReadersFullError as error:
+            raise StoreError(f"{self.path} has too many readers ({error}): close some") from error
+        except (lmdb.Error, OSError) as error:
+            raise self._system_error(error, need) from error
+
+    def _system_error(self, error: Exception, need: int) -> StoreError:
+        code = getattr(error, "code", None) or getattr(error, "errno", None)
+        # A write that the disk takes only in part is reported by LMDB as an I/O error.
+        if code in _NO_ROOM or isinstance(error, lmdb.DiskError) or (code == errno.EIO and not self._room_for(need)):
+            free = shutil.disk_usage(self.path).free
+            return StoreFullError(
+                f"no room in {self.path} for {need} bytes ({free} free): free at least that much; what was stored is whole"
+            )
+        return StoreError(f"{self.path} cannot be used: {error}; check the folder and its permissions")
+
+    def _room_for(self, need: int) -> bool:
+        grown = need + (1 << 16)
+        if shutil.disk_usage(self.path).free < grown:
+            return False
+        try:
+            import resource
+
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        except ImportError:
+            return True
+        return limit == resource.RLIM_INFINITY or self.file.stat().st_size + grown <= limit
+
+    def check_process(self) -> None:
+        """Raise StoreError in a forked child: LMDB must not be used across a fork."""
+        if os.getpid() != self.pid:
+            raise StoreError(
+                f"{self.path} was opened before this process was forked: open it again here (read_only=True beside a writer)"
+            )
+
+    @property
+    def locked(self) -> bool:
+        """Whether a store in this process writes here."""
+        return self._lock_file is not None
+
+    def lock(self) -> None:
+        """Become the one writer. Raises StoreLockedError, StoreError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_file = os.open(self.path / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be written: {error.strerror}; give a folder that can") from error
+        if fcntl is None:
+            return
+        try:
+            # A record lock: it dies with the process and, unlike flock's, is not kept alive by forked children.
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._lock_file, 32).decode(errors="replace").strip() or "unknown"
+            self.unlock()
+            raise StoreLockedError(
+                f"{self.path} is being written by process {holder}: close it there, or open with read_only=True"
+            ) from error
+        os.ftruncate(self._lock_file, 0)
+        os.pwrite(self._lock_file, str(os.getpid()).encode(), 0)
+
+    def unlock(self) -> None:
+        """Let another writer in."""
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def close(self) -> None:
+        """Let go of the files and the lock."""
+        if os.getpid() == self.pid:
+            with self._gate:
+                while self._readers:
+                    self._gate.wait()
+                self.env.close()
+            self.unlock()
+
+
+def attach(path: Path, read_only: bool) -> Environment:
+    """The environment at ``path``: opened, or shared with a reader or writer in this process.
+
+    Raises StoreLockedError for a second writer, StoreError, StoreVersionError, StoreCorruptError.
+    """
+    name = os.path.realpath(path)
+    with _OPEN_LOCK:
+        environment = _OPEN.get(name)
+        if environment is None or environment.pid != os.getpid():
+            environment = Environment(path, read_only)
+            _OPEN[name] = environment
+        elif not read_only:
+            if environment.read_only or environment.locked:
+                state = "already being written" if environment.locked else "open for reading"
+                raise StoreLockedError(
+                    f"{path} is {state} in this process: close it first, or use the store that is open"
+                )
+            environment.lock()
+        environment.users += 1
+        return environment
+
+
+def detach(environment: Environment, read_only: bool) -> None:
+    """Undo one ``attach``; the last one closes."""
+    with _OPEN_LOCK:
+        if not read_only and environment.pid == os.getpid():
+            environment.unlock()
+        environment.users -= 1
+        name = os.path.realpath(environment.path)
+        if not environment.users:
+            environment.close()
+            if _OPEN.get(name) is environment:
+                del _OPEN[name]
+
+
+def check_file(path: Path, read_only: bool) -> Header | None:
+    """The file's header. Raises StoreError when nothing is there to read, StoreCorruptError for a damaged file."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file: a store is a folder; give another path")
+    header = read_header(path / "data.mdb")
+    if header is None and read_only:
+        raise StoreError(f"{path} holds no store: give the path that a store was created at")
+    if header is not None and not header.whole and not _survives(path):
+        raise StoreCorruptError(
+            f"{path / 'data.mdb'} is cut off at {header.size} of {(header.last_page + 1) * header.page} bytes: "
+            "restore it from a copy, or remove it to start anew"
+        )
+    return header
+
+
+_SCAN = """
+import lmdb, sys, zlib
+env = lmdb.open(sys.argv[1], readonly=True, lock=False, max_dbs=16, map_size=1 << 20)
+with env.begin(buffers=True) as txn:
+    for name in [bytes(k) for k, _ in txn.cursor()]:
+        for _, value in txn.cursor(env.open_db(name, txn=txn, create=False)):
+            zlib.crc32(value)
+"""
+
+
+def _survives(path: Path) -> bool:
+    """Whether all pages in use can be read: tried by a process of its own, which a missing page would kill."""
+    return subprocess.run([sys.executable, "-c", _SCAN, str(path)], capture_output=True, check=False).returncode == 0
+
+
+def _rounded(size: int, step: int) -> int:
+    return -(-size // step) * step

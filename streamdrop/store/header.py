@@ -1,0 +1,81 @@
+"""A look at an LMDB file's own header before it is mapped: reading past the end of a cut-off map kills the process."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
+
+_PAGE = struct.Struct("<QHHI")  # number, pad, flags, free space
+_META = struct.Struct("<IIQQ48s48sQQ")  # magic, version, address, map size, two tables, last page, transaction
+_TABLE = struct.Struct("<IHHQQQQQ")  # page size (in the first one), flags, depth, branch, leaf, overflow, entries, root
+_MAGIC, _VERSION, _META_FLAG, _NO_ROOT = 0xBEEFC0DE, 1, 0x08, 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """``page`` bytes per page, ``last_page`` the highest page in use, ``map_size`` bytes the writer mapped."""
+
+    page: int
+    last_page: int
+    map_size: int
+    size: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every page that may be in use lies within the file."""
+        return self.size >= (self.last_page + 1) * self.page
+
+
+def read_header(file: Path) -> Header | None:
+    """The newer of the file's two headers; None for a file that does not exist or is empty.
+
+    Raises StoreVersionError for a file that is no LMDB, StoreCorruptError for one that is damaged.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as data:
+            first = data.read(_PAGE.size + _META.size)
+            page = _page_size(first)
+            data.seek(page)
+            second = data.read(_PAGE.size + _META.size)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
+    if not size:
+        return None
+    metas = [m for m in (_meta(first), _meta(second)) if m is not None]
+    if not metas:
+        raise _refusal(file, first)
+    _, last, map_size = max(metas)
+    return Header(page, last, map_size, size)
+
+
+def _page_size(raw: bytes) -> int:
+    if len(raw) < _PAGE.size + _META.size:
+        return 4096
+    page: int = _TABLE.unpack(_META.unpack_from(raw, _PAGE.size)[4])[0]
+    return page if 512 <= page <= 65536 and page & (page - 1) == 0 else 4096
+
+
+def _meta(raw: bytes) -> tuple[int, int, int] | None:
+    if len(raw) < _PAGE.size + _META.size or not _PAGE.unpack_from(raw)[2] & _META_FLAG:
+        return None
+    magic, version, _, map_size, _, main, last, transaction = _META.unpack_from(raw, _PAGE.size)
+    root = _TABLE.unpack(main)[7]
+    if magic != _MAGIC or version != _VERSION or last < 1 or (root != _NO_ROOT and root > last):
+        return None
+    return transaction, last, map_size
+
+
+def _refusal(file: Path, raw: bytes) -> StoreError:
+    if len(raw) >= _PAGE.size + 8:
+        magic, version = struct.unpack_from("<II", raw, _PAGE.size)
+        if magic == _MAGIC and version != _VERSION:
+            return StoreVersionError(f"{file} has LMDB's data version {version}, not {_VERSION}: use another path")
+        if magic != _MAGIC and any(raw):
+            return StoreVersionError(f"{file} is not an LMDB file: give the path of a store, or a new one")
+    return StoreCorruptError(f"{file} is damaged (no valid header): restore it from a copy, or remove it to start anew")
