@@ -1,0 +1,233 @@
+"""A model as fx graphs, one for eval and one for train mode where they differ, with nothing frozen that may change.
+
+Plain symbolic tracing runs ``forward`` once with stand-ins, so every Python value it meets becomes a constant. What
+that would silently break is caught here: reads of ``training``, writes to a module's own state and switches of the
+gradient mode turn a module into one opaque node (a leaf); tensor factories such as ``torch.randn`` are recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from streamdrop.errors import TraceError
+
+_FACTORIES = ("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "tensor", "as_tensor")
+_RANDOM = ("rand", "randn", "randint", "randperm", "normal", "bernoulli")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A graph over the model's modules, and the tensors it needs that are no attribute of the model."""
+
+    graph: fx.Graph
+    constants: dict[str, torch.Tensor]
+
+
+def trace_modes(model: nn.Module, inputs: int, layers: Iterable[str], leaves: Iterable[str]) -> tuple[Trace, Trace]:
+    """The model in (eval, train) mode; the same object twice where its forward does not depend on the mode.
+
+    ``inputs`` counts the tensors given to ``forward``; modules named in ``layers`` stay visible unless they hold no
+    other layer; those in ``leaves`` are one node each. Raises TraceError naming the module that cannot be traced.
+    """
+    names, opaque = set(layers), set(leaves)
+    while True:
+        traces: list[Trace] = []
+        marks: set[str] = set()
+        for training in (False, True):
+            tracer = _Tracer(names, opaque)
+            trace, failure = _trace(tracer, model, inputs, training)
+            new = {name for name in tracer.sensitive if name and not _holds(name, names)} - opaque
+            marks |= new
+            if trace is not None:
+                traces.append(trace)
+            elif not new:
+                raise failure or TraceError("cannot be traced")
+            if not tracer.reads_training:
+                break
+        if not marks:
+            return traces[0], traces[-1]
+        opaque |= marks
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Every module's train/eval flag is as before when the block ends."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _holds(name: str, layers: Iterable[str]) -> bool:
+    """Whether a module holds a layer inside."""
+    return any(layer.startswith(f"{name}.") for layer in layers)
+
+
+class _Tracer(fx.Tracer):
+    """Symbolic tracing that notes what must not be frozen."""
+
+    def __init__(self, layers: set[str], leaves: set[str]) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.proxy_buffer_attributes = True
+        self.layers, self.leaves = layers, leaves
+        self.holders = {name[:i] for name in layers for i, letter in enumerate(name) if letter == "."}
+        self.sensitive: set[str] = set()
+        self.reads_training = False
+        self.inputs = 1
+        self.with_grad = torch.is_grad_enabled()
+        self.attributes: dict[int, str] = {}
+
+    @property
+    def inside(self) -> str:
+        """The innermost module whose forward is running; '' for the model itself."""
+        return next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Named leaves, layers without layers inside, and torch's own modules."""
+        if module_qualified_name in self.leaves:
+            return True
+        if module_qualified_name in self.holders:
+            return False
+        return module_qualified_name in self.layers or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """As many stand-ins as there are inputs: further arguments keep their defaults."""
+        names = [f"input_{i}" for i in range(self.inputs)]
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers by name, found without searching the model each time."""
+        if not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self.attributes:
+            return attr_val
+        name = self.attributes[id(attr_val)]
+        if name not in parameter_proxy_cache:
+            stand_in = None
+            if isinstance(attr_val, nn.Parameter):  # whose shape is fixed: forward may decide on it
+
+                def stand_in(node: fx.Node) -> fx.Proxy:
+                    return fx.proxy.ParameterProxy(self, node, name, attr_val)
+
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=stand_in)
+        return parameter_proxy_cache[name]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node; modules that switch the gradient mode are noted, for a graph does not record the switch."""
+        if torch.is_grad_enabled() != self.with_grad:
+            self.sensitive.add(self.inside)
+            if not self.inside or self.inside in self.holders:
+                raise _NotTraceableError("switches the gradient mode (torch.no_grad) around layers: use .detach()")
+        return super().create_node(*args, **kwargs)
+
+
+class _NotTraceableError(Exception):
+    """A reason of ours."""
+
+
+def _trace(
+    tracer: _Tracer, model: nn.Module, inputs: int, training: bool
+) -> tuple[Trace, None] | tuple[None, TraceError]:
+    tracer.inputs = inputs
+    tracer.attributes = {id(p): n for n, p in (*model.named_buffers(), *model.named_parameters())}
+    before = {id(module): dict(module.__dict__) for module in model.modules()}
+    with modes_kept(model), state_kept(model):
+        model.train(training)
+        try:
+            with _watched(tracer):
+                graph = tracer.trace(model)
+        except Exception as error:  # whatever the model's own code raised on a stand-in
+            return None, _explain(tracer, model, error)
+        finally:
+            constants = {n: v for n, v in vars(model).items() if n not in before[id(model)]}
+            for module in model.modules():
+                if id(module) in before:
+                    module.__dict__.clear()
+                    module.__dict__.update(before[id(module)])
+    return Trace(graph, {n: v for n, v in constants.items() if isinstance(v, torch.Tensor)}), None
+
+
+@contextlib.contextmanager
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers written while tracing or trying the model get their values back, whoever owns them."""
+    slots = [
+        (module, name, tensor, tensor.detach().clone())
+        for module in model.modules()
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, tensor, value in slots:
+                module._buffers[name] = tensor
+                tensor.copy_(value)
+
+
+def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> TraceError:
+    name = tracer.inside
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if not name:
+        where = f"the model's own forward ({type(model).__name__}) cannot be traced"
+        remedy = "move the part that decides on values into a submodule and name that in leaves= or layers="
+    else:
+        where = f"module {name!r} ({type(model.get_submodule(name)).__name__}) cannot be traced"
+        remedy = f"run it as one piece with leaves=[{name!r}], or name it as a unit in layers="
+    return TraceError(f"{where}: {reason[:200]}: {remedy}")
+
+
+@contextlib.contextmanager
+def _watched(tracer: _Tracer) -> Iterator[None]:
+    """While tracing: reads of ``training``, writes of attributes and tensor factories are seen."""
+
+    def read(module: nn.Module) -> bool:
+        if tracer.inside not in tracer.leaves:
+            tracer.sensitive.add(tracer.inside)
+            tracer.reads_training = True
+        return bool(module.__dict__["training"])
+
+    def write(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+    assign = nn.Module.__setattr__
+
+    def noting_assign(module: nn.Module, name: str, value: Any) -> None:
+        if name != "training":
+            tracer.sensitive.add(tracer.inside)
+        assign(module, name, value)
+
+    originals = {name: getattr(torch, name) for name in (*_FACTORIES, *_RANDOM)}
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    nn.Module.__setattr__ = noting_assign  # type: ignore[method-assign, assignment]
+    for name, original in originals.items():
+        setattr(torch, name, _recording(tracer, original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
+        del nn.Module.training
+
+
+def _recording(tracer: _Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A tensor factory that becomes a node: its result may be random, or depend on sizes and devices."""
+
+    @functools.wraps(original)
+    def record(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return tracer.create_proxy("call_function", original, args, kwargs)
+        except NotImplementedError:  # arguments that no graph can hold, such as arrays
+            return original(*args, **kwargs)
+
+    return record

@@ -1,0 +1,305 @@
+"""A model in two parts that can be cut anywhere: the tail (input side, dropped) and the head (output side, trained)."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from streamdrop._flow import Flow, Live
+from streamdrop._observe import batch_of, observe, rng_kept, tensors
+from streamdrop._pieces import Piece, attach, build, needed, run_in_chunks
+from streamdrop._trace import modes_kept, state_kept, trace_modes
+from streamdrop.errors import DataError, ModelError, TraceError
+
+__all__ = ["Layers", "SplitModel", "convolutions", "run_in_chunks", "transformer_blocks"]
+
+Layers: TypeAlias = Sequence[str] | Callable[[str, nn.Module], bool]
+"""Which modules are layers: their names, or a rule (name, module) → bool."""
+
+
+def convolutions(name: str, module: nn.Module) -> bool:
+    """The default rule: every convolution, transposed ones too."""
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def transformer_blocks(name: str, module: nn.Module) -> bool:
+    """A rule for ``layers=``: the smallest modules called …Block or …Layer that hold an attention module."""
+    return _is_block(module) and not any(_is_block(m) for m in module.modules() if m is not module)
+
+
+def _is_block(module: nn.Module) -> bool:
+    kind = type(module).__name__.lower().rstrip("0123456789").removesuffix("v")
+    if not kind.endswith(("block", "layer")) or "attention" in kind:
+        return False
+    return any("att" in type(m).__name__.lower() for m in module.modules() if m is not module)
+
+
+class SplitModel:
+    """A model cut into tail and head at any of its layers, sharing its parameters.
+
+    ``example``: a tensor [N, ...], or a tuple of them, as the model takes; any N ≥ 1. ``layers``: names or a rule,
+    by default every convolution; ``leaves``: names of modules to run as one piece, without looking inside.
+    In eval mode ``head(c)(tail(c)(x))`` equals ``model(x)`` bit for bit, and ``step(a, b)(tail(a)(x))`` equals
+    ``tail(b)(x)``. The pieces share the model's submodules, so a mode set on one is set on all that share; a module
+    without parameters that the model uses on both sides (one Dropout for all) has one mode: set it before each use.
+    Raises TraceError for a model that cannot be followed or cut, ModelError for layers that are not there.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Any, layers: Layers | None = None, leaves: Sequence[str] = ()
+    ) -> None:
+        self.model = model
+        inputs = _inputs(example)
+        names = _layer_names(model, layers if layers is not None else convolutions)
+        leaves = _canonical(model, leaves)
+        self._flow = _follow(model, inputs, names, leaves)
+        units = _units(self._flow, names)
+        if not units:
+            raise TraceError(f"no layer of {type(model).__name__} is run: name its layers with layers=")
+        self.layers: tuple[str, ...] = tuple(unit[-1] for unit, _ in units)
+        self._members = {unit[-1]: unit for unit, _ in units}
+        start = tuple(Live(i) for i, step in enumerate(self._flow.steps) if step.node.op == "placeholder")
+        self._cuts: list[tuple[int, tuple[Live, ...]]] = [(0, start)]
+        for _, position in units[:-1]:
+            live = self._flow.live(position)
+            assert live is not None
+            self._cuts.append((position, live))
+        self._pieces: dict[tuple[int, int | None], Piece] = {}
+
+    def tail(self, cut: int) -> Piece:
+        """Everything before ``cut``: inputs → activations; ``tail(0)(x) == (x,)``."""
+        return self._piece(f"tail({cut})", 0, self._check(cut))
+
+    def head(self, cut: int) -> Piece:
+        """Everything from ``cut`` on: activations → the model's output."""
+        return self._piece(f"head({cut})", self._check(cut), None)
+
+    def step(self, lower: int, upper: int) -> Piece:
+        """What lies between two cuts: activations at ``lower`` → activations at ``upper``."""
+        if self._check(lower) > self._check(upper):
+            raise ModelError(f"step({lower}, {upper}) goes back: only cuts from {lower} on can be reached from there")
+        return self._piece(f"step({lower}, {upper})", lower, upper)
+
+    def layer_parameters(self, name: str) -> tuple[nn.Parameter, ...]:
+        """The weights of a layer that are scored: parameters with more than one dimension."""
+        if name not in self._members:
+            raise ModelError(f"{name!r} is no layer of this split: it has {_some(self.layers)}")
+        modules = [self.model.get_submodule(member) for member in self._members[name]]
+        found = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
+        return tuple(found.values())
+
+    def tail_parameters(self, cut: int) -> dict[str, nn.Parameter]:
+        """The parameters before ``cut``, named as in the model, in execution order."""
+        named = dict(self.model.named_parameters())
+        below = self._parameters_below(cut)
+        return {name: named[name] for name in self._execution_order() if id(named[name]) in below}
+
+    def head_parameters(self, cut: int) -> dict[str, nn.Parameter]:
+        """The parameters from ``cut`` on, named as in the model, in execution order; unused ones last."""
+        named = dict(self.model.named_parameters())
+        below = self._parameters_below(cut)
+        return {name: named[name] for name in self._execution_order() if id(named[name]) not in below}
+
+    def live_bytes(self, cut: int) -> int:
+        """Bytes per sample crossing ``cut``."""
+        steps = self._flow.steps
+        live = self._cuts[self._check(cut)][1]
+        return sum(8 * (steps[one.step].dims - 1) if one.sizes else steps[one.step].bytes for one in live)
+
+    def macs(self, cut: int) -> int:
+        """Forward multiply-adds per sample of ``head(cut)`` in eval mode."""
+        return sum(step.macs for step in self._flow.steps[self._cuts[self._check(cut)][0] :])
+
+    def version(self, cut: int, preparation: str = "") -> str:
+        """What activations at ``cut`` depend on, as a digest: weights and buffers, dropped layers, input preparation.
+
+        The empty string for cut 0 without preparation.
+        """
+        if self._check(cut) == 0 and not preparation:
+            return ""
+        digest = hashlib.sha256(repr((self.layers[:cut], preparation)).encode())
+        below = self._tensors_below(cut)
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if id(tensor) in below:
+                digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+                flat = tensor.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        return digest.hexdigest()
+
+    def summary(self) -> str:
+        """A table: per layer the parameters and multiply-adds that dropping it saves, and the bytes of the cut below."""
+        wide = max(len("layer"), *map(len, self.layers))
+        lines = [f"{'cut':>3}  {'layer':<{wide}}  {'parameters':>11}  {'MACs':>14}  {'live bytes':>10}"]
+        for cut, name in enumerate(self.layers):
+            parameters, macs = self.head_parameters(cut), self.macs(cut)
+            if cut + 1 < len(self.layers):
+                parameters = {n: p for n, p in parameters.items() if n not in self.head_parameters(cut + 1)}
+                macs -= self.macs(cut + 1)
+            count = sum(p.numel() for p in parameters.values())
+            lines.append(f"{cut:>3}  {name:<{wide}}  {count:>11,}  {macs:>14,}  {self.live_bytes(cut):>10,}")
+        return "\n".join(lines)
+
+    def _check(self, cut: int) -> int:
+        if not 0 <= cut < len(self.layers):
+            raise ModelError(f"cut {cut} is not in 0 … {len(self.layers) - 1}: the last layer is never dropped")
+        return cut
+
+    def _piece(self, name: str, lower: int, upper: int | None) -> Piece:
+        if (lower, upper) not in self._pieces:
+            above = self._cuts[upper] if upper is not None else None
+            piece = build(self._flow, name, self._cuts[lower], above)
+            if upper is None:
+                for unused in set(self.head_parameters(lower)) - {n for n, _ in piece.named_parameters()}:
+                    attach(piece, self.model, unused)
+            self._pieces[lower, upper] = piece
+        return self._pieces[lower, upper]
+
+    def _tensors_below(self, cut: int) -> set[int]:
+        """Identities of the parameters and buffers that the tail reads."""
+        flow = self._flow
+        nodes = [n for i in needed(flow, range(self._cuts[self._check(cut)][0])) for n in flow.steps[i].nodes if n]
+        targets = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
+        everything = (*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers())
+        return {id(t) for name, t in everything if any(f"{name}.".startswith(f"{target}.") for target in targets)}
+
+    def _parameters_below(self, cut: int) -> set[int]:
+        steps = self._flow.steps[: self._cuts[self._check(cut)][0]]
+        return set().union(*(step.state for step in steps))
+
+    def _execution_order(self) -> list[str]:
+        first: dict[int, int] = {}
+        for index, step in enumerate(self._flow.steps):
+            for identity in step.state:
+                first.setdefault(identity, index)
+        named = [(name, id(p)) for name, p in self.model.named_parameters()]
+        return [name for name, _ in sorted(named, key=lambda pair: first.get(pair[1], len(self._flow.steps)))]
+
+
+def _inputs(example: Any) -> tuple[torch.Tensor, ...]:
+    inputs = (example,) if isinstance(example, torch.Tensor) else example
+    if not isinstance(inputs, (tuple, list)) or not inputs or not all(isinstance(x, torch.Tensor) for x in inputs):
+        raise DataError(f"example is {type(example).__name__}: give a tensor [N, ...] or a tuple of tensors")
+    if any(x.dim() == 0 for x in inputs) or len({len(x) for x in inputs}) != 1 or len(inputs[0]) == 0:
+        shapes = [tuple(x.shape) for x in inputs]
+        raise DataError(
+            f"example has shapes {shapes}: every input needs the batch, of one size ≥ 1, as first dimension"
+        )
+    return tuple(inputs)
+
+
+def _layer_names(model: nn.Module, layers: Layers) -> list[str]:
+    if callable(layers):
+        names = [name for name, module in model.named_modules() if name and layers(name, module)]
+        if not names:
+            raise TraceError(f"{type(model).__name__} has no layer by this rule: give layers= as names or another rule")
+        return names
+    if isinstance(layers, str):
+        raise ModelError(f"layers={layers!r} is one string: give a sequence of module names, or a rule")
+    return _canonical(model, layers)
+
+
+def _canonical(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names under which the model lists these modules first; raises ModelError for a name that it lacks."""
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    first = {id(module): name for name, module in reversed(by_name.items())}
+    result = []
+    for name in names:
+        if not name or name not in by_name:
+            near = difflib.get_close_matches(name, [n for n in by_name if n], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see model.named_modules()"
+            raise ModelError(f"{type(model).__name__} has no module {name!r}: {hint}")
+        result.append(first[id(by_name[name])])
+    return result
+
+
+def _follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
+    """Trace and observe the model; raises TraceError where the trace does not do exactly what the model does."""
+    traces = trace_modes(model, len(inputs), names, leaves)
+    sizes = (2, 3)
+    small, large = batch_of(inputs, sizes[0]), batch_of(inputs, sizes[1])
+    try:
+        runs = []
+        for mode, training in enumerate((False, True)):
+            with rng_kept(small), torch.no_grad(), state_kept(model), modes_kept(model):
+                model.train(training)
+                truth = list(tensors(model(*(x.clone() for x in small))))
+            runs.append(observe(traces[mode], model, small, training))
+            _compare(model, truth, list(tensors(runs[-1].output)), training)
+        runs.append(observe(traces[0], model, large, False, count=True))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TraceError(
+            f"{type(model).__name__} fails on the example repeated to {sizes[0]} and {sizes[1]} samples: {reason}: "
+            "give an example that it takes, at any batch size"
+        ) from error
+    return Flow(model, traces, (runs[0], runs[1], runs[2]), sizes)
+
+
+def _compare(model: nn.Module, truth: list[torch.Tensor], found: list[torch.Tensor], training: bool) -> None:
+    same = len(truth) == len(found) and all(
+        a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        for a, b in zip(truth, found, strict=True)
+    )
+    if not same:
+        raise TraceError(
+            f"the trace of {type(model).__name__} in {'train' if training else 'eval'} mode gives another output than "
+            "the model: its forward decides on something a trace cannot hold; name that module in leaves= or layers="
+        )
+
+
+def _units(flow: Flow, names: list[str]) -> list[tuple[list[str], int]]:
+    """Layers that can only be dropped together, in execution order, and the position above each (the last's: -1)."""
+    last = _last_uses(flow, names)
+    order = sorted(last, key=lambda name: last[name])
+    spans: dict[int, tuple[int, int]] = {}
+    for index, step in enumerate(flow.steps):
+        for identity in step.state:
+            spans[identity] = (spans.get(identity, (index, index))[0], index)
+    closed = {p for first, end in spans.values() for p in range(first + 1, end + 1)}
+    units: list[tuple[list[str], int]] = []
+    unit: list[str] = []
+    for name, after in zip(order, [*order[1:], None], strict=True):
+        unit.append(name)
+        if after is None:
+            return [*units, (unit, -1)]
+        position = _best(flow, [p for p in range(last[name] + 1, last[after] + 1) if p not in closed])
+        if position is not None:
+            units.append((unit, position))
+            unit = []
+    return units
+
+
+def _best(flow: Flow, positions: list[int]) -> int | None:
+    """The admissible position with the fewest live bytes; dense tensors, then the later one, on a tie."""
+    best: tuple[tuple[int, int, int], int] | None = None
+    for position in positions:
+        live = flow.live(position)
+        if live is None:
+            continue
+        steps = [flow.steps[one.step] for one in live if not one.sizes]
+        size = sum(step.bytes for step in steps) + sum(8 * (flow.steps[o.step].dims - 1) for o in live if o.sizes)
+        rank = (size, sum(not step.dense for step in steps), -position)
+        best = min(best, (rank, position)) if best is not None else (rank, position)
+    return best[1] if best is not None else None
+
+
+def _last_uses(flow: Flow, names: list[str]) -> dict[str, int]:
+    """Where each layer is used last in eval mode; layers that do not run are left out."""
+    own = {name: {id(p) for p in flow.model.get_submodule(name).parameters()} for name in names}
+    last: dict[str, int] = {}
+    for index, step in enumerate(flow.steps):
+        node = step.nodes[0]
+        if node is None or step.free:
+            continue
+        target = f"{node.target}." if node.op == "call_module" else ""
+        stack = {entry[0] for entry in node.meta.get("nn_module_stack", {}).values()}
+        for name in names:
+            held = target and (f"{name}.".startswith(target) or target.startswith(f"{name}."))
+            if held or name in stack or own[name] & step.state:
+                last[name] = index
+    return last
