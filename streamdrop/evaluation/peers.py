@@ -104,7 +104,7 @@ def _answers(python: Path, request: dict[str, Any], frames: int) -> Iterator[dic
             chatter.seek(0)
             raise ModelError(
                 f"rival tracker {request['tracker']!r} stopped after {count} of {frames} frames "
-                f"({_last_line(chatter.read())}): {REMEDY} anew, or leave it out"
+                f"({_last_line(chatter.read())}): remove {ENVIRONMENT} and run `make peers`, or leave the rival out"
             )
 
 
