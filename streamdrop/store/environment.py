@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +14,8 @@ from typing import Any, TypeVar
 import lmdb
 
 from streamdrop.errors import StoreCorruptError, StoreError, StoreFullError, StoreLockedError, StoreVersionError
-from streamdrop.store.header import Header, read_header
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock between processes
-    fcntl = None  # type: ignore[assignment]
+from streamdrop.store.header import check_file
+from streamdrop.store.lock import WriterLock
 
 T = TypeVar("T")
 TABLES = (b"meta", b"index", b"entries", b"targets", b"values", b"held")
@@ -29,6 +23,7 @@ MAP_STEP = 1 << 28
 """Bytes by which the map grows at least; address space only, not memory or disk."""
 _OPEN: dict[str, Environment] = {}  # LMDB forbids opening a file twice in one process, so openings share
 _OPEN_LOCK = threading.Lock()
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, lmdb.BadTxnError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -40,16 +35,16 @@ class Environment:
         self.file = path / "data.mdb"
         self.users, self.pid = 0, os.getpid()
         self.written = False
-        self._lock_file: int | None = None
+        self.lock = WriterLock(path)
         self._gate = threading.Condition()
         self._readers = 0
         self.turn = threading.RLock()
         if not read_only:
-            self.lock()
+            self.lock.take()
         try:
             self._open()
         except BaseException:
-            self.unlock()
+            self.lock.drop()
             raise
 
     def _open(self) -> None:
@@ -104,8 +99,10 @@ class Environment:
         except lmdb.MapResizedError:  # a writer in another process has grown the map
             with self._gate:
                 self._readers -= 1
-                self._resize(0)
-                self._readers += 1
+                try:
+                    self._resize(0)
+                finally:
+                    self._readers += 1
             return self._begin_read()
 
     def write(self, work: Callable[[lmdb.Transaction], T], need: int = 0) -> T:
@@ -153,16 +150,8 @@ class Environment:
         """LMDB's errors as ours."""
         try:
             yield
-        except (
-            lmdb.CorruptedError,
-            lmdb.PageNotFoundError,
-            lmdb.InvalidError,
-            lmdb.PanicError,
-            lmdb.BadTxnError,
-        ) as error:
-            raise StoreCorruptError(
-                f"{self.path} is damaged ({error}): restore it from a copy, or remove it"
-            ) from error
+        except _DAMAGE as error:
+            raise StoreCorruptError(f"{self.path} is damaged ({error}): restore it, or start anew") from error
         except lmdb.VersionMismatchError as error:
             raise StoreVersionError(f"{self.path} has another LMDB version ({error}): use another path") from error
         except lmdb.ReadersFullError as error:
@@ -176,7 +165,7 @@ class Environment:
         if code in _NO_ROOM or isinstance(error, lmdb.DiskError) or (code == errno.EIO and not self._room_for(need)):
             free = shutil.disk_usage(self.path).free
             return StoreFullError(
-                f"no room in {self.path} for {need} bytes ({free} free): free at least that much; what was stored is whole"
+                f"no room in {self.path} for {need} bytes ({free} free): free that much; what is stored is whole"
             )
         return StoreError(f"{self.path} cannot be used: {error}; check the folder and its permissions")
 
@@ -196,40 +185,8 @@ class Environment:
         """Raise StoreError in a forked child: LMDB must not be used across a fork."""
         if os.getpid() != self.pid:
             raise StoreError(
-                f"{self.path} was opened before this process was forked: open it again here (read_only=True beside a writer)"
+                f"{self.path} was opened before this process was forked: open it anew here, read_only beside a writer"
             )
-
-    @property
-    def locked(self) -> bool:
-        """Whether a store in this process writes here."""
-        return self._lock_file is not None
-
-    def lock(self) -> None:
-        """Become the one writer. Raises StoreLockedError, StoreError."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock_file = os.open(self.path / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StoreError(f"{self.path} cannot be written: {error.strerror}; give a folder that can") from error
-        if fcntl is None:
-            return
-        try:
-            # A record lock: it dies with the process and, unlike flock's, is not kept alive by forked children.
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(self._lock_file, 32).decode(errors="replace").strip() or "unknown"
-            self.unlock()
-            raise StoreLockedError(
-                f"{self.path} is being written by process {holder}: close it there, or open with read_only=True"
-            ) from error
-        os.ftruncate(self._lock_file, 0)
-        os.pwrite(self._lock_file, str(os.getpid()).encode(), 0)
-
-    def unlock(self) -> None:
-        """Let another writer in."""
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
 
     def close(self) -> None:
         """Let go of the files and the lock."""
@@ -238,7 +195,7 @@ class Environment:
                 while self._readers:
                     self._gate.wait()
                 self.env.close()
-            self.unlock()
+            self.lock.drop()
 
 
 def attach(path: Path, read_only: bool) -> Environment:
@@ -253,12 +210,12 @@ def attach(path: Path, read_only: bool) -> Environment:
             environment = Environment(path, read_only)
             _OPEN[name] = environment
         elif not read_only:
-            if environment.read_only or environment.locked:
-                state = "already being written" if environment.locked else "open for reading"
+            if environment.read_only or environment.lock.taken:
+                state = "already being written" if environment.lock.taken else "open for reading"
                 raise StoreLockedError(
                     f"{path} is {state} in this process: close it first, or use the store that is open"
                 )
-            environment.lock()
+            environment.lock.take()
         environment.users += 1
         return environment
 
@@ -267,43 +224,13 @@ def detach(environment: Environment, read_only: bool) -> None:
     """Undo one ``attach``; the last one closes."""
     with _OPEN_LOCK:
         if not read_only and environment.pid == os.getpid():
-            environment.unlock()
+            environment.lock.drop()
         environment.users -= 1
         name = os.path.realpath(environment.path)
         if not environment.users:
             environment.close()
             if _OPEN.get(name) is environment:
                 del _OPEN[name]
-
-
-def check_file(path: Path, read_only: bool) -> Header | None:
-    """The file's header. Raises StoreError when nothing is there to read, StoreCorruptError for a damaged file."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file: a store is a folder; give another path")
-    header = read_header(path / "data.mdb")
-    if header is None and read_only:
-        raise StoreError(f"{path} holds no store: give the path that a store was created at")
-    if header is not None and not header.whole and not _survives(path):
-        raise StoreCorruptError(
-            f"{path / 'data.mdb'} is cut off at {header.size} of {(header.last_page + 1) * header.page} bytes: "
-            "restore it from a copy, or remove it to start anew"
-        )
-    return header
-
-
-_SCAN = """
-import lmdb, sys, zlib
-env = lmdb.open(sys.argv[1], readonly=True, lock=False, max_dbs=16, map_size=1 << 20)
-with env.begin(buffers=True) as txn:
-    for name in [bytes(k) for k, _ in txn.cursor()]:
-        for _, value in txn.cursor(env.open_db(name, txn=txn, create=False)):
-            zlib.crc32(value)
-"""
-
-
-def _survives(path: Path) -> bool:
-    """Whether all pages in use can be read: tried by a process of its own, which a missing page would kill."""
-    return subprocess.run([sys.executable, "-c", _SCAN, str(path)], capture_output=True, check=False).returncode == 0
 
 
 def _rounded(size: int, step: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +81,33 @@ def _refusal(file: Path, raw: bytes) -> StoreError:
         if magic != _MAGIC and any(raw):
             return StoreVersionError(f"{file} is not an LMDB file: give the path of a store, or a new one")
     return StoreCorruptError(f"{file} is damaged (no valid header): restore it from a copy, or remove it to start anew")
+
+
+def check_file(path: Path, read_only: bool) -> Header | None:
+    """The file's header. Raises StoreError when nothing is there to read, StoreCorruptError for a damaged file."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file: a store is a folder; give another path")
+    header = read_header(path / "data.mdb")
+    if header is None and read_only:
+        raise StoreError(f"{path} holds no store: give the path that a store was created at")
+    if header is not None and not header.whole and not survives(path):
+        raise StoreCorruptError(
+            f"{path / 'data.mdb'} is cut off at {header.size} of {(header.last_page + 1) * header.page} bytes: "
+            "restore it from a copy, or remove it to start anew"
+        )
+    return header
+
+
+_SCAN = """
+import lmdb, sys, zlib
+env = lmdb.open(sys.argv[1], readonly=True, lock=False, max_dbs=16, map_size=1 << 20)
+with env.begin(buffers=True) as txn:
+    for name in [bytes(k) for k, _ in txn.cursor()]:
+        for _, value in txn.cursor(env.open_db(name, txn=txn, create=False)):
+            zlib.crc32(value)
+"""
+
+
+def survives(path: Path) -> bool:
+    """Whether all pages in use can be read: tried by a process of its own, which a missing page would kill."""
+    return subprocess.run([sys.executable, "-c", _SCAN, str(path)], capture_output=True, check=False).returncode == 0

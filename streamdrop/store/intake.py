@@ -79,7 +79,7 @@ def check_room(pinned: int, incoming: Sequence[Incoming], limit: int | None) -> 
     free = any(not item.info.pinned for item in incoming)
     if limit is not None and pinned + free > limit:
         raise StoreFullError(
-            f"{pinned} pinned samples leave no room among max_samples={limit}: raise max_samples or discard pinned samples"
+            f"{pinned} pinned samples leave no room among max_samples={limit}: raise the limit or discard some"
         )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ class Layout:
         ends = [0]
         for tensor in self.tensors:
             ends.append(ends[-1] + tensor.nbytes)
-        return tuple(zip(ends, ends[1:], strict=False))
+        return tuple(pairwise(ends))
 
     @cached_property
     def nbytes(self) -> int:
@@ -165,7 +166,8 @@ class Layout:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, writable, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _words(shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> str:

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from typing_extensions import Self
 
-from streamdrop.errors import DataError, StoreError
+from streamdrop.errors import StoreError
+from streamdrop.store.batches import restore, stack_or_none
 from streamdrop.store.intake import (
     Incoming,
-    check_activations,
     check_keys,
     check_max_samples,
     check_room,
     missing,
     take_in,
 )
-from streamdrop.store.layout import EXACT, Layout, codec_name
+from streamdrop.store.layout import EXACT, codec_name
+from streamdrop.store.memory_stage import MemoryStage
 from streamdrop.store.protocol import Step, Targets
-from streamdrop.store.records import stack_targets
+from streamdrop.store.snapshot import Record, from_snapshot, snapshot
 from streamdrop.store.state import Drift, State
 from streamdrop.types import Activations, SampleInfo, Target
-
-
-@dataclass(frozen=True)
-class Record:
-    """A stored sample: ``born`` on the store's clock, values in their physical layout and own memory."""
-
-    born: int
-    key: bytes
-    values: Activations
-    target: bytes | None
-    info: SampleInfo
 
 
 class MemoryStore:
@@ -172,16 +162,12 @@ class MemoryStore:
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """All that is stored, held samples too, as named tensors and JSON values; ``restore`` takes them back."""
-        from streamdrop.store.snapshot import snapshot
-
         with self._lock:
             self._check_open()
             return snapshot(self._state, list(self._live.values()), self._held)
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """Replace the content by what ``state`` gave. Raises StoreCorruptError, StoreVersionError."""
-        from streamdrop.store.snapshot import from_snapshot
-
         with self._lock:
             self._check_open()
             state, live, held = from_snapshot(tensors, meta, self._state.codec)
@@ -232,120 +218,3 @@ class MemoryStore:
             oldest = [k for k, r in self._live.items() if not r.info.pinned]
             for key in oldest[:excess]:
                 self._bury(key)
-
-
-class MemoryStage:
-    """A later cut of a MemoryStore in the making."""
-
-    def __init__(self, store: MemoryStore, cut: int, version: str) -> None:
-        self._store, self._cut, self._version = store, cut, version
-        self._needed = store._state.check_cut(cut, version, not store._live and not store._held)
-        self._layout: Layout | None = None
-        self._values: dict[int, Activations] = {}
-        self._drift = Drift()
-        self._done = False
-
-    def put_many(self, samples: Mapping[bytes, Activations]) -> None:
-        """Keep activations at the later cut for keys of the store. Raises MissingKeyError, DataError."""
-        with self._store._lock:
-            self._check_running()
-            layout = check_activations(samples, self._layout, self._store._state.codec)
-            records = self._store._find(list(samples))
-            if self._needed and layout is not None:
-                self._layout = layout
-                self._keep(records, [tuple(a) for a in samples.values()])
-
-    def commit(self, step: Step, chunk: int = 64) -> None:
-        """Promote what was not staged and flip. Raises DataError when ``step`` does not fit; then nothing changed."""
-        check_chunk(chunk)
-        with self._store._lock:
-            self._check_running()
-            if self._needed:
-                self._promote(step, chunk)
-                self._flip()
-            self._done = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._store._lock:
-            self._done = True
-            self._values = {}
-            if self._store._staged is self:
-                self._store._staged = None
-
-    def _check_running(self) -> None:
-        self._store._check_open()
-        if self._done:
-            raise StoreError("this promotion is over: start another with stage()")
-
-    def _records(self) -> list[Record]:
-        held = [r for _, r in self._store._held]
-        return sorted([*held, *self._store._live.values()], key=lambda r: r.born)
-
-    def _keep(self, records: Sequence[Record], activations: Sequence[Activations]) -> None:
-        assert self._layout is not None
-        packed = [self._layout.pack(a) for a in activations]
-        self._drift += Drift.over(self._layout, activations, packed)
-        self._values.update({r.born: v for r, v in zip(records, packed, strict=True)})
-
-    def _promote(self, step: Step, chunk: int) -> None:
-        rest = [r for r in self._records() if r.born not in self._values]
-        before = self._store._state.layout
-        for start in range(0, len(rest), chunk):
-            assert before is not None
-            records = rest[start : start + chunk]
-            rows = stepped(step, restore(before, [r.values for r in records]), len(records))
-            named = {r.key: row for r, row in zip(records, rows, strict=True)}
-            self._layout = check_activations(named, self._layout, self._store._state.codec)
-            self._keep(records, rows)
-
-    def _flip(self) -> None:
-        store, values = self._store, self._values
-        store._live = {k: replace(r, values=values[r.born]) for k, r in store._live.items()}
-        store._held = [(died, replace(r, values=values[r.born])) for died, r in store._held]
-        store._state = replace(
-            store._state, cut=self._cut, version=self._version, layout=self._layout, drift=self._drift,
-            generation=store._state.generation + 1,
-        )  # fmt: skip
-
-
-def restore(layout: Layout, rows: Sequence[Activations]) -> Activations:
-    """Samples in their physical layout → one batch in memory of its own."""
-    batch = layout.allocate(len(rows))
-    if rows:
-        for out, parts in zip(batch, zip(*rows, strict=True), strict=True):
-            torch.stack(parts, out=out)
-    return layout.restore(batch)
-
-
-def stepped(step: Step, batch: Activations, count: int) -> list[Activations]:
-    """``step`` on one batch, cut into samples. Raises DataError when it does not return ``count`` of each tensor."""
-    after = step(batch)
-    if not isinstance(after, (tuple, list)) or not after:
-        raise DataError(f"step returned a {type(after).__name__}, not a tuple of batched tensors")
-    for tensor in after:
-        if not isinstance(tensor, torch.Tensor) or not tensor.dim() or len(tensor) != count:
-            shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise DataError(f"step turned {count} samples into {shape}: it must keep the batch dimension first")
-    return [tuple(t[i] for t in after) for i in range(count)]
-
-
-def stack_or_none(keys: Sequence[bytes], targets: Sequence[bytes | memoryview | None]) -> Target | None:
-    """Stacked targets; None when there is none. Raises DataError when only some samples have one."""
-    found = [t for t in targets if t is not None]
-    if found and len(found) < len(targets):
-        bare = next(k for k, t in zip(keys, targets, strict=True) if t is None)
-        raise DataError(
-            f"sample {bare!r} has no target but others asked for with it have: ask for labelled samples only"
-        )
-    return stack_targets(found) if found else None
-
-
-def check_chunk(chunk: int) -> None:
-    """Raise DataError unless ``chunk`` is a number of samples."""
-    if chunk < 1:
-        raise DataError(f"chunk={chunk} is not a number of samples of at least 1")

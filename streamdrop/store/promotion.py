@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from typing_extensions import Self
 
 from streamdrop.errors import StoreError
+from streamdrop.store.batches import check_chunk, stepped
 from streamdrop.store.intake import check_activations, missing
 from streamdrop.store.layout import Layout
-from streamdrop.store.memory import check_chunk, stepped
 from streamdrop.store.protocol import Step
 from streamdrop.store.state import Drift, State
 from streamdrop.store.tables import Tables, encode_value
@@ -123,8 +123,6 @@ class LmdbStage:
                 self._keep(found, rows)
 
     def _next(self, start: int, chunk: int) -> tuple[list[int], Activations, int | None]:
-        from streamdrop.store.lmdb import read_values
-
         with self._store.reading() as (tables, state):
             found: list[int] = []
             while len(found) < chunk:
@@ -133,7 +131,7 @@ class LmdbStage:
                     break
                 start = seen[-1] + 1
                 found += [seq for seq in seen if not tables.has_value(self._generation, seq)]
-            return found, read_values(tables, state, found) if found else (), start if found else None
+            return found, tables.read(state, found) if found else (), start if found else None
 
     def _flip(self, tables: Tables, state: State) -> State:
         return replace(

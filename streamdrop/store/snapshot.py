@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from streamdrop.errors import StoreCorruptError, StoreVersionError
-from streamdrop.store.memory import Record
 from streamdrop.store.records import decode_entry, encode_entry
 from streamdrop.store.state import State
+from streamdrop.types import Activations, SampleInfo
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stored sample: ``born`` on the store's clock, values in their physical layout and own memory."""
+
+    born: int
+    key: bytes
+    values: Activations
+    target: bytes | None
+    info: SampleInfo
+
 
 Snapshot = tuple[dict[str, torch.Tensor], dict[str, Any]]
 

@@ -58,8 +58,8 @@ class Drift:
 class State:
     """One consistent view of a store.
 
-    ``last`` is the clock: every stored sample and every discard takes the next number. ``floor`` is the oldest mark that
-    can be restored (None: nothing is held yet); ``undone`` are spans of the clock that rollbacks wiped out.
+    ``last`` is the clock: every stored sample and every discard takes the next number. ``floor`` is the oldest mark
+    that can be restored (None: nothing is held yet); ``undone`` are spans of the clock that rollbacks wiped out.
     """
 
     codec: str

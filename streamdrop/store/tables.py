@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -96,7 +96,7 @@ class Tables:
         raw = self._must(self.txn.get(value_key(generation, seq), db=self._t[b"values"]), "activations", seq)
         if len(raw) != nbytes + CRC.size:
             raise StoreCorruptError(
-                f"sample {seq} has {len(raw) - CRC.size} bytes of activations, not {nbytes}: restore the store from a copy"
+                f"sample {seq} has {len(raw) - CRC.size} bytes of activations, not {nbytes}: restore it from a copy"
             )
         return raw
 
@@ -188,9 +188,9 @@ class Tables:
             more = cursor.next()
         return found
 
-    def sweep(self, state: State, count: int = BATCH) -> int:
+    def sweep(self, state: State, keep_staged: bool, count: int = BATCH) -> int:
         """Delete up to ``count`` records that no state shows: other generations, puts that never finished."""
-        gone = self._sweep_values(state, count)
+        gone = self._sweep_values(state, keep_staged, count)
         for name in (b"entries", b"targets"):
             cursor = self.txn.cursor(self._t[name])
             while gone < count and cursor.set_range(number(state.last + 1)):
@@ -198,12 +198,15 @@ class Tables:
                 gone += 1
         return gone
 
-    def _sweep_values(self, state: State, count: int) -> int:
+    def _sweep_values(self, state: State, keep_staged: bool, count: int) -> int:
         cursor, gone = self.txn.cursor(self._t[b"values"]), 0
         while gone < count and cursor.first() and int.from_bytes(bytes(cursor.key())[:4], "big") < state.generation:
             cursor.delete()
             gone += 1
+        staged = value_key(state.generation + 1, 0)
         while gone < count and cursor.set_range(value_key(state.generation, state.last + 1)):
+            if keep_staged and bytes(cursor.key()) >= staged:
+                break
             cursor.delete()
             gone += 1
         return gone
@@ -212,6 +215,19 @@ class Tables:
         if raw is None:
             raise StoreCorruptError(f"the {what} of sample {seq} is missing: restore the store from a copy")
         return raw
+
+    def read(self, state: State, found: Sequence[int]) -> Activations:
+        """Activations of samples, straight from LMDB's pages: one allocation per tensor, one copy."""
+        assert state.layout is not None
+        batch = state.layout.allocate(len(found))
+        places = [(byte_view(t), *span) for t, span in zip(batch, state.layout.spans, strict=True)]
+        nbytes, generation = state.layout.nbytes, state.generation
+        for row, seq in enumerate(found):
+            value = self.value(generation, seq, nbytes)
+            for view, start, stop in places:
+                size = stop - start
+                view[row * size : (row + 1) * size] = value[start:stop]
+        return state.layout.restore(batch)
 
     def infos(self, last: int) -> Iterator[tuple[bytes, SampleInfo]]:
         """(key, info) of live samples, oldest first."""
