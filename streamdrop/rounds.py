@@ -32,7 +32,7 @@ def shuffled_batches(keys: Sequence[bytes], size: int, generator: torch.Generato
     """
     order = torch.randperm(len(keys), generator=generator).tolist()
     batches = [[keys[i] for i in order[start : start + size]] for start in range(0, len(keys), size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [batches[-2] + batches[-1]]
     return batches
 

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from streamdrop.engine import FineTuner
+from streamdrop.errors import ConfigError, DataError, StoreVersionError, TrainingError
+from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
+from streamdrop.split import SplitModel
+from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch, small_tuner
+from streamdrop.types import Batch, SampleInfo
+
+BATCH = labelled_batch(25)
+NEVER = SchedulePolicy()
+
+
+def weights(tuner):
+    return torch.cat([p.detach().flatten() for p in tuner.split.model.parameters()])
+
+
+def run(tuner, rounds):
+    return [tuner.fit_round() for _ in range(rounds)]
+
+
+# ---------------------------------------------------------------- the law
+
+
+@pytest.mark.parametrize("policy", [SchedulePolicy({2: 1, 3: 3, 6: 4}), PaperPolicy(), PrefixSumPolicy()])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_drop_and_freeze_end_in_the_same_weights(policy, on_disk, tmp_path):
+    def make(strategy):
+        store = LmdbStore(tmp_path / strategy) if on_disk else MemoryStore()
+        return small_tuner(batch=BATCH, policy=policy, store=store, strategy=strategy, batch_size=3)
+
+    drop, _ = check_drop_equals_freeze(make, 9)
+    assert drop[-1].cut > 0
+
+
+def test_the_law_holds_for_a_batch_that_ends_in_one_sample_and_for_one_sample_stored():
+    for count, size in ((9, 8), (9, 4), (1, 4)):
+        batch = labelled_batch(count)
+        check_drop_equals_freeze(
+            lambda s, b=batch, n=size: small_tuner(
+                batch=b, policy=SchedulePolicy({1: 2, 3: 4}), strategy=s, batch_size=n
+            ),
+            5,
+        )
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"clip_norm": 0.1}, {"batch_norm": "frozen"}])
+def test_the_law_holds_with_options(options):
+    policy = SchedulePolicy({2: 2, 3: 3})
+    check_drop_equals_freeze(lambda s: small_tuner(batch=BATCH, policy=policy, strategy=s, **options), 5)
+
+
+# ---------------------------------------------------------------- timing of decisions
+
+
+def test_a_schedule_is_obeyed_whatever_the_warm_up():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({2: 1, 3: 4}), warm_up=50)
+    cuts = [(r.cut, r.next_cut, r.stored) for r in run(tuner, 5)]
+    assert cuts == [(0, 0, False), (0, 1, False), (1, 4, True), (4, 4, True), (4, 4, False)]
+    assert tuner.cut == tuner.store.cut == 4
+
+
+def test_the_cut_moves_at_once_and_the_store_in_the_next_round():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}))
+    tuner.fit_round()
+    assert (tuner.cut, tuner.store.cut) == (3, 0)
+    tuner.fit_round()
+    assert (tuner.cut, tuner.store.cut) == (3, 3)
+    assert tuner.store.version == tuner.split.version(3)
+
+
+class Recording:
+    """Drops one layer whenever it is asked, and remembers when."""
+
+    needs_scores = True
+
+    def __init__(self):
+        self.asked = []
+
+    def check(self, layers):
+        pass
+
+    def __call__(self, evidence):
+        self.asked.append((evidence.round, evidence.cut, evidence.iterations, len(evidence.importance)))
+        return 1
+
+
+def test_scored_decisions_wait_for_the_warm_up_and_skip_storing_rounds():
+    policy = Recording()
+    run(small_tuner(batch=labelled_batch(32), policy=policy, warm_up=2, batch_size=1, batch_norm="frozen"), 6)
+    assert policy.asked == [(3, 0, 32, 5), (5, 1, 32, 4)]
+
+
+def test_scores_gather_until_thirty_gradients():
+    policy = Recording()
+    run(small_tuner(batch=labelled_batch(20), policy=policy, warm_up=3, batch_size=2), 7)
+    assert policy.asked == [(4, 0, 40, 5), (7, 1, 30, 4)]
+    late = Recording()
+    run(small_tuner(batch=labelled_batch(20), policy=late, warm_up=0, batch_size=2), 4)
+    assert [round_ for round_, *_ in late.asked] == [3]
+
+
+def test_freeze_moves_the_cut_and_leaves_the_store_and_sgd_moves_neither():
+    freeze = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), strategy="freeze")
+    run(freeze, 3)
+    assert (freeze.cut, freeze.store.cut) == (3, 0)
+    sgd = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), strategy="sgd")
+    run(sgd, 3)
+    assert (sgd.cut, sgd.store.cut) == (0, 0)
+
+
+def test_all_three_are_the_same_until_the_first_drop():
+    tuners = [small_tuner(batch=BATCH, policy=SchedulePolicy({4: 3}), strategy=s) for s in ("sgd", "freeze", "drop")]
+    for _ in range(4):
+        losses = {tuner.fit_round().loss for tuner in tuners}
+        assert len(losses) == 1
+
+
+# ---------------------------------------------------------------- what a drop leaves alone
+
+
+def test_dropped_parameters_never_move_again_and_others_keep_their_momentum():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({2: 3}))
+    run(tuner, 2)
+    kept = {p: tuner.optimizer.state[p]["momentum_buffer"].clone() for p in tuner.split.head_parameters(3).values()}
+    before = {n: t.clone() for n, t in tuner.split.tail(3).state_dict().items()}
+    groups = {id(p) for group in tuner.optimizer.param_groups for p in group["params"]}
+    assert groups == {id(p) for p in kept}
+    assert all(torch.equal(tuner.optimizer.state[p]["momentum_buffer"], m) for p, m in kept.items())
+    run(tuner, 3)
+    for name, tensor in tuner.split.tail(3).state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    for mode, moves in (("train", True), ("frozen", False)):
+        tuner = small_tuner(batch=BATCH, policy=NEVER, batch_norm=mode)
+        before = tuner.split.model.stem[1].running_mean.clone()
+        tuner.fit_round()
+        assert torch.equal(before, tuner.split.model.stem[1].running_mean) is not moves
+
+
+def test_a_round_leaves_the_users_random_state_and_modes_alone():
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    tuner.split.model.eval()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    tuner.fit_round()
+    assert torch.equal(torch.rand(1), expected)
+    assert not any(module.training for module in tuner.split.model.modules())
+
+
+# ---------------------------------------------------------------- samples
+
+
+def test_new_samples_pass_the_tail_once_and_train_with_the_rest():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}))
+    run(tuner, 2)
+    more = labelled_batch(7, first=100, seed=1)
+    tuner.observe(more)
+    expected = tuner.split.tail(3).eval()(more.images)
+    for got, want in zip(tuner.store.get_many(more.keys), expected, strict=True):
+        assert torch.equal(got, want)
+    assert tuner.fit_round().samples == 32
+
+
+def test_activations_at_hand_need_no_second_forward():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}))
+    run(tuner, 2)
+    more = labelled_batch(4, first=100, seed=1)
+    tuner.observe_activations(more.keys, tuner.embed(more.images), more.targets)
+    twin = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}))
+    run(twin, 2)
+    twin.observe(more)
+    assert tuner.fit_round().loss == twin.fit_round().loss
+
+
+def test_samples_seen_between_decision_and_storing_are_stored_too():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}))
+    tuner.fit_round()
+    tuner.observe(labelled_batch(4, first=100, seed=1))
+    tuner.fit_round(steps=1)  # sees one batch only: the rest is promoted all the same
+    assert (tuner.store.cut, len(tuner.store)) == (3, 29)
+
+
+def test_weights_of_samples_reach_a_loss_that_takes_them():
+    seen = []
+
+    def loss(output, target, sample_weight):
+        seen.append(sample_weight)
+        return (functional.cross_entropy(output, target, reduction="none") * sample_weight).mean()
+
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=loss,
+        optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        policy=NEVER,
+    )
+    batch = labelled_batch(4)
+    tuner.observe(batch, {batch.keys[0]: SampleInfo(weight=0.25)})
+    tuner.fit_round()
+    assert sorted(seen[0].tolist()) == [0.25, 1, 1, 1]
+
+
+def test_sampler_steps_and_deadline():
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    calls = []
+
+    def sampler(keys, iteration, generator):
+        calls.append(iteration)
+        chosen = torch.randint(len(keys), (4,), generator=generator)
+        return [keys[i] for i in chosen]
+
+    report = tuner.fit_round(steps=3, sampler=sampler)
+    assert (report.samples, report.iterations, calls) == (12, 3, [0, 1, 2])
+    assert not report.cut_short
+    short = tuner.fit_round(steps=5, deadline=0.0)
+    assert (short.iterations, short.cut_short) == (1, True)
+    assert tuner.fit_round(steps=7).iterations == 7
+
+
+def test_predict_is_the_whole_model_in_eval_mode():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), batch_size=4)
+    run(tuner, 3)
+    tuner.split.model.train()
+    output = tuner.predict(BATCH.images)
+    assert tuner.split.model.training
+    model = tuner.split.model.eval()
+    with torch.no_grad():
+        assert torch.allclose(output, model(BATCH.images), atol=1e-6)
+    assert not output.requires_grad
+
+
+def test_training_learns():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({10: 4}))
+    losses = [report.loss for report in run(tuner, 30)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---------------------------------------------------------------- reports
+
+
+def test_a_report_says_what_the_round_cost():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), scoring=True)
+    full, storing, short = run(tuner, 3)
+    per_sample = [tuner.split.macs(c) for c in (0, 3)]
+    assert [full.forward_macs, storing.forward_macs, short.forward_macs] == [25 * per_sample[i] for i in (0, 0, 1)]
+    assert full.parameters == sum(p.numel() for p in tuner.split.model.parameters())
+    assert short.parameters == sum(p.numel() for p in tuner.split.head_parameters(3).values())
+    assert storing.tail_seconds > 0
+    assert storing.write_seconds > 0
+    assert short.tail_seconds == 0
+    assert set(short.importance) == set(tuner.split.layers[3:])
+    parts = full.tail_seconds + full.write_seconds + full.read_seconds + full.train_seconds
+    assert 0 < parts <= full.seconds
+
+
+def test_scheduler_and_callbacks_follow_the_rounds():
+    rates, seen = [], []
+    tuner = small_tuner(
+        batch=BATCH,
+        policy=SchedulePolicy({2: 2}),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        callbacks=[lambda t, report: (seen.append(report.round), rates.append(t.optimizer.param_groups[0]["lr"]))],
+    )
+    run(tuner, 3)
+    assert seen == [1, 2, 3]
+    assert rates == pytest.approx([0.01, 0.005, 0.0025])
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_round_without_samples_is_refused():
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]), loss=functional.cross_entropy, optimizer=torch.optim.SGD
+    )
+    with pytest.raises(TrainingError, match="observe"):
+        tuner.fit_round()
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Batch([b"a"], BATCH.images[:2], BATCH.targets[:2]),
+        Batch([b"a", b"b"], BATCH.images[:2], BATCH.targets[:1]),
+        Batch([b"a", b"a"], BATCH.images[:2], BATCH.targets[:2]),
+        Batch([b"a"], torch.full((1, 3, 8, 8), np.nan), BATCH.targets[:1]),
+        Batch([b"a"], np.zeros((1, 3, 8, 8)), BATCH.targets[:1]),
+    ],
+)
+def test_batches_that_cannot_be_used_are_refused_and_nothing_is_stored(batch):
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    with pytest.raises(DataError):
+        tuner.observe(batch)
+    assert len(tuner.store) == 25
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": "drip"},
+        {"batch_norm": "half"},
+        {"batch_size": 0},
+        {"warm_up": -1},
+        {"cut": 9},
+        {"policy": SchedulePolicy({3: 5})},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings):
+    with pytest.raises(ConfigError):
+        small_tuner(**{"batch": BATCH, "policy": NEVER, **settings})
+
+
+def test_a_misspelt_setting_names_the_valid_ones():
+    with pytest.raises(TypeError, match=r"warmup.*warm_up"):
+        small_tuner(batch=BATCH, policy=NEVER, warmup=3)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_round_and_a_remedy():
+    batch = labelled_batch(8)
+    tuner = small_tuner(batch=Batch(batch.keys, batch.images * 1e37, batch.targets), policy=NEVER)
+    with pytest.raises(TrainingError, match=r"round 1.*learning rate"):
+        run(tuner, 3)
+
+
+def test_one_sample_and_batch_norm_in_training_mode():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    tuner = small_tuner(model, batch=labelled_batch(1), policy=NEVER)
+    with pytest.raises(TrainingError, match="one sample"):
+        tuner.fit_round()
+
+
+def test_a_store_of_another_model_is_refused(tmp_path):
+    first = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), store=LmdbStore(tmp_path / "s"))
+    run(first, 2)
+    first.store.close()
+    with LmdbStore(tmp_path / "s") as store, pytest.raises(StoreVersionError, match="tail weights"):
+        small_tuner(batch=BATCH, policy=NEVER, store=store, seed=9)
+
+
+def test_a_store_of_the_same_tail_is_taken_up_where_it_stands(tmp_path):
+    first = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), store=LmdbStore(tmp_path / "s"))
+    run(first, 2)
+    first.store.close()
+    with LmdbStore(tmp_path / "s") as store:
+        second = FineTuner(
+            first.split, loss=functional.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.01), store=store
+        )
+        assert second.cut == 3
+        assert second.fit_round().samples == 25
+
+
+def test_a_start_cut_is_reached_before_the_first_sample():
+    tuner = small_tuner(batch=BATCH, policy=NEVER, cut=2)
+    assert (tuner.cut, tuner.store.cut) == (2, 2)
+    assert len(tuner.optimizer.param_groups[0]["params"]) == len(tuner.split.head_parameters(2))
+    tuner.fit_round()
+
+
+def test_scored_policies_warn_without_normalisation():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    with pytest.warns(UserWarning, match="normalisation"):
+        small_tuner(model, batch=BATCH, policy=PaperPolicy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_tuner(model, batch=BATCH, policy=NEVER)
