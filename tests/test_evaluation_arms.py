@@ -1,0 +1,176 @@
+"""Arms side by side: what is run, what is written, what is refused."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+from test_evaluation_protocol import REPORT
+from test_evaluation_sequences import write_sequence
+
+from streamdrop.boxes import Box
+from streamdrop.errors import ConfigError, DataError, ModelError, OutputError
+from streamdrop.evaluation import metrics
+from streamdrop.evaluation.arms import evaluate, schedule
+from streamdrop.evaluation.sequences import read_sequences, read_truth
+from streamdrop.types import Track
+
+
+class Drifter:
+    """Leaves the first box by ``step`` pixels a frame; a round (cut 3) every second frame when it ``learns``."""
+
+    def __init__(self, step, learns):
+        self.step, self.learns = step, learns
+
+    def init(self, image, box):
+        self.box, self.frame = box, 0
+        return Track(0, box, 1.0, False)
+
+    def update(self, image):
+        self.frame += 1
+        report = REPORT if self.learns and self.frame % 2 == 0 else None
+        moved = Box(self.box.x + self.step * self.frame, *self.box[1:])
+        return Track(self.frame, moved, 0.5, False, report=report)
+
+
+def build(arm, seed):
+    return Drifter({"drop": 0.5, "none": 2.0}[arm] + seed / 10, arm == "drop")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sequences")
+    for name in ("ant", "bee"):
+        write_sequence(folder / name, ["4,4,10,8"] * 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out")
+    evaluate(folder, ["drop", "none"], seeds=[0, 1], output=output, build=build)
+    return output
+
+
+@pytest.fixture
+def results(output):
+    return json.loads((output / "results.json").read_text())
+
+
+def test_results_hold_the_agreed_keys(results):
+    assert {"hardware", "arms", "sequences"} <= results.keys()
+    assert list(results["arms"]) == ["drop", "none"]
+    for arm in results["arms"].values():
+        assert {"auc", "precision", "ao", "sr50", "fps", "round_ms"} <= arm.keys()
+        assert arm["round_ms"].keys() == {"median", "p99"}
+    keys = {"name", "arm", "seed", "frames", "auc", "precision", "ao", "sr50", "fps", "init_s", "rounds", "cuts"}
+    assert all(keys <= record.keys() for record in results["sequences"])
+    assert len(results["sequences"]) == 2 * 2 * 2
+
+
+def test_boxes_on_disk_give_the_scores_in_the_results(results, folder, output):
+    for record in results["sequences"]:
+        boxes = read_truth(output / record["arm"] / f"{record['name']}_{record['seed']}.txt")
+        again = metrics.scores(boxes, read_truth(folder / record["name"] / "groundtruth.txt"))
+        assert {key: record[key] for key in again} == pytest.approx(again, abs=1e-5)
+
+
+def test_an_arm_is_the_mean_over_seeds_of_the_mean_over_sequences(results):
+    aucs = {
+        seed: np.mean([r["auc"] for r in results["sequences"] if (r["arm"], r["seed"]) == ("none", seed)])
+        for seed in (0, 1)
+    }
+    arm = results["arms"]["none"]
+    assert arm["auc"] == pytest.approx(np.mean(list(aucs.values())), abs=1e-5)
+    assert arm["spread"]["auc"] == pytest.approx(np.std(list(aucs.values()), ddof=1), abs=1e-5)
+    assert np.mean(arm["curves"]["success"]) == pytest.approx(arm["auc"], abs=1e-5)
+
+
+def test_rounds_are_counted_with_their_cost_and_cut(results):
+    drop, none = results["arms"]["drop"], results["arms"]["none"]
+    assert drop["round_ms"] == {"median": 250, "p99": 250}
+    assert drop["rounds"] == 2 * 2 * 2
+    assert none["round_ms"] == {"median": None, "p99": None}
+    first = next(r for r in results["sequences"] if r["arm"] == "drop")
+    assert (first["rounds"], first["cuts"], first["round_frames"]) == (2, [0, 0], [2, 4])
+
+
+def test_the_table_and_the_page_name_every_arm(folder, tmp_path, capsys):
+    evaluate(folder, ["drop", "none"], sequences=["ant"], seeds=[0, 1], output=tmp_path / "out", build=build)
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()[2:4]] == ["drop", "none"]
+    assert "±" in printed.out
+    assert printed.err == ""
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(text in page for text in ("drop", "none", "ant", "Success", "Precision"))
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_one_seed_has_no_spread_and_results_no_nan(folder, tmp_path):
+    results = evaluate(folder, ["none"], frames=2, output=tmp_path / "out", build=build)
+    assert results["arms"]["none"]["spread"]["auc"] is None
+    assert results["sequences"][0]["frames"] == 2
+    assert "NaN" not in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_boxes_line_up_with_the_truth_when_the_first_frames_have_none(tmp_path):
+    write_sequence(tmp_path / "s" / "ant", ["nan,nan,nan,nan"] * 2 + ["4,4,10,8"] * 3)
+    results = evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
+    boxes = read_truth(tmp_path / "out" / "none" / "ant_0.txt")
+    assert np.isnan(boxes).all(axis=1).tolist() == [True, True, False, False, False]
+    assert (results["sequences"][0]["start"], results["sequences"][0]["frames"]) == (2, 3)
+
+
+def test_arms_take_turns(folder):
+    jobs = schedule(read_sequences(folder), ["drop", "none"], ["csrt"], [0, 1])
+    assert [(job.sequence.name, job.arm, job.seed) for job in jobs] == [
+        ("ant", "drop", 0), ("ant", "none", 0), ("ant", "none", 1), ("ant", "drop", 1), ("ant", "csrt", 0),
+        ("bee", "drop", 0), ("bee", "none", 0), ("bee", "none", 1), ("bee", "drop", 1), ("bee", "csrt", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"arms": ["dorp"]}, ConfigError, "no arm 'dorp': did you mean 'drop'"),
+        ({"arms": []}, ConfigError, "nothing to evaluate"),
+        ({"arms": [], "peers": ["csrd"]}, ConfigError, "no rival tracker 'csrd': did you mean 'csrt'"),
+        ({"peers": ["nano"]}, ModelError, "give the folder that holds them"),
+        ({"seeds": []}, ConfigError, "no seed"),
+        ({"frames": 1}, DataError, "at least 2"),
+        ({"sequences": ["an"]}, DataError, "did you mean 'ant'"),
+    ],
+)
+def test_bad_requests_are_refused_before_work_starts(folder, tmp_path, given, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(folder, **{"output": tmp_path / "out", **given})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_work_starts(folder, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match="cannot be written"):
+        evaluate(folder, ["none"], output=tmp_path / "out", build=build)
+
+
+def test_a_tracker_without_any_truth_to_score_gives_none(tmp_path):
+    write_sequence(tmp_path / "s" / "ant", ["4,4,10,8", "nan,nan,nan,nan"])
+    results = evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
+    assert results["sequences"][0]["ao"] is None
+    assert not math.isnan(results["arms"]["none"]["auc"])
+
+
+def test_frames_are_handed_to_the_tracker_in_colour(tmp_path):
+    folder = write_sequence(tmp_path / "s" / "ant", ["4,4,10,8"] * 2, suffix=".png")
+    for path in (folder / "color").iterdir():
+        cv2.imwrite(str(path), np.full((24, 32, 3), (255, 0, 0), np.uint8))
+    seen = []
+
+    class Looker(Drifter):
+        def update(self, image):
+            seen.append(image[0, 0].tolist())
+            return super().update(image)
+
+    evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=lambda arm, seed: Looker(1, False))
+    assert seen == [[0, 0, 255]]
