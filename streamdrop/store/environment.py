@@ -69,15 +69,16 @@ class Environment:
         return not self.read_only or os.access(self.path / "lock.mdb", os.W_OK)
 
     def _tables(self) -> dict[bytes, Any]:
-        with self.env.begin(write=not self.read_only) as txn:
+        with self.env.begin() as txn:
             names = {bytes(k) for k, _ in txn.cursor()}
-            if names and names != set(TABLES):
-                raise StoreVersionError(
-                    f"{self.path} is an LMDB of another program: give the path of a store, or a new one"
-                )
-            if not names and self.read_only:
+        if names and names != set(TABLES):
+            raise StoreVersionError(f"{self.path} is an LMDB of another program: give a store's path, or a new one")
+        if self.read_only:
+            if not names:
                 raise StoreError(f"{self.path} is an empty store that was never finished: open it for writing once")
-            return {name: self.env.open_db(name, txn=txn, create=not self.read_only) for name in TABLES}
+            return {name: self.env.open_db(name, create=False) for name in TABLES}
+        with self.env.begin(write=True) as txn:  # all or none
+            return {name: self.env.open_db(name, txn=txn) for name in TABLES}
 
     @contextmanager
     def read(self) -> Iterator[lmdb.Transaction]:
