@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from streamdrop._observe import Run, about, asks_batch, fetch, storage_of, takes_batch
-from streamdrop._trace import Trace
+from streamdrop._observe import Run, asks_batch, fetch, storage_of, takes_batch
+from streamdrop._trace import Trace, about
 
 
 class Live(NamedTuple):
@@ -205,6 +205,8 @@ def batched(value: torch.Tensor, other: torch.Tensor, sizes: tuple[int, int]) ->
 
 def is_dense(tensor: torch.Tensor) -> bool:
     """Whether each sample is one block of memory without gaps, sample after sample."""
+    if tensor.dim() == 0:
+        return True
     expected = 1
     for size, stride in sorted(zip(tensor.shape[1:], tensor.stride()[1:], strict=True), key=lambda pair: pair[1]):
         if size != 1 and stride != expected:

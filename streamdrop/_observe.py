@@ -11,10 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from streamdrop._trace import Trace, modes_kept, state_kept
-
-_ABOUT_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "layout", "itemsize"}
-_ABOUT_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_contiguous", "get_device"}
+from streamdrop._trace import Trace, about, call, modes_kept, rng_kept, state_kept
 
 
 @dataclass
@@ -44,37 +41,30 @@ def batch_of(inputs: tuple[torch.Tensor, ...], size: int) -> tuple[torch.Tensor,
 
 
 def observe(
-    trace: Trace, model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool, count: bool = False
+    trace: Trace,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    training: bool,
+    *,
+    count: bool = False,
+    partly: bool = False,
 ) -> Run:
     """Run ``trace`` on ``inputs`` and note what each node does; the model's state and torch's RNG stay as they were.
 
-    ``count`` adds multiply-adds (for the whole batch), as torch's FlopCounterMode sees them.
+    ``count`` adds multiply-adds (for the whole batch), as torch's FlopCounterMode sees them. ``partly`` leaves out
+    what fails, and what depends on it.
     """
     with torch.no_grad(), modes_kept(model), state_kept(model), rng_kept(inputs):
         model.train(training)
         if not count:
-            return _run(trace, model, inputs, None)
+            return _run(trace, model, inputs, None, partly)
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused kernel
         try:
             with FlopCounterMode(display=False) as counter:
-                return _run(trace, model, inputs, counter)
+                return _run(trace, model, inputs, counter, partly)
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def rng_kept(inputs: tuple[torch.Tensor, ...]) -> Any:
-    """Torch's random generators as before when the block ends."""
-    return torch.random.fork_rng([x.device for x in inputs if x.is_cuda])
-
-
-def about(node: fx.Node) -> bool:
-    """Whether a node asks its first argument only for its shape, dtype or device."""
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in _ABOUT_ATTRIBUTES
-    if node.op == "call_function":
-        return node.target in (torch.numel, torch.is_floating_point, torch.is_tensor)
-    return node.op == "call_method" and node.target in _ABOUT_METHODS
 
 
 def asks_batch(node: fx.Node) -> bool:
@@ -118,47 +108,46 @@ def fetch(model: nn.Module, trace: Trace, target: str) -> Any:
     return getattr(model.get_submodule(owner), name)
 
 
-def _run(trace: Trace, model: nn.Module, inputs: tuple[torch.Tensor, ...], counter: FlopCounterMode | None) -> Run:
-    run, values, given = Run(), {}, iter(inputs)
+def _run(
+    trace: Trace, model: nn.Module, inputs: tuple[torch.Tensor, ...], counter: FlopCounterMode | None, partly: bool
+) -> Run:
+    run, values = Run(), dict[fx.Node, Any]()
+    given = iter(inputs)
     for node in trace.graph.nodes:
+        seen = run.seen[node] = Seen(identity=-id(node))
         if node.op == "placeholder":
-            value: Any = next(given)
-            value = value.clone()  # the model may write to it
-            run.seen[node] = Seen()
+            value: Any = next(given).clone()  # the model may write to it
+        elif any(arg not in values for arg in node.all_input_nodes):
+            continue
         else:
-            args = fx.node.map_arg(node.args, values.__getitem__)
-            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-            touched = list(tensors((args, kwargs)))
-            versions = [t._version for t in touched]
-            before, state = counter.get_total_flops() if counter else 0, _random_state(touched)
-            value = _call(node, model, trace, args, kwargs)
-            run.seen[node] = Seen(
-                reads=frozenset(map(storage_of, touched)),
-                writes=frozenset(storage_of(t) for t, v in zip(touched, versions, strict=True) if t._version != v),
-                random=not all(map(torch.equal, state, _random_state(touched))),
-                macs=(counter.get_total_flops() - before) // 2 if counter else 0,
-            )
+            try:
+                value = _watch(node, trace, model, values, seen, counter)
+            except Exception:
+                if not partly:
+                    raise
+                continue
         values[node] = value  # all are kept to the end, so that identities and storages stay distinct
-        seen = run.seen[node]
-        seen.value = value if isinstance(value, torch.Tensor) else None
-        seen.identity = id(value)
         seen.storages = frozenset(map(storage_of, tensors(value)))
+        if isinstance(value, torch.Tensor):
+            seen.value, seen.identity = value, id(value)
         if node.op == "output":
             run.output = value
     return run
 
 
-def _call(node: fx.Node, model: nn.Module, trace: Trace, args: Any, kwargs: Any) -> Any:
-    if node.op == "get_attr":
-        return fetch(model, trace, str(node.target))
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "output":
-        return args[0]
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+def _watch(node: fx.Node, trace: Trace, model: nn.Module, values: dict[fx.Node, Any], seen: Seen, counter: Any) -> Any:
+    """Run one node and note in ``seen`` what it reads, writes, draws and computes."""
+    args = fx.node.map_arg(node.args, values.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    touched = list(tensors((args, kwargs)))
+    versions = [t._version for t in touched]
+    before, state = counter.get_total_flops() if counter else 0, _random_state(touched)
+    value = fetch(model, trace, str(node.target)) if node.op == "get_attr" else call(node, model, args, kwargs)
+    seen.reads = frozenset(map(storage_of, touched))
+    seen.writes = frozenset(storage_of(t) for t, v in zip(touched, versions, strict=True) if t._version != v)
+    seen.random = not all(map(torch.equal, state, _random_state(touched)))
+    seen.macs = (counter.get_total_flops() - before) // 2 if counter else 0
+    return value
 
 
 def storage_of(tensor: torch.Tensor) -> int:

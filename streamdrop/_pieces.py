@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from streamdrop._flow import Flow, Live, is_dense
-from streamdrop._observe import about
+from streamdrop._trace import about
 from streamdrop.errors import DataError
 from streamdrop.types import Activations
 
@@ -22,9 +22,11 @@ class Piece(nn.Module):
     the model's forward itself decides by its mode follows those submodules.
     """
 
+    _pacer: nn.Module | None  # tells the mode in place of this module; kept out of the submodules
+
     def __init__(self, name: str, takes: int, make: Callable[[bool], Callable[..., Any]]) -> None:
         super().__init__()
-        object.__setattr__(self, "_plan", (name, takes, make))
+        self._plan = (name, takes, make)
         self._code: dict[bool, Callable[..., Any]] = {}
         object.__setattr__(self, "_pacer", None)
 
@@ -222,7 +224,7 @@ def sizes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def stand_in(like: torch.Tensor, sizes: torch.Tensor | None, dims: int) -> torch.Tensor:
-    """A tensor without memory of its own, to be asked for its sizes: the batch of ``like`` and ``sizes`` [N, dims - 1]."""
+    """A tensor without memory, to be asked for its sizes: the batch of ``like``, and ``sizes`` [N, dims - 1]."""
     rest = sizes[0].tolist() if sizes is not None else [1] * (dims - 1)
     return like.new_empty(1).expand(like.shape[0], *rest)
 
@@ -234,7 +236,8 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 
 def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Batches [n, ...] one after the other, each sample in the first part's order of strides (cat would forget it)."""
-    order = sorted(range(1, parts[0].dim()), key=lambda d: (-parts[0].stride(d), d))
+    strides = parts[0].stride()
+    order = sorted(range(1, parts[0].dim()), key=lambda d: (-strides[d], d))
     inverse = [0] * parts[0].dim()
     for place, dim in enumerate((0, *order)):
         inverse[dim] = place

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from torch import fx, nn
 
 from streamdrop.errors import TraceError
 
+_ABOUT_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout", "itemsize"}
+_ABOUT_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "get_device"}
 _FACTORIES = ("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "tensor", "as_tensor")
 _RANDOM = ("rand", "randn", "randint", "randperm", "normal", "bernoulli")
 
@@ -30,10 +33,12 @@ class Trace:
     constants: dict[str, torch.Tensor]
 
 
-def trace_modes(model: nn.Module, inputs: int, layers: Iterable[str], leaves: Iterable[str]) -> tuple[Trace, Trace]:
+def trace_modes(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], layers: Iterable[str], leaves: Iterable[str]
+) -> tuple[Trace, Trace]:
     """The model in (eval, train) mode; the same object twice where its forward does not depend on the mode.
 
-    ``inputs`` counts the tensors given to ``forward``; modules named in ``layers`` stay visible unless they hold no
+    ``inputs`` answer what ``forward`` asks about sizes; modules named in ``layers`` stay visible unless they hold no
     other layer; those in ``leaves`` are one node each. Raises TraceError naming the module that cannot be traced.
     """
     names, opaque = set(layers), set(leaves)
@@ -82,7 +87,9 @@ class _Tracer(fx.Tracer):
         self.holders = {name[:i] for name in layers for i, letter in enumerate(name) if letter == "."}
         self.sensitive: set[str] = set()
         self.reads_training = False
-        self.inputs = 1
+        self.inputs: tuple[torch.Tensor, ...] = ()
+        self.values: dict[fx.Node, Any] = {}
+        self.evaluating = False
         self.with_grad = torch.is_grad_enabled()
         self.attributes: dict[int, str] = {}
 
@@ -103,12 +110,12 @@ class _Tracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         """As many stand-ins as there are inputs: further arguments keep their defaults."""
-        names = [f"input_{i}" for i in range(self.inputs)]
+        names = [f"input_{i}" for i in range(len(self.inputs))]
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers by name, found without searching the model each time."""
-        if not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self.attributes:
+        if self.evaluating or not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self.attributes:
             return attr_val
         name = self.attributes[id(attr_val)]
         if name not in parameter_proxy_cache:
@@ -129,18 +136,162 @@ class _Tracer(fx.Tracer):
                 raise _NotTraceableError("switches the gradient mode (torch.no_grad) around layers: use .detach()")
         return super().create_node(*args, **kwargs)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A stand-in that knows its sizes."""
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A decision: on sizes it is taken and guarded, on values it cannot be traced."""
+        return bool(self.decide(obj.node)) if about_sizes(obj.node) else bool(super().to_bool(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """A loop over several results or sizes, whose number is guarded."""
+        try:
+            return iter(super().iter(obj))
+        except fx.proxy.TraceError:
+            if isinstance(self.value(obj.node), torch.Tensor):
+                raise
+            return iter(
+                [self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(self.length(obj))]
+            )
+
+    def length(self, obj: fx.Proxy) -> int:
+        """How many results or sizes there are, guarded; of a tensor, its first dimension."""
+        if isinstance(self.value(obj.node), torch.Tensor):
+            return int(self.decide(obj.size(0).node))
+        return int(self.decide(self.create_proxy("call_function", len, (obj,), {}).node))
+
+    def decide(self, node: fx.Node) -> Any:
+        """The value of a node that forward decides on, checked again whenever the graph runs."""
+        value = self.value(node)
+        self.create_node("call_function", unchanged, (node, value), {})
+        return value
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node gives on the example, found by running what it depends on."""
+        todo = [node]
+        while todo:
+            missing = [arg for arg in todo[-1].all_input_nodes if arg not in self.values]
+            if missing:
+                todo += missing
+            else:
+                self._evaluate(todo.pop())
+        return self.values[node]
+
+    def _evaluate(self, node: fx.Node) -> None:
+        if node in self.values:
+            return
+        if node.op == "placeholder":
+            self.values[node] = self.inputs[int(str(node.target).removeprefix("input_"))].clone()
+            return
+        args, kwargs = (fx.node.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
+        self.evaluating = True
+        try:
+            with torch.no_grad():
+                self.values[node] = call(node, self.root, args, kwargs)
+        finally:
+            self.evaluating = False
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A node for a leaf, the module's own forward for others."""
+        return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
+
+
+def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a node does to the values of its arguments."""
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        return getattr(model.get_submodule(owner), name)
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "output":
+        return args[0]
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def about(node: fx.Node) -> bool:
+    """Whether a node asks its first argument only for its shape, dtype or device."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _ABOUT_ATTRIBUTES
+    if node.op == "call_function":
+        return node.target in (torch.numel, torch.is_floating_point, torch.is_tensor)
+    return node.op == "call_method" and node.target in _ABOUT_METHODS
+
+
+def about_sizes(node: fx.Node) -> bool:
+    """Whether a node's value follows from shapes, dtypes and devices alone."""
+    todo = [node]
+    while todo:
+        one = todo.pop()
+        if about(one):
+            continue
+        if one.op != "call_function" or not one.all_input_nodes:
+            return False
+        todo += one.all_input_nodes
+    return True
+
+
+def unchanged(value: Any, expected: Any) -> None:
+    """Raises TraceError when a size on which the model's forward decides is not the example's."""
+    if value != expected:
+        raise TraceError(
+            f"the model's forward decides on a size that was {expected} for the example and is {value} now: "
+            "split again with an example of this size, or name the deciding module in leaves= or layers="
+        )
+
+
+class _Known:
+    """What stand-ins can tell, beyond what fx lets them."""
+
+    node: fx.Node
+    tracer: _Tracer
+
+    def __len__(self) -> int:
+        return self.tracer.length(self)  # type: ignore[arg-type]
+
+    def __index__(self) -> int:
+        return operator.index(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def _number(self) -> Any:
+        if not about_sizes(self.node):
+            raise _NotTraceableError("it turns a tensor's values into Python numbers")
+        return self.tracer.decide(self.node)
+
+
+class _Proxy(_Known, fx.Proxy):  # type: ignore[misc]
+    """A stand-in for a value."""
+
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(_Known, fx.proxy.Attribute):  # type: ignore[misc]
+    """A stand-in for a value's attribute, or a method about to be called."""
+
 
 class _NotTraceableError(Exception):
     """A reason of ours."""
 
 
 def _trace(
-    tracer: _Tracer, model: nn.Module, inputs: int, training: bool
+    tracer: _Tracer, model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool
 ) -> tuple[Trace, None] | tuple[None, TraceError]:
     tracer.inputs = inputs
     tracer.attributes = {id(p): n for n, p in (*model.named_buffers(), *model.named_parameters())}
     before = {id(module): dict(module.__dict__) for module in model.modules()}
-    with modes_kept(model), state_kept(model):
+    with modes_kept(model), state_kept(model), rng_kept(inputs):
         model.train(training)
         try:
             with _watched(tracer):
@@ -174,6 +325,11 @@ def state_kept(model: nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
 
 
+def rng_kept(inputs: tuple[torch.Tensor, ...]) -> Any:
+    """Torch's random generators as before when the block ends."""
+    return torch.random.fork_rng([x.device for x in inputs if x.is_cuda])
+
+
 def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> TraceError:
     name = tracer.inside
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -191,7 +347,7 @@ def _watched(tracer: _Tracer) -> Iterator[None]:
     """While tracing: reads of ``training``, writes of attributes and tensor factories are seen."""
 
     def read(module: nn.Module) -> bool:
-        if tracer.inside not in tracer.leaves:
+        if tracer.inside not in tracer.leaves and not tracer.evaluating:
             tracer.sensitive.add(tracer.inside)
             tracer.reads_training = True
         return bool(module.__dict__["training"])
@@ -202,7 +358,7 @@ def _watched(tracer: _Tracer) -> Iterator[None]:
     assign = nn.Module.__setattr__
 
     def noting_assign(module: nn.Module, name: str, value: Any) -> None:
-        if name != "training":
+        if name != "training" and not tracer.evaluating:
             tracer.sensitive.add(tracer.inside)
         assign(module, name, value)
 
@@ -225,6 +381,8 @@ def _recording(tracer: _Tracer, original: Callable[..., Any]) -> Callable[..., A
 
     @functools.wraps(original)
     def record(*args: Any, **kwargs: Any) -> Any:
+        if tracer.evaluating:
+            return original(*args, **kwargs)
         try:
             return tracer.create_proxy("call_function", original, args, kwargs)
         except NotImplementedError:  # arguments that no graph can hold, such as arrays

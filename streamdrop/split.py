@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from streamdrop._flow import Flow, Live
-from streamdrop._observe import batch_of, observe, rng_kept, tensors
+from streamdrop._observe import batch_of, observe, tensors
 from streamdrop._pieces import Piece, attach, build, needed, run_in_chunks
-from streamdrop._trace import modes_kept, state_kept, trace_modes
+from streamdrop._trace import modes_kept, rng_kept, state_kept, trace_modes
 from streamdrop.errors import DataError, ModelError, TraceError
 
 __all__ = ["Layers", "SplitModel", "convolutions", "run_in_chunks", "transformer_blocks"]
@@ -88,7 +88,7 @@ class SplitModel:
     def layer_parameters(self, name: str) -> tuple[nn.Parameter, ...]:
         """The weights of a layer that are scored: parameters with more than one dimension."""
         if name not in self._members:
-            raise ModelError(f"{name!r} is no layer of this split: it has {_some(self.layers)}")
+            raise ModelError(f"{name!r} is no layer of this split: see .layers")
         modules = [self.model.get_submodule(member) for member in self._members[name]]
         found = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
         return tuple(found.values())
@@ -132,7 +132,7 @@ class SplitModel:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """A table: per layer the parameters and multiply-adds that dropping it saves, and the bytes of the cut below."""
+        """A table: per layer the parameters and MACs that dropping it saves, and the bytes of the cut before it."""
         wide = max(len("layer"), *map(len, self.layers))
         lines = [f"{'cut':>3}  {'layer':<{wide}}  {'parameters':>11}  {'MACs':>14}  {'live bytes':>10}"]
         for cut, name in enumerate(self.layers):
@@ -219,28 +219,45 @@ def _canonical(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 def _follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
     """Trace and observe the model; raises TraceError where the trace does not do exactly what the model does."""
-    traces = trace_modes(model, len(inputs), names, leaves)
     sizes = (2, 3)
     small, large = batch_of(inputs, sizes[0]), batch_of(inputs, sizes[1])
+    truth = _truth(model, small, False)
+    if isinstance(truth, str):
+        raise TraceError(
+            f"{type(model).__name__} fails on the example repeated to {sizes[0]} samples: {truth}: "
+            "give an example that it takes, at any batch size"
+        )
+    traces = trace_modes(model, small, names, leaves)
+    runs = [observe(traces[0], model, small, False)]
+    _compare(model, truth, runs[0].output, False)
+    truth = _truth(model, small, True)  # may fail, for the example may be too small for auxiliary outputs
+    runs.append(observe(traces[1], model, small, True, partly=isinstance(truth, str)))
+    if not isinstance(truth, str):
+        _compare(model, truth, runs[1].output, True)
     try:
-        runs = []
-        for mode, training in enumerate((False, True)):
-            with rng_kept(small), torch.no_grad(), state_kept(model), modes_kept(model):
-                model.train(training)
-                truth = list(tensors(model(*(x.clone() for x in small))))
-            runs.append(observe(traces[mode], model, small, training))
-            _compare(model, truth, list(tensors(runs[-1].output)), training)
         runs.append(observe(traces[0], model, large, False, count=True))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, TraceError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TraceError(
-            f"{type(model).__name__} fails on the example repeated to {sizes[0]} and {sizes[1]} samples: {reason}: "
-            "give an example that it takes, at any batch size"
+            f"{type(model).__name__} depends on the batch size where a trace cannot: {reason}: "
+            "name the module that does so in leaves= or layers="
         ) from error
     return Flow(model, traces, (runs[0], runs[1], runs[2]), sizes)
 
 
-def _compare(model: nn.Module, truth: list[torch.Tensor], found: list[torch.Tensor], training: bool) -> None:
+def _truth(model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool) -> list[torch.Tensor] | str:
+    """The tensors that the model itself gives, or why it fails; its state and torch's RNG stay as they were."""
+    with rng_kept(inputs), torch.no_grad(), state_kept(model), modes_kept(model):
+        model.train(training)
+        try:
+            return list(tensors(model(*(x.clone() for x in inputs))))
+        except Exception as error:  # the model's own
+            return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _compare(model: nn.Module, truth: list[torch.Tensor], output: Any, training: bool) -> None:
+    """Raises TraceError unless the trace's output is the model's, bit for bit."""
+    found = list(tensors(output))
     same = len(truth) == len(found) and all(
         a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
         for a, b in zip(truth, found, strict=True)
