@@ -46,9 +46,16 @@ class VideoWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], fps: float | None, size: tuple[int, int], *, threads: int = 1
+        self,
+        path: str | os.PathLike[str],
+        fps: float | None,
+        size: tuple[int, int],
+        *,
+        threads: int = 1,
+        options: dict[str, str] | None = None,
     ) -> None:
         """``fps`` None or not positive: 25. ``size``: (width, height); odd sizes gain a row or column (4:2:0 needs it).
+        ``options`` go to the encoder over the format's own, such as ``{"crf": "18"}``.
 
         Raises OutputError for a suffix that is no video's, and for a folder that cannot be written.
         """
@@ -63,9 +70,9 @@ class VideoWriter:
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a folder: give the name of a video file")
         self._rate = _rate(fps)
-        self._open(threads)
+        self._open(threads, options or {})
 
-    def _open(self, threads: int) -> None:
+    def _open(self, threads: int, options: dict[str, str]) -> None:
         import av
 
         try:
@@ -74,7 +81,7 @@ class VideoWriter:
             )
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({error.strerror}): check the folder") from error
-        codec, options = self._format.codec, self._format.codec_options
+        codec, options = self._format.codec, {**self._format.codec_options, **options}
         self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
         self._stream.width, self._stream.height = (side + side % 2 for side in self.size)
         self._stream.pix_fmt = "yuv420p"
