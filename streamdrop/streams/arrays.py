@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ class LabelledArrays:
 
 def _load(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
     """``images`` and ``labels``, checked. Pickled objects are refused unread."""
+    broken = f"{path} is not a readable .npz file: save it again with numpy.savez_compressed"
+    if not zipfile.is_zipfile(path):
+        raise StreamError(broken)
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("images", "labels") if name not in file.files]
@@ -106,10 +110,10 @@ def _load(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
             images, labels = file["images"], file["labels"]
     except DataError:
         raise
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, AttributeError) as error:
-        raise StreamError(f"{path} is not a readable .npz file: save it again with numpy.savez_compressed") from error
-    except ValueError as error:
-        raise DataError(f"{path} holds Python objects or a damaged array: save plain numeric arrays") from error
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
+        if "allow_pickle" in str(error):
+            raise DataError(f"{path} holds Python objects, which are not read: save plain numeric arrays") from error
+        raise StreamError(broken) from error
     return _check_images(path, images), _check_labels(path, labels, len(images))
 
 

@@ -96,7 +96,7 @@ def reason(error: Exception) -> str:
 def video_stream(container: Any, where: str) -> Any:
     """The container's first video stream, raises StreamError when it has none."""
     if not container.streams.video:
-        raise StreamError(f"{where} holds no video (perhaps sound or text only): give a video file")
+        raise StreamError(f"{where} holds no video (sound only, or cut off): give a whole video file")
     stream = container.streams.video[0]
     large = stream.codec_context.width * stream.codec_context.height > LARGE
     stream.thread_type = "FRAME" if large else "SLICE"

@@ -76,6 +76,7 @@ class VideoWriter:
         import av
 
         try:
+            self._partial.touch()  # FFmpeg would find out only at the first frame
             self._container = av.open(
                 str(self._partial), "w", format=self._format.container, options=self._format.container_options
             )
