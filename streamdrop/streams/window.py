@@ -20,6 +20,8 @@ CONFIRM = frozenset({13, 32})
 CANCEL = frozenset({27, ord("c"), ord("q")})
 SMALLEST = 3
 """Pixels per side below which a drag counts as a slip of the hand."""
+LARGEST = (1280, 720)
+"""Width and height above which pictures are shown smaller, so that they fit a screen."""
 
 
 class Window:
@@ -38,22 +40,24 @@ class Window:
 
         if self._open and self._gone():
             return False
-        key = self._draw(image, wait=1)
+        key = self._draw(_scaled(image, scale_to_fit(image.shape[1], image.shape[0])), wait=1)
         return key not in (27, ord("q"))
 
     def select(self, image: Image) -> Box | None:
         """The box that the user drags on ``image`` and confirms; None when cancelled or the window was closed."""
         import cv2
 
-        self._draw(image, wait=1)
+        scale = scale_to_fit(image.shape[1], image.shape[0])
+        picture = _scaled(image, scale)
+        self._draw(picture, wait=1)
         cv2.setMouseCallback(self.title, self._mouse)
         self._anchor = self._corner = None
         try:
             while not self._gone():
-                key = self._draw(self._with_hint(image), wait=15)
-                box = self._box(image.shape[1], image.shape[0])
+                key = self._draw(self._with_hint(picture), wait=15)
+                box = self._box(picture.shape[1], picture.shape[0])
                 if key in CONFIRM and box is not None:
-                    return box
+                    return Box(*(value / scale for value in box))
                 if key in CANCEL:
                     return None
             return None
@@ -65,7 +69,9 @@ class Window:
         import cv2
 
         if not self._open:
-            cv2.namedWindow(self.title, cv2.WINDOW_AUTOSIZE)
+            # Qt, inside OpenCV's wheel, complains about its fonts on every window; whoever asks for its log keeps it.
+            os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
+            cv2.namedWindow(self.title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
             self._open = True
         cv2.imshow(self.title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         return cv2.waitKey(wait) & 0xFF
@@ -120,6 +126,19 @@ class Window:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def scale_to_fit(width: int, height: int) -> float:
+    """At most 1: by how much a picture shrinks to fit ``LARGEST``."""
+    return min(1.0, LARGEST[0] / width, LARGEST[1] / height)
+
+
+def _scaled(image: Image, scale: float) -> Image:
+    import cv2
+
+    if scale == 1.0:
+        return image
+    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def require_display() -> None:
