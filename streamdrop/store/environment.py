@@ -207,7 +207,10 @@ def attach(path: Path, read_only: bool) -> Environment:
     name = os.path.realpath(path)
     with _OPEN_LOCK:
         environment = _OPEN.get(name)
-        if environment is None or environment.pid != os.getpid():
+        if environment is not None and environment.pid != os.getpid():
+            environment.env.close()  # inherited over a fork: this lets go of our copy, the parent keeps its own
+            environment = None
+        if environment is None:
             environment = Environment(path, read_only)
             _OPEN[name] = environment
         elif not read_only:

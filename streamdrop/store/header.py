@@ -9,25 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
+from streamdrop.store.pages import NO_ROOT, all_there
 
 _PAGE = struct.Struct("<QHHI")  # number, pad, flags, free space
 _META = struct.Struct("<IIQQ48s48sQQ")  # magic, version, address, map size, two tables, last page, transaction
 _TABLE = struct.Struct("<IHHQQQQQ")  # page size (in the first one), flags, depth, branch, leaf, overflow, entries, root
-_MAGIC, _VERSION, _META_FLAG, _NO_ROOT = 0xBEEFC0DE, 1, 0x08, 2**64 - 1
+_MAGIC, _VERSION, _META_FLAG = 0xBEEFC0DE, 1, 0x08
 
 
 @dataclass(frozen=True)
 class Header:
-    """``page`` bytes per page, ``last_page`` the highest page in use, ``map_size`` bytes the writer mapped."""
+    """``page`` bytes per page, ``last_page`` the highest page ever used, ``map_size`` bytes the writer mapped.
 
+    ``roots`` are the pages where its tables of free pages and of everything else begin; ``size`` the file's bytes.
+    """
+
+    transaction: int
     page: int
     last_page: int
     map_size: int
+    roots: tuple[int, int]
     size: int
 
     @property
     def whole(self) -> bool:
-        """Whether every page that may be in use lies within the file."""
+        """Whether every page that was ever used lies within the file."""
         return self.size >= (self.last_page + 1) * self.page
 
 
@@ -49,11 +55,10 @@ def read_header(file: Path) -> Header | None:
         raise StoreError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
     if not size:
         return None
-    metas = [m for m in (_meta(first), _meta(second)) if m is not None]
+    metas = [m for m in (_meta(first, page, size), _meta(second, page, size)) if m is not None]
     if not metas:
         raise _refusal(file, first)
-    _, last, map_size = max(metas)
-    return Header(page, last, map_size, size)
+    return max(metas, key=lambda header: header.transaction)
 
 
 def _page_size(raw: bytes) -> int:
@@ -63,14 +68,14 @@ def _page_size(raw: bytes) -> int:
     return page if 512 <= page <= 65536 and page & (page - 1) == 0 else 4096
 
 
-def _meta(raw: bytes) -> tuple[int, int, int] | None:
+def _meta(raw: bytes, page: int, size: int) -> Header | None:
     if len(raw) < _PAGE.size + _META.size or not _PAGE.unpack_from(raw)[2] & _META_FLAG:
         return None
-    magic, version, _, map_size, _, main, last, transaction = _META.unpack_from(raw, _PAGE.size)
-    root = _TABLE.unpack(main)[7]
-    if magic != _MAGIC or version != _VERSION or last < 1 or (root != _NO_ROOT and root > last):
+    magic, version, _, map_size, free, main, last, transaction = _META.unpack_from(raw, _PAGE.size)
+    roots = (_TABLE.unpack(free)[7], _TABLE.unpack(main)[7])
+    if magic != _MAGIC or version != _VERSION or last < 1 or any(r != NO_ROOT and r > last for r in roots):
         return None
-    return transaction, last, map_size
+    return Header(transaction, page, last, map_size, roots, size)
 
 
 def _refusal(file: Path, raw: bytes) -> StoreError:
@@ -90,7 +95,7 @@ def check_file(path: Path, read_only: bool) -> Header | None:
     header = read_header(path / "data.mdb")
     if header is None and read_only:
         raise StoreError(f"{path} holds no store: give the path that a store was created at")
-    if header is not None and not header.whole and not survives(path):
+    if header is not None and not header.whole and not all_there(path / "data.mdb", header.page, header.roots):
         raise StoreCorruptError(
             f"{path / 'data.mdb'} is cut off at {header.size} of {(header.last_page + 1) * header.page} bytes: "
             "restore it from a copy, or remove it to start anew"
@@ -99,8 +104,9 @@ def check_file(path: Path, read_only: bool) -> Header | None:
 
 
 _SCAN = """
-import lmdb, sys, zlib
-env = lmdb.open(sys.argv[1], readonly=True, lock=False, max_dbs=16, map_size=1 << 20)
+import lmdb, os, sys, zlib
+lock = os.access(os.path.join(sys.argv[1], "lock.mdb"), os.W_OK)
+env = lmdb.open(sys.argv[1], readonly=True, lock=lock, max_dbs=16, map_size=1 << 20)
 with env.begin(buffers=True) as txn:
     for name in [bytes(k) for k, _ in txn.cursor()]:
         for _, value in txn.cursor(env.open_db(name, txn=txn, create=False)):
@@ -109,5 +115,5 @@ with env.begin(buffers=True) as txn:
 
 
 def survives(path: Path) -> bool:
-    """Whether all pages in use can be read: tried by a process of its own, which a missing page would kill."""
+    """Whether all records can be read: tried by a process of its own, which damage in the tables might kill."""
     return subprocess.run([sys.executable, "-c", _SCAN, str(path)], capture_output=True, check=False).returncode == 0
