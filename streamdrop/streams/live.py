@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,14 +119,17 @@ def _connect(url: str, where: str) -> Any:
     import av
 
     options = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
+    start = time.monotonic()
     try:
         return av.open(url, timeout=TIMEOUT, options=options)
     except (av.FFmpegError, OSError, ValueError) as error:
+        silent = time.monotonic() - start >= TIMEOUT[0]
+        why = f"no answer within {TIMEOUT[0]:g} s" if silent else reason(error)
         raise StreamError(
-            f"{where} cannot be opened ({reason(error)}): check the address, and that it answers from this machine"
+            f"{where} cannot be opened ({why}): check the address, and that it answers from this machine"
         ) from error
 
 
 def without_secrets(url: str) -> str:
     """The address without user, password and query."""
-    return re.sub(r"://[^/@]*@", "://", url.split("?", 1)[0])
+    return re.sub(r"://[^/]*@", "://", url.split("?", 1)[0])
