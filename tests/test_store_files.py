@@ -410,7 +410,7 @@ def test_leftovers_of_an_unfinished_promotion_take_no_room(path):
 def test_a_state_that_does_not_decode_is_corrupt(path):
     filled(path)
     with LmdbStore(path) as store:
-        broken = replace(store.state(), codec="float99")
+        broken = replace(store.now(), codec="float99")
         store.change(lambda tables, state: broken)
         with pytest.raises(StoreVersionError, match="float99"):
             len(store)

@@ -66,24 +66,24 @@ class LmdbStore:
     @property
     def cut(self) -> int:
         """How many layers the stored activations have passed."""
-        return self.state().cut
+        return self.now().cut
 
     @property
     def version(self) -> str:
         """Digest of the tail that made the activations."""
-        return self.state().version
+        return self.now().version
 
     def error(self) -> dict[str, float]:
         """{"max", "mean"} absolute error of what was stored at this cut; 0 for the exact codec."""
-        return self.state().drift.report()
+        return self.now().drift.report()
 
-    def state(self) -> State:
-        """The store's state as last committed."""
+    def now(self) -> State:
+        """The facts about the store as last committed."""
         with self.reading() as (_, state):
             return state
 
     def __len__(self) -> int:
-        return self.state().count
+        return self.now().count
 
     def __contains__(self, key: object) -> bool:
         with self.reading() as (tables, _):
@@ -102,7 +102,7 @@ class LmdbStore:
     ) -> None:
         """Store samples, all or none. Raises DataError before anything is written, StoreFullError."""
         with self.writing():
-            state = self.state()
+            state = self.now()
             incoming, layout = take_in(samples, targets, info, state.layout, state.codec)
             if layout is None or not incoming:
                 return
@@ -166,7 +166,7 @@ class LmdbStore:
         """Make all durable and return a mark for ``rollback``; from now on what is removed is held."""
         self.change(lambda _, state: state.marked())
         self.flush()
-        return self.state().last
+        return self.now().last
 
     def rollback(self, mark: int) -> None:
         """Undo every put and discard made after ``mark``. Raises StoreError."""
@@ -271,7 +271,7 @@ class LmdbStore:
 
         if not self.read_only:
             self.environment.write(begin)
-        state = self.state()
+        state = self.now()
         if codec is not None and codec != state.codec:
             raise StoreVersionError(
                 f"{self.path} keeps {state.codec}, not {codec}: open it with dtype={state.codec!r}, or use a new path"

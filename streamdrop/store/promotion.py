@@ -119,7 +119,7 @@ class LmdbStage:
             if batch:
                 rows = stepped(step, batch, len(found))
                 names = {b"%d" % seq: row for seq, row in zip(found, rows, strict=True)}
-                self._layout = check_activations(names, self._layout, self._store.state().codec)
+                self._layout = check_activations(names, self._layout, self._store.now().codec)
                 self._keep(found, rows)
 
     def _next(self, start: int, chunk: int) -> tuple[list[int], Activations, int | None]:
