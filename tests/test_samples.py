@@ -10,7 +10,7 @@ import pytest
 
 import streamdrop as sd
 from streamdrop.boxes import Box
-from streamdrop.testing.scenes import CLASSES, drift_stream, hiding_place, plan, render_clip
+from streamdrop.testing.scenes import CLASSES, FPS, PAN, drift_stream, hiding_place, plan, render_clip
 
 SAMPLES = Path(__file__).parent.parent / "data_samples"
 
@@ -61,7 +61,7 @@ def test_a_clip_depends_on_its_seed_alone() -> None:
 
 def test_other_seeds_hide_the_target_once_and_show_it_first() -> None:
     for seed in range(1, 9):
-        route, (when, radius) = plan(np.random.default_rng(seed), 300, (544, 424))
+        route, (when, radius) = plan(np.random.default_rng(seed), PAN * np.arange(300) / FPS, (480, 360))
         assert 60 < when < 240
         assert radius < 110
         assert hiding_place(route)[2] > 0

@@ -34,7 +34,7 @@ def pond_floor(rng: np.random.Generator, height: int, width: int) -> Array:
     floor = mix(
         np.full((height, width, 3), (0.20, 0.30, 0.27), np.float32), (0.42, 0.44, 0.33), noise(rng, height, width, 90)
     )
-    for radius in np.sort(rng.uniform(3, 17, 420))[::-1]:
+    for radius in np.sort(rng.uniform(3, 17, height * width // 550))[::-1]:
         _pebble(rng, floor, float(radius))
     weed = noise(rng, height, width, 60, 5)
     floor = mix(floor, (0.10, 0.27, 0.17), np.clip((weed - 0.62) * 4, 0, 0.8))

@@ -1,13 +1,13 @@
 """Scenes rendered from a seed: a koi to track in a pond, and a labelled stream that drifts.
 
 The clip is a tracking task in small: the target bends as it swims, dives (scale, tint), rolls (its pattern moves), is
-hidden under a leaf for about 0.6 s, and a look-alike passes close by; the camera shakes and the light changes.
+hidden under a leaf for about 0.6 s, and a look-alike passes close by; the camera follows by hand, the light changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -25,6 +25,8 @@ MARGIN = 32
 WATER = (0.13, 0.30, 0.31)
 HIDDEN = 0.06
 """Share of the target in view below which it counts as hidden."""
+PAN = 50.0
+"""Pixels per second that the camera moves along the pond."""
 LIGHT = 512
 """Side of the noise that lights the floor."""
 SKIN = (256, 96)
@@ -74,38 +76,41 @@ def render_clip(
     """
     width, height = size
     rng = np.random.default_rng(seed)
-    world = (width + 2 * MARGIN, height + 2 * MARGIN)
+    pan = float(rng.choice([-1.0, 1.0])) * PAN * np.arange(frames) / FPS
+    pan -= min(0.0, pan[-1])
+    world = (width + 2 * MARGIN + int(pan.max()) + 2, height + 2 * MARGIN)
     floor = pond_floor(rng, world[1], world[0])
     light = noise(rng, LIGHT, LIGHT, 46, 2)
     target, look_alike = (Koi(koi_skin(rng, *SKIN), *koi_outline(*SKIN)) for _ in range(2))
-    route, hide = plan(rng, frames, world)
+    route, hide = plan(rng, pan, size)
     rival = pass_by(route, int(frames * rng.uniform(0.24, 0.30)), rng)
     leaves = grow_leaves(rng, route, hide, world)
     shake = rng.normal(0, 1, (frames, 3))
-    for t, pose in enumerate(route):
-        scene = floor * (0.72 + 0.75 * caustics(light, t, floor.shape))[..., None]
-        swim_in(scene, look_alike, rival[t])
-        alpha = swim_in(scene, target, pose)
+    for t in range(frames):
+        left, part = int(pan[t]), pan[t] - int(pan[t])
+        scene = floor[:, left : left + width + 2 * MARGIN]
+        scene = scene * (0.72 + 0.75 * caustics(light, t, scene.shape, left))[..., None]
+        swim_in(scene, look_alike, replace(rival[t], x=rival[t].x - left))
+        alpha = swim_in(scene, target, replace(route[t], x=route[t].x - left))
         covered = np.zeros_like(alpha)
         for leaf in leaves:
-            cover(scene, covered, leaf)
-        matrix = camera(t, shake, size)
+            cover(scene, covered, replace(leaf, x=leaf.x - left))
+        matrix = camera(t, shake, size, part)
         view = cv2.warpAffine(scene, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         both = np.dstack([alpha, alpha * (1 - covered)])
         seen = cv2.warpAffine(both, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         yield expose(view, t, frames, rng), box_of(seen[..., 0], seen[..., 1])
 
 
-def swim(rng: np.random.Generator, frames: int, world: tuple[int, int]) -> list[Pose]:
-    """The target's way through the pond: slow loops within the view, deeper and shallower."""
-    t = np.arange(frames) / FPS
+def swim(rng: np.random.Generator, pan: Array, size: tuple[int, int]) -> list[Pose]:
+    """The target's way through the pond, in the camera's direction, up and down, deeper and shallower."""
+    t = np.arange(len(pan)) / FPS
     a, b, c, d = rng.uniform(0, 2 * np.pi, 4)
-    side = rng.choice([-1.0, 1.0])
-    x = world[0] / 2 + (world[0] / 2 - 3.3 * MARGIN) * 0.94 * np.sin(0.62 * side * t + a) + 8 * np.sin(1.9 * t + b)
-    y = world[1] / 2 + (world[1] / 2 - 3.3 * MARGIN) * 0.86 * np.sin(0.93 * t + b) + 6 * np.sin(2.3 * t + c)
+    x = MARGIN + size[0] / 2 + pan + 0.12 * size[0] * np.sin(0.5 * t + a)
+    y = MARGIN + size[1] / 2 + 0.17 * size[1] * np.sin(0.65 * t + b) + 4 * np.sin(2.3 * t + c)
     heading = np.unwrap(np.arctan2(np.gradient(y), np.gradient(x)))
     depth = 0.5 - 0.5 * np.cos(0.75 * t + d)
-    length = min(world) * (0.305 - 0.125 * depth)
+    length = min(size) * (0.36 - 0.14 * depth)
     roll = 0.22 * np.sin(0.9 * t + c)
     phase = np.cumsum(0.18 + 0.05 * np.sin(0.8 * t + a))
     return [Pose(*(float(v) for v in row)) for row in zip(x, y, heading, length, depth, phase, roll, strict=True)]
@@ -125,14 +130,14 @@ def pass_by(route: list[Pose], when: int, rng: np.random.Generator) -> list[Pose
     ]
 
 
-def plan(rng: np.random.Generator, frames: int, world: tuple[int, int]) -> tuple[list[Pose], tuple[int, float]]:
+def plan(rng: np.random.Generator, pan: Array, size: tuple[int, int]) -> tuple[list[Pose], tuple[int, float]]:
     """A way, with the frame at which a leaf hides the target and the radius: in plain view first, hidden once.
 
     Of up to 100 ways the first that keeps clear of the leaf at all other times, or the clearest.
     """
     best = None
     for _ in range(100):
-        route = swim(rng, frames, world)
+        route = swim(rng, pan, size)
         when, radius, clearance = hiding_place(route)
         if best is None or clearance > best[0]:
             best = clearance, route, (when, radius)
@@ -169,7 +174,7 @@ def grow_leaves(
         px, py, radius = rng.uniform(0, world[0]), rng.uniform(0, world[1]), rng.uniform(16, 40)
         clear = np.hypot(*(way - (px, py)).T).min() > radius + 0.34 * route[0].length
         apart = all(np.hypot(leaf.x - px, leaf.y - py) > 0.8 * (leaf.radius + radius) for leaf in leaves)
-        if clear and apart and len(leaves) < 9:
+        if clear and apart and len(leaves) < world[0] // 50:
             leaves.append(_leaf(rng, px, py, radius, float(rng.uniform(0, 2 * np.pi))))
     return leaves
 
@@ -178,9 +183,9 @@ def _leaf(rng: np.random.Generator, x: float, y: float, radius: float, turn: flo
     return Leaf(round(x), round(y), round(radius), *lily_pad(rng, round(radius), turn))
 
 
-def caustics(light: Array, t: int, shape: tuple[int, ...]) -> Array:
+def caustics(light: Array, t: int, shape: tuple[int, ...], left: int) -> Array:
     """Light that waves cast on the floor, [H, W] in [0, 1]: ridges between two drifting noises."""
-    rows, columns = np.arange(shape[0]), np.arange(shape[1])
+    rows, columns = np.arange(shape[0]), np.arange(shape[1]) + left
     one = light[np.ix_(_folded(rows + round(0.9 * t)), _folded(columns + round(0.5 * t)))]
     two = light[np.ix_(_folded(rows + 300 - round(0.6 * t)), _folded(columns + 190 + round(0.8 * t)))]
     ridge = 1 - np.abs(one - two)
@@ -208,7 +213,7 @@ def swim_in(scene: Array, koi: Koi, pose: Pose) -> Array:
     body, fins = (cv2.remap(part, column, row, cv2.INTER_LINEAR) for part in (koi.body, koi.fins))
     rolled = row + np.float32(pose.roll * SKIN[1])
     colour = cv2.remap(koi.skin, column, rolled, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    tinted = mix(colour, WATER, np.full(column.shape, 0.08 + 0.38 * pose.depth, np.float32))
+    tinted = mix(colour, WATER, np.full(column.shape, 0.08 + 0.27 * pose.depth, np.float32))
     alpha = np.clip(body + 0.62 * fins, 0, 1)[..., None]
     below = scene[y0:y1, x0:x1] * (1 - 0.42 * _shadow(alpha[..., 0], pose)[..., None])
     scene[y0:y1, x0:x1] = below * (1 - alpha) + tinted * alpha
@@ -248,10 +253,10 @@ def cover(scene: Array, covered: Array, leaf: Leaf) -> None:
     covered[y0:y1, x0:x1] = np.maximum(covered[y0:y1, x0:x1], alpha)
 
 
-def camera(t: int, shake: Array, size: tuple[int, int]) -> Array:
+def camera(t: int, shake: Array, size: tuple[int, int], part: float) -> Array:
     """From view to pond: a hand's slow sway and quick tremble, with a little rotation; 2×3."""
     s = t / FPS
-    x = MARGIN + 11 * np.sin(0.9 * s + shake[0, 0]) + 4 * np.sin(3.1 * s) + 0.9 * shake[t, 0]
+    x = MARGIN + part + 11 * np.sin(0.9 * s + shake[0, 0]) + 4 * np.sin(3.1 * s) + 0.9 * shake[t, 0]
     y = MARGIN + 8 * np.sin(1.1 * s + shake[0, 1]) + 3 * np.sin(4.3 * s) + 0.9 * shake[t, 1]
     angle = 0.018 * np.sin(1.3 * s) + 0.002 * shake[t, 2]
     cos, sin = np.cos(angle), np.sin(angle)
