@@ -18,7 +18,7 @@ from typing_extensions import Self
 from streamdrop.errors import StoreError, StoreVersionError
 from streamdrop.store.batches import stack_or_none
 from streamdrop.store.environment import attach, detach
-from streamdrop.store.intake import check_keys, check_max_samples, missing, take_in
+from streamdrop.store.intake import check_keys, check_max_samples, take_in
 from streamdrop.store.layout import EXACT, codec_name
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Step, Targets
@@ -111,18 +111,18 @@ class LmdbStore:
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
         with self.reading() as (tables, state):
-            found = self._find(tables, keys)
+            found = tables.find_all(check_keys(keys))
             return tables.read(state, found) if state.layout else ()
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
         """Targets stacked to [N, ...], or None. Raises MissingKeyError, DataError when only some have one."""
         with self.reading() as (tables, _):
-            return stack_or_none(keys, [tables.target(seq) for seq in self._find(tables, keys)])
+            return stack_or_none(keys, [tables.target(seq) for seq in tables.find_all(check_keys(keys))])
 
     def get_info(self, keys: Sequence[bytes]) -> list[SampleInfo]:
         """What is kept beside the targets. Raises MissingKeyError."""
         with self.reading() as (tables, _):
-            return [decode_entry(tables.entry(seq))[1] for seq in self._find(tables, keys)]
+            return [decode_entry(tables.entry(seq))[1] for seq in tables.find_all(check_keys(keys))]
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Remove samples; keys that are not there are ignored. Durable after ``flush``."""
@@ -287,14 +287,6 @@ class LmdbStore:
         if seen is None or seen[0] != raw:
             self._seen = seen = (bytes(raw), State.from_bytes(bytes(raw)))
         return seen[1]
-
-    def _find(self, tables: Tables, keys: Sequence[bytes]) -> list[int]:
-        wanted = check_keys(keys)
-        found = [tables.find(key) for key in wanted]
-        absent = [key for key, seq in zip(wanted, found, strict=True) if seq is None]
-        if absent:
-            raise missing(absent)
-        return [seq for seq in found if seq is not None]
 
     @property
     def closed(self) -> bool:

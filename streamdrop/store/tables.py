@@ -26,6 +26,7 @@ from typing import Any
 import lmdb
 
 from streamdrop.errors import StoreCorruptError
+from streamdrop.store.intake import missing
 from streamdrop.store.layout import byte_view
 from streamdrop.store.records import decode_entry, encode_entry, entry_key, entry_pinned
 from streamdrop.store.state import State
@@ -81,6 +82,13 @@ class Tables:
         """Sequence number of a live sample."""
         raw = self.txn.get(slot(key), db=self._t[b"index"])
         return None if raw is None else as_number(raw)
+
+    def find_all(self, keys: Sequence[bytes]) -> list[int]:
+        """Sequence numbers of live samples. Raises MissingKeyError naming what is missing."""
+        found = [self.find(key) for key in keys]
+        if None in found:
+            raise missing(key for key, seq in zip(keys, found, strict=True) if seq is None)
+        return [seq for seq in found if seq is not None]
 
     def entry(self, seq: int) -> bytes | memoryview:
         """Info and key of a live sample. Raises StoreCorruptError."""
