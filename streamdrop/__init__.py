@@ -12,6 +12,7 @@ from streamdrop._version import __version__
 
 if TYPE_CHECKING:
     from streamdrop.boxes import Box as Box
+    from streamdrop.boxes import parse_box as parse_box
     from streamdrop.engine import FineTuner as FineTuner
     from streamdrop.errors import StreamdropError as StreamdropError
     from streamdrop.policies import PaperPolicy as PaperPolicy
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from streamdrop.scores import best_prefix as best_prefix
     from streamdrop.scores import first_crossing as first_crossing
     from streamdrop.scores import standardise as standardise
+    from streamdrop.service.recorder import Recorder as Recorder
     from streamdrop.split import SplitModel as SplitModel
     from streamdrop.split import transformer_blocks as transformer_blocks
     from streamdrop.store import LmdbStore as LmdbStore
@@ -41,6 +43,7 @@ _HOME = {
     "StreamdropError": "errors",
     "PaperPolicy": "policies",
     "PrefixSumPolicy": "policies",
+    "Recorder": "service.recorder",
     "SchedulePolicy": "policies",
     "GradientScores": "scores",
     "best_prefix": "scores",
@@ -51,6 +54,7 @@ _HOME = {
     "LmdbStore": "store",
     "MemoryStore": "store",
     "open_stream": "streams",
+    "parse_box": "boxes",
     "Tracker": "tracking",
     "track": "tracking",
     "Activations": "types",

@@ -328,8 +328,9 @@ def test_a_misspelt_setting_names_the_valid_ones():
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_round_and_a_remedy():
-    batch = labelled_batch(8)
-    tuner = small_tuner(batch=Batch(batch.keys, batch.images * 1e37, batch.targets), policy=NEVER)
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    with torch.no_grad():
+        tuner.split.model.linear.weight.mul_(1e38)
     with pytest.raises(TrainingError, match=r"round 1.*learning rate"):
         run(tuner, 3)
 

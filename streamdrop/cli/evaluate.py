@@ -7,11 +7,12 @@ import argparse
 
 def evaluate(options: argparse.Namespace) -> int:
     """Run arms and peers over the sequences, print the table, write results.json."""
+    from streamdrop.evaluation.arms import ARMS
     from streamdrop.evaluation.arms import evaluate as run
 
     run(
         options.folder,
-        arms=options.arms,
+        arms=options.arms or (() if options.peers else ARMS),
         peers=options.peers,
         sequences=options.sequences,
         frames=options.frames,

@@ -92,7 +92,10 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = _command(commands, "evaluate", text, EVALUATE_EXAMPLES, "evaluate")
     parser.add_argument("folder", help="holds NAME/color/*.jpg and NAME/groundtruth.txt")
     parser.add_argument(
-        "--arms", type=_names, default=["drop"], metavar="A,B", help="of drop, freeze, fixed, full, none"
+        "--arms",
+        type=_names,
+        metavar="A,B",
+        help="of drop, freeze, fixed, full, none (default: all, or no arm where --peers is given)",
     )
     parser.add_argument("--peers", type=_names, default=[], metavar="A,B", help="OpenCV trackers: csrt, kcf, mil, …")
     parser.add_argument("--models", metavar="DIR", help="model files for the peers that need them")
@@ -126,7 +129,7 @@ def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action = actions.add_parser(name, help=text, description=f"Tell {text}; opens read-only.")
         action.add_argument("path", help="the store's folder")
         action.add_argument("--json", action="store_true", help="print JSON")
-        action.set_defaults(module="store", function=name)
+        action.set_defaults(module="store", function=f"print_{name}")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

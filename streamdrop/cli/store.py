@@ -7,16 +7,16 @@ import json
 from typing import Any
 
 from streamdrop.errors import StoreCorruptError
-from streamdrop.store import store_info, verify
+from streamdrop.store.inspection import store_info, verify
 
 
-def info(options: argparse.Namespace) -> int:
+def print_info(options: argparse.Namespace) -> int:
     """Print what a store holds."""
     _print(store_info(options.path), options.json)
     return 0
 
 
-def verify_store(options: argparse.Namespace) -> int:
+def print_verify(options: argparse.Namespace) -> int:
     """Read every record of a store. Fails when one does not decode."""
     result = verify(options.path)
     _print(result, options.json)

@@ -5,46 +5,52 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import statistics
-from dataclasses import asdict
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamdrop.cli.terminal import Progress, note
 from streamdrop.config import load
-from streamdrop.errors import ConfigError
+from streamdrop.errors import ConfigError, StreamError
 
 if TYPE_CHECKING:
     from streamdrop.boxes import Box
+    from streamdrop.service.recorder import Recorder
+    from streamdrop.service.session import Session
     from streamdrop.streams import Stream, Window
     from streamdrop.tracking import TrackerConfig
-    from streamdrop.types import Track
+    from streamdrop.types import Sample
 
 
 def track(options: argparse.Namespace) -> int:
     """Track the target, write what was asked for, print a summary."""
     from streamdrop.service.recorder import Recorder
     from streamdrop.service.session import Session
-    from streamdrop.streams import decoder_messages, open_stream
+    from streamdrop.streams import Window, decoder_messages, open_stream
     from streamdrop.tracking import Tracker
 
     config, state = _configuration(options), _state(options)
+    decoder_messages(options.verbose)
     with contextlib.ExitStack() as closing:
-        closing.enter_context(decoder_messages(options.verbose))
+        window = closing.enter_context(Window(f"streamdrop: {options.source}")) if options.show else None
         stream = closing.enter_context(open_stream(options.source))
-        window = closing.enter_context(_window(options)) if options.show else None
-        box = options.box if options.box is not None else _drawn(stream, window)
+        begun = _begin(stream)
+        box = _box(options, begun.first, window)
         tracker = Tracker(config)
+        closing.callback(tracker.close)
         outputs = {"boxes": options.boxes, "events": options.events, "video": options.output, "report": options.report}
-        recorder = closing.enter_context(Recorder(stream, **outputs, truth=options.truth, layers=tracker.layers))
+        recorder = closing.enter_context(Recorder(begun, **outputs, truth=options.truth, layers=tracker.layers))
         started = {"source": options.source, "box": list(box), "configuration": _digest(config)}
         session = Session(recorder, tracker, box, started=started, state=state, resume=options.resume)
         if options.resume:
-            note(f"going on after frame {session.replayed - 1}" if session.replayed else "nothing to resume: starting")
-        tracks = _watch(session, recorder, stream, window)
+            note(f"going on after {session.replayed} frames" if session.replayed else "nothing to resume: starting")
+        _watch(session, recorder, stream, window)
     if stream.notice:
         note(f"warning: {stream.notice}")
-    print(_summary(tracks, {name: path for name, path in outputs.items() if path}, tracker.layers))
+    print(recorder.summary())
+    print("".join(f"{name}: {path}\n" for name, path in outputs.items() if path), end="")
     return 0
 
 
@@ -65,44 +71,57 @@ def _state(options: argparse.Namespace) -> Path | None:
     return None if options.store is None else Path(options.store)
 
 
-def _drawn(stream: Stream, window: Window | None) -> Box:
-    """The box that the user draws on the first frame."""
+@dataclass
+class _Begun:
+    """A stream whose first frame was looked at: iterating gives it again, then the rest."""
+
+    first: Sample
+    rest: Iterator[Sample]
+    name: str
+    fps: float | None
+
+    def __iter__(self) -> Iterator[Sample]:
+        return itertools.chain([self.first], self.rest)
+
+
+def _begin(stream: Stream) -> _Begun:
+    """Look at the first frame: what is wrong with the source or the box is said before any file is written."""
+    samples = iter(stream)
+    first = next(samples, None)
+    if first is None:
+        raise StreamError(f"{stream.name}: holds no frame that can be decoded: check the source")
+    if not hasattr(first, "image"):
+        raise StreamError(f"{stream.name}: holds labelled images, not a video: give a video or a folder of frames")
+    return _Begun(first, samples, stream.name, stream.fps)
+
+
+def _box(options: argparse.Namespace, first: Sample, window: Window | None) -> Box:
+    """The box given, inside the first frame, or the one that the user draws on it."""
+    from streamdrop.boxes import check_inside
+
+    height, width = first.image.shape[:2]
+    if options.box is not None:
+        return check_inside(options.box, width, height)
     if window is None:
         raise ConfigError("no target: give --box X,Y,W,H, or --show to draw it with the mouse")
-    return window.draw(next(iter(stream)).image)
+    box = window.select(first.image)
+    if box is None:
+        raise KeyboardInterrupt
+    return box
 
 
-def _window(options: argparse.Namespace) -> Window:
-    from streamdrop.streams import Window
+def _watch(session: Session, recorder: Recorder, stream: Stream, window: Window | None) -> None:
+    """Run to the end of the stream, or until the window is closed."""
+    from streamdrop.streams import annotate
 
-    return Window(f"streamdrop: {options.source}")
-
-
-def _watch(session: Any, recorder: Any, stream: Stream, window: Window | None) -> list[Track]:
     with Progress("frames", stream.length) as progress:
         for item in session:
             progress.advance(f"score {item.score:.2f}{'  lost' if item.lost else ''}")
-            if window is not None and not window.show(recorder.image, item):
+            if window is not None and not window.show(annotate(recorder.image, item.box, item.score, item.lost)):
                 break
-    return list(recorder.tracks)
 
 
 def _digest(config: TrackerConfig) -> str:
-    """What must be the same for a run to go on; where the features lie is not."""
-    values = {key: value for key, value in asdict(config).items() if key != "store"}
+    """What must be the same for a run to go on; where its state lies need not be."""
+    values: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "store"}
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
-
-
-def _summary(tracks: list[Track], written: dict[str, str], layers: int) -> str:
-    rounds = [item.report for item in tracks if item.report is not None]
-    updates = [item.ms for item in tracks[1:] if item.ms > 0]
-    lines = [f"{len(tracks)} frames, {sum(item.lost for item in tracks)} of them lost"]
-    if updates:
-        lines[0] += f"; {1e3 * len(updates) / sum(updates):.1f} frames/s, first box after {tracks[0].ms / 1e3:.1f} s"
-    if rounds:
-        median = statistics.median(report.seconds for report in rounds) * 1e3
-        lines.append(
-            f"{len(rounds)} rounds of {median:.0f} ms (median); {rounds[-1].next_cut} of {layers} layers dropped"
-        )
-    lines += [f"{name}: {path}" for name, path in written.items()]
-    return "\n".join(lines)

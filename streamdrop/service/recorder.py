@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,21 @@ class Recorder:
             self._key_frames.offer(track, self._sample.image)
         if self._video_path is not None:
             self._draw(self._sample.image, track)
+
+    def summary(self) -> str:
+        """The run in two lines: frames, speed, losses; rounds and what is dropped."""
+        reports = [track.report for track in self.tracks if track.report is not None]
+        updates = [track.ms for track in self.tracks[1:] if track.ms > 0]
+        lines = [f"{len(self.tracks)} frames, {sum(track.lost for track in self.tracks)} of them lost"]
+        if updates:
+            rate, first = 1e3 * len(updates) / sum(updates), self.tracks[0].ms / 1e3
+            lines[0] += f"; {rate:.1f} frames/s, first box after {first:.1f} s"
+        if reports:
+            median = statistics.median(report.seconds for report in reports) * 1e3
+            total = f" of {self._layers}" if self._layers else ""
+            dropped = f"{reports[-1].next_cut}{total} layers"
+            lines.append(f"{len(reports)} rounds, median {median:.0f} ms; dropped: {dropped}")
+        return "\n".join(lines)
 
     def close(self) -> None:
         """Finish every file; idempotent. What was recorded so far is whole and readable."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from streamdrop.engine import FineTuner
 from streamdrop.policies import DropPolicy
-from streamdrop.split import SplitModel
+from streamdrop.split import Layers, SplitModel
 from streamdrop.store import FeatureStore, MemoryStore
 from streamdrop.types import Batch, RoundReport
 
@@ -51,6 +51,7 @@ def small_tuner(
     batch: Batch,
     policy: DropPolicy,
     store: FeatureStore | None = None,
+    layers: Layers | None = None,
     seed: int = 0,
     **settings: object,
 ) -> FineTuner:
@@ -59,7 +60,7 @@ def small_tuner(
         torch.manual_seed(seed)
         model = SmallNet()
     tuner = FineTuner(
-        SplitModel(model, batch.images[:2]),
+        SplitModel(model, batch.images[:2], layers=layers),
         loss=functional.cross_entropy,
         optimizer=lambda parameters: torch.optim.SGD(parameters, 0.02, 0.9, weight_decay=1e-3),
         store=MemoryStore() if store is None else store,

@@ -1,0 +1,167 @@
+"""A resumed run equals one that was never stopped: in memory, on disk, and killed by the system at any stage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from streamdrop.engine import FineTuner
+from streamdrop.errors import CheckpointError, OutputError
+from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
+from streamdrop.split import SplitModel
+from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.testing.tuners import SmallNet, labelled_batch, small_tuner
+
+BATCH = labelled_batch(25)
+
+
+def resumed(path, policy, store=None, model=None, **options):
+    return FineTuner.load(
+        path,
+        SplitModel(SmallNet() if model is None else model, BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=options.pop("optimizer", lambda p: torch.optim.SGD(p, 0.02, 0.9, weight_decay=1e-3)),
+        store=store,
+        policy=policy,
+        **options,
+    )
+
+
+def state(tuner):
+    return {name: tensor.clone() for name, tensor in tuner.split.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("strategy", ["drop", "freeze", "sgd"])
+@pytest.mark.parametrize("policy", [SchedulePolicy({2: 1, 4: 3}), PrefixSumPolicy(), PaperPolicy()])
+def test_saved_after_any_round_and_resumed(policy, strategy, tmp_path):
+    whole = small_tuner(batch=BATCH, policy=policy, strategy=strategy, batch_size=3)
+    reports = []
+    for number in range(6):
+        whole.save(tmp_path / str(number), extra={"frame": number})
+        reports.append(whole.fit_round())
+    for number in (1, 3, 4, 5):
+        tuner = resumed(tmp_path / str(number), policy)
+        assert (tuner.round, tuner.extra) == (number, {"frame": number})
+        again = [tuner.fit_round() for _ in range(6 - number)]
+        assert [(r.loss, r.cut, r.next_cut) for r in again] == [(r.loss, r.cut, r.next_cut) for r in reports[number:]]
+        assert all(torch.equal(t, state(whole)[n]) for n, t in state(tuner).items())
+
+
+def adam(parameters):
+    return torch.optim.AdamW(parameters, 1e-3)
+
+
+def test_adam_and_a_scheduler_go_on_too(tmp_path):
+    def scheduler(optimizer):
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+
+    torch.manual_seed(0)
+    policy = SchedulePolicy({2: 2})
+    whole = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=adam,
+        policy=policy,
+        scheduler=scheduler,
+    )
+    whole.observe(BATCH)
+    for _ in range(3):
+        whole.fit_round()
+    whole.save(tmp_path / "c")
+    tuner = resumed(tmp_path / "c", policy, optimizer=adam, scheduler=scheduler)
+    assert [whole.fit_round().loss for _ in range(3)] == [tuner.fit_round().loss for _ in range(3)]
+
+
+def test_samples_after_the_checkpoint_are_rolled_back(tmp_path):
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 2}), store=LmdbStore(tmp_path / "s"))
+    tuner.fit_round()
+    tuner.fit_round()
+    tuner.save(tmp_path / "c")
+    keys = tuner.store.keys()
+    tuner.observe(labelled_batch(4, first=100))
+    tuner.store.discard(keys[:5])
+    tuner.store.close()
+    with LmdbStore(tmp_path / "s") as store:
+        assert resumed(tmp_path / "c", SchedulePolicy({1: 2}), store).store.keys() == keys
+
+
+def test_a_store_ahead_of_its_checkpoint_is_refused_with_the_remedy(tmp_path):
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({2: 2}), store=LmdbStore(tmp_path / "s"))
+    tuner.save(tmp_path / "old", extra={})  # with an extra, only the caller writes checkpoints
+    for _ in range(3):
+        tuner.fit_round()
+    tuner.store.close()
+    with LmdbStore(tmp_path / "s") as store, pytest.raises(CheckpointError, match=r"ahead.*newest checkpoint"):
+        resumed(tmp_path / "old", SchedulePolicy({2: 2}), store)
+
+
+def test_a_store_behind_its_checkpoint_is_promoted(tmp_path):
+    policy = SchedulePolicy({1: 2})
+    tuner = small_tuner(batch=BATCH, policy=policy, store=LmdbStore(tmp_path / "s"))
+    tuner.fit_round()
+    tuner.save(tmp_path / "c")  # names cut 2, the store is still at 0
+    tuner.store.close()
+    with LmdbStore(tmp_path / "s") as store:
+        again = resumed(tmp_path / "c", policy, store)
+        assert again.fit_round().cut == 2
+        assert store.cut == 2
+
+
+@pytest.mark.parametrize("damage", ["missing", "state", "tensors", "pointer", "newer"])
+def test_damaged_checkpoints_are_refused(damage, tmp_path):
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy())
+    tuner.save(tmp_path / "c")
+    folder = tmp_path / "c" / (tmp_path / "c" / "current").read_text()
+    if damage == "missing":
+        (tmp_path / "c" / "current").unlink()
+    if damage == "state":
+        (folder / "state.json").write_text("{")
+    if damage == "tensors":
+        (folder / "model.safetensors").write_bytes(b"123456789")
+    if damage == "pointer":
+        (tmp_path / "c" / "current").write_text("state-999999")
+    if damage == "newer":
+        (folder / "state.json").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError):
+        resumed(tmp_path / "c", SchedulePolicy())
+
+
+def test_another_model_is_refused(tmp_path):
+    small_tuner(batch=BATCH, policy=SchedulePolicy()).save(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="build the same model"):
+        resumed(tmp_path / "c", SchedulePolicy(), model=SmallNet(width=5))
+    with pytest.raises(CheckpointError, match="other layers"):
+        resumed(tmp_path / "c", SchedulePolicy(), model=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)))
+
+
+def test_a_checkpoint_of_the_other_kind_of_store_is_refused(tmp_path):
+    small_tuner(batch=BATCH, policy=SchedulePolicy()).save(tmp_path / "memory")
+    with LmdbStore(tmp_path / "s") as store, pytest.raises(CheckpointError, match="in memory"):
+        resumed(tmp_path / "memory", SchedulePolicy(), store)
+    with LmdbStore(tmp_path / "t") as store:
+        small_tuner(batch=BATCH, policy=SchedulePolicy(), store=store).save(tmp_path / "disk")
+    with pytest.raises(CheckpointError, match="on disk"):
+        resumed(tmp_path / "disk", SchedulePolicy(), MemoryStore())
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy())
+    with pytest.raises(OutputError, match="choose another folder"):
+        tuner.save(tmp_path / "file" / "c")
+    with pytest.raises(CheckpointError, match="plain data"):
+        tuner.save(tmp_path / "c", extra=object())
+
+
+@pytest.mark.slow
+def test_killed_at_any_stage_around_a_drop_and_resumed(tmp_path):
+    script = Path(__file__).with_name("crash_resume.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    killed = int(done.stdout.split("checked ")[1])
+    assert killed >= 10, done.stdout
