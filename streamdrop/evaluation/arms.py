@@ -70,7 +70,8 @@ def evaluate(
     _check(arms, peers, seeds, known=ARMS if build is None else arms)
     chosen = read_sequences(folder, sequences, frames)
     check_peers(peers, models=models)
-    build = build or tracker_builder(config, overrides)
+    if build is None and arms:
+        build = tracker_builder(config, overrides)
     target = _prepare(Path(output), [*arms, *peers])
     settings = {
         "folder": str(folder),
@@ -153,7 +154,7 @@ def _prepare(output: Path, names: Iterable[str]) -> Path:
     return output
 
 
-def _run(job: Job, build: Build, models: str | Path | None, count: str) -> Outcome:
+def _run(job: Job, build: Build | None, models: str | Path | None, count: str) -> Outcome:
     say = f"{count} {job.sequence.name}, {job.arm}" + ("" if job.peer else f", seed {job.seed}")
     length = len(job.sequence)
 
@@ -162,7 +163,7 @@ def _run(job: Job, build: Build, models: str | Path | None, count: str) -> Outco
             _progress(f"{say}: frame {index + 1} of {length}")
 
     gc.collect()  # the run before must not slow this one down, nor count in its memory
-    if job.peer:
+    if job.peer or build is None:
         run, memory = run_peer(job.arm, job.sequence, models=models, on_frame=tell), None
     else:
         reset_peak_memory()
