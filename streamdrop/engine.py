@@ -177,7 +177,7 @@ class FineTuner:
         model = self.split.model
         with torch.no_grad(), restored_modes(model):
             model.eval()
-            outputs = [model(part.to(self.device)) for part in images.split(self.settings.batch_size)]
+            outputs = [model(part.to(self.device)) for part in torch.split(images, self.settings.batch_size)]
         return joined(outputs)
 
     # ---------------------------------------------------------------- checkpoints

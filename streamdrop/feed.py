@@ -68,9 +68,10 @@ class Feed:
         with clock.part("read"):
             activations = tuple(self._to_device(tensor) for tensor in self.store.get_many(keys))
             targets = self.store.get_targets(keys)
-            if targets is not None:
-                many = isinstance(targets, tuple)
-                targets = tuple(map(self._to_device, targets)) if many else self._to_device(targets)
+            if isinstance(targets, tuple):
+                targets = tuple(map(self._to_device, targets))
+            elif targets is not None:
+                targets = self._to_device(targets)
         if self.store.cut < cut:
             with clock.part("tail"):
                 activations = self._between(activations, cut)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -122,7 +122,7 @@ class SchedulePolicy:
         return max(0, self.schedule.get(evidence.round, evidence.cut) - evidence.cut)
 
 
-_NAMES = {"paper": PaperPolicy, "prefix-sum": PrefixSumPolicy}
+_NAMES: dict[str, Callable[[], DropPolicy]] = {"paper": PaperPolicy, "prefix-sum": PrefixSumPolicy}
 
 
 def policy_from(spec: str | Mapping[str, Any]) -> DropPolicy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -127,14 +127,14 @@ def forget_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.
         parameter.grad = None
 
 
-def joined(outputs: Sequence[object]) -> object:
+def joined(outputs: Sequence[Any]) -> Any:
     """Chunked outputs as one: tensors along the batch, tuples and dicts part by part."""
     first = outputs[0]
     if isinstance(first, torch.Tensor):
-        return torch.cat([output for output in outputs if isinstance(output, torch.Tensor)])
+        return torch.cat(list(outputs))
     if isinstance(first, dict):
-        return type(first)((key, joined([output[key] for output in outputs])) for key in first)  # type: ignore[index]
+        return type(first)((key, joined([output[key] for output in outputs])) for key in first)
     if isinstance(first, (tuple, list)):
-        parts = [joined([output[i] for output in outputs]) for i in range(len(first))]  # type: ignore[index]
+        parts = [joined([output[i] for output in outputs]) for i in range(len(first))]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first

@@ -110,7 +110,7 @@ class GradientScores:
         kept = set(names)
         for sums in (self._weights, self._signed, self._absolute):
             for name in [name for name in sums if name not in kept]:
-                del sums[name]  # type: ignore[attr-defined]
+                del sums[name]
 
     def tensors(self) -> dict[str, Tensor]:
         """The window's sums by name, for a checkpoint; ``restore`` takes them back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from streamdrop._version import __version__
 from streamdrop.errors import StreamdropError
@@ -41,6 +41,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}: see {self.prog} --help\n")
 
 
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``streamdrop``; a parsed command names its ``module`` in this package and its ``function``."""
     parser = _Parser(
@@ -56,9 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, examples: str, function: str
-) -> argparse.ArgumentParser:
+def _command(commands: _Commands, name: str, text: str, examples: str, function: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +67,7 @@ def _command(
     return parser
 
 
-def _add_track(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_track(commands: _Commands) -> None:
     parser = _command(
         commands, "track", "Track a target through a video, learning on the way.", TRACK_EXAMPLES, "track"
     )
@@ -87,7 +88,7 @@ def _add_track(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("-v", "--verbose", action="store_true", help="say more, decoders' messages included")
 
 
-def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_evaluate(commands: _Commands) -> None:
     text = "One-pass evaluation on sequences with truth, arms and rivals side by side."
     parser = _command(commands, "evaluate", text, EVALUATE_EXAMPLES, "evaluate")
     parser.add_argument("folder", help="holds NAME/color/*.jpg and NAME/groundtruth.txt")
@@ -107,7 +108,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 
-def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_fit(commands: _Commands) -> None:
     text = "Train a network on a data set by sgd, freeze and drop, side by side (the paper's experiment)."
     parser = _command(commands, "fit", text, FIT_EXAMPLES, "fit")
     parser.add_argument("config", help="YAML file: see configs/fit/")
@@ -117,7 +118,7 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 
-def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_store(commands: _Commands) -> None:
     parser = commands.add_parser(
         "store",
         help="Look into a feature store.",

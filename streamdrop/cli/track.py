@@ -28,14 +28,13 @@ def track(options: argparse.Namespace) -> int:
     """Track the target, write what was asked for, print a summary."""
     from streamdrop.service.recorder import Recorder
     from streamdrop.service.session import Session
-    from streamdrop.streams import Window, decoder_messages, open_stream
+    from streamdrop.streams import Window, open_stream
     from streamdrop.tracking import Tracker
 
     config, state = _configuration(options), _state(options)
-    decoder_messages(options.verbose)
     with contextlib.ExitStack() as closing:
         window = closing.enter_context(Window(f"streamdrop: {options.source}")) if options.show else None
-        stream = closing.enter_context(open_stream(options.source))
+        stream = closing.enter_context(open_stream(options.source, verbose=options.verbose))
         begun = _begin(stream)
         box = _box(options, begun.first, window)
         tracker = Tracker(config)
@@ -79,6 +78,7 @@ class _Begun:
     rest: Iterator[Sample]
     name: str
     fps: float | None
+    size: tuple[int, int]
 
     def __iter__(self) -> Iterator[Sample]:
         return itertools.chain([self.first], self.rest)
@@ -92,7 +92,8 @@ def _begin(stream: Stream) -> _Begun:
         raise StreamError(f"{stream.name}: holds no frame that can be decoded: check the source")
     if not hasattr(first, "image"):
         raise StreamError(f"{stream.name}: holds labelled images, not a video: give a video or a folder of frames")
-    return _Begun(first, samples, stream.name, stream.fps)
+    height, width = first.image.shape[:2]
+    return _Begun(first, samples, stream.name, stream.fps, (width, height))
 
 
 def _box(options: argparse.Namespace, first: Sample, window: Window | None) -> Box:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -32,13 +30,11 @@ class LabelledSet:
         ]
 
 
-def as_input(images: npt.NDArray[np.uint8], size: int) -> Tensor:
-    """uint8 [N, H, W(, C)] → float32 [N, 3, size, size] in about [-2, 2]: grey repeated, resized, standardised."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images)).float().div_(255)
-    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    if tensor.shape[-2:] != (size, size):
-        tensor = functional.interpolate(tensor, (size, size), mode="bilinear", align_corners=False, antialias=True)
-    return tensor.expand(-1, 3, -1, -1).sub(0.5).div(0.25).contiguous()
+def as_input(images: Tensor, size: int) -> Tensor:
+    """Images [N, 1 or 3, H, W] in [0, 1] → [N, 3, size, size] in [-2, 2]: resized, grey repeated, standardised."""
+    if images.shape[-2:] != (size, size):
+        images = functional.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return images.expand(-1, 3, -1, -1).sub(0.5).div(0.25).contiguous()
 
 
 def read_split(folder: str, name: str, count: int, size: int) -> LabelledSet:
@@ -49,12 +45,12 @@ def read_split(folder: str, name: str, count: int, size: int) -> LabelledSet:
     keys: list[bytes] = []
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    with open_stream(str(path), prepare=lambda raw: as_input(raw, size), batch_size=500) as stream:
+    with open_stream(str(path), batch_size=500) as stream:
         for batch in stream:
             if not isinstance(batch, Batch) or not isinstance(batch.targets, Tensor):
                 raise DataError(f"{path}: holds no labels: give arrays images and labels")
             keys += batch.keys
-            images.append(batch.images)
+            images.append(as_input(batch.images, size))
             labels.append(batch.targets.long())
             if len(keys) >= count:
                 break

@@ -51,8 +51,10 @@ class Recorder:
         self._key_frames = None if report is None else _key_frames()
         self._boxes = _opened(boxes)
         self._events = _opened(events)
-        for path in (video, report):
-            _check_writable(path)
+        _check_writable(report)
+        size = getattr(stream, "size", None)
+        if video is not None and size is not None:
+            self._video = _writer(video, stream, size)
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._stream:
@@ -126,12 +128,11 @@ class Recorder:
             self._events.flush()
 
     def _draw(self, image: Image, track: Track) -> None:
-        from streamdrop.streams import VideoWriter, annotate
+        from streamdrop.streams import annotate
 
-        height, width = image.shape[:2]
         if self._video is None:
-            fps = getattr(self._stream, "fps", None) or 25.0
-            self._video = VideoWriter(self._video_path, fps, (width, height))
+            assert self._video_path is not None
+            self._video = _writer(self._video_path, self._stream, (image.shape[1], image.shape[0]))
         self._video.write(annotate(image, track.box, track.score, track.lost, text=self._caption()))
 
     def _caption(self) -> str:
@@ -144,7 +145,7 @@ class Recorder:
         from streamdrop.evaluation.report import write_report
         from streamdrop.evaluation.sequences import read_truth
 
-        truth = None if self._truth is None else read_truth(self._truth)
+        truth = None if self._truth is None else read_truth(Path(self._truth))
         assert self._report is not None
         assert self._key_frames is not None
         write_report(
@@ -188,6 +189,12 @@ def _key_frames() -> KeyFrames:
     from streamdrop.evaluation.pictures import KeyFrames
 
     return KeyFrames()
+
+
+def _writer(path: PathLike, stream: Iterable[Sample], size: tuple[int, int]) -> VideoWriter:
+    from streamdrop.streams import VideoWriter
+
+    return VideoWriter(Path(path), getattr(stream, "fps", None), size)
 
 
 def _opened(path: PathLike | None) -> IO[str] | None:

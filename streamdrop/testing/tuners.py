@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,9 +54,9 @@ def small_tuner(
     store: FeatureStore | None = None,
     layers: Layers | None = None,
     seed: int = 0,
-    **settings: object,
+    **settings: Any,
 ) -> FineTuner:
-    """A tuner over ``model`` (default: a SmallNet of ``seed``) with ``batch`` observed; momentum and weight decay on."""
+    """A tuner over ``model`` (default: a SmallNet of ``seed``), ``batch`` observed; momentum and weight decay on."""
     if model is None:
         torch.manual_seed(seed)
         model = SmallNet()
