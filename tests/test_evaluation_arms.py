@@ -12,7 +12,7 @@ from test_evaluation_sequences import write_sequence
 from streamdrop.boxes import Box
 from streamdrop.errors import ConfigError, DataError, ModelError, OutputError
 from streamdrop.evaluation import metrics
-from streamdrop.evaluation.arms import evaluate, schedule
+from streamdrop.evaluation.arms import evaluate, schedule, tracker_builder
 from streamdrop.evaluation.sequences import read_sequences, read_truth
 from streamdrop.types import Track
 
@@ -174,3 +174,16 @@ def test_frames_are_handed_to_the_tracker_in_colour(tmp_path):
 
     evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=lambda arm, seed: Looker(1, False))
     assert seen == [[0, 0, 255]]
+
+
+@pytest.mark.slow
+def test_trackers_of_an_evaluation_differ_in_strategy_and_seed_only(tmp_path):
+    build = tracker_builder({"store": str(tmp_path / "features")}, ["update.every=7"])
+    for arm, seed in (("full", 3), ("none", 4)):
+        config = build(arm, seed).config
+        assert (config.strategy, config.seed, config.store, config.update.every) == (arm, seed, None, 7)
+
+
+def test_a_mistake_in_the_trackers_configuration_shows_before_work_starts(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"update\.evry: unknown key: did you mean every"):
+        evaluate(folder, ["drop"], output=tmp_path / "out", overrides=["update.evry=7"])

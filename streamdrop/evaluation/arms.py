@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,12 @@ def tracker_builder(config: str | Path | dict[str, Any] | None, overrides: Seque
     """Trackers of one configuration that differ in strategy and seed only; raises ConfigError."""
     from streamdrop.tracking import Tracker, TrackerConfig
 
-    base = load(config, TrackerConfig, overrides)
+    load(config, TrackerConfig, overrides)  # mistakes show before work starts
 
     def build(arm: str, seed: int) -> OnlineTracker:
         # each run learns from nothing: a store on disk would carry samples over from the run before
-        return Tracker(replace(base, strategy=arm, seed=seed, store=None))
+        own = [f"strategy={arm}", f"seed={seed}", "store=null"]
+        return Tracker(load(config, TrackerConfig, [*overrides, *own]))
 
     return build
 
