@@ -15,7 +15,8 @@ import torch
 from torch import fx, nn
 
 from streamdrop._observe import Run, asks_batch, fetch, storage_of, takes_batch
-from streamdrop._trace import Trace, about
+from streamdrop._standin import about
+from streamdrop._trace import Trace
 
 
 class Live(NamedTuple):

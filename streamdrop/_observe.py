@@ -11,7 +11,9 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from streamdrop._trace import Trace, about, call, modes_kept, rng_kept, state_kept
+from streamdrop._kept import modes_kept, rng_kept, state_kept
+from streamdrop._standin import about, call
+from streamdrop._trace import Trace
 
 
 @dataclass

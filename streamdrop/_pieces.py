@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from streamdrop._flow import Flow, Live, is_dense
-from streamdrop._trace import about
+from streamdrop._standin import about
 from streamdrop.errors import DataError
 from streamdrop.types import Activations
 

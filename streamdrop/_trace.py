@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from streamdrop._kept import modes_kept, rng_kept, state_kept
+from streamdrop._standin import NotTraceableError, StandIn, about_sizes, call, unchanged
 from streamdrop.errors import TraceError
 
-_ABOUT_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout", "itemsize"}
-_ABOUT_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "get_device"}
 _FACTORIES = ("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "tensor", "as_tensor")
 _RANDOM = ("rand", "randn", "randint", "randperm", "normal", "bernoulli")
 
@@ -59,17 +59,6 @@ def trace_modes(
         if not marks:
             return traces[0], traces[-1]
         opaque |= marks
-
-
-@contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module's train/eval flag is as before when the block ends."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _holds(name: str, layers: Iterable[str]) -> bool:
@@ -133,12 +122,12 @@ class _Tracer(fx.Tracer):
         if torch.is_grad_enabled() != self.with_grad:
             self.sensitive.add(self.inside)
             if not self.inside or self.inside in self.holders:
-                raise _NotTraceableError("switches the gradient mode (torch.no_grad) around layers: use .detach()")
+                raise NotTraceableError("switches the gradient mode (torch.no_grad) around layers: use .detach()")
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A stand-in that knows its sizes."""
-        return _Proxy(node, self)
+        return StandIn(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A decision: on sizes it is taken and guarded, on values it cannot be traced."""
@@ -197,94 +186,6 @@ class _Tracer(fx.Tracer):
         return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
 
 
-def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
-    """What a node does to the values of its arguments."""
-    if node.op == "get_attr":
-        owner, _, name = str(node.target).rpartition(".")
-        return getattr(model.get_submodule(owner), name)
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "output":
-        return args[0]
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
-
-
-def about(node: fx.Node) -> bool:
-    """Whether a node asks its first argument only for its shape, dtype or device."""
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in _ABOUT_ATTRIBUTES
-    if node.op == "call_function":
-        return node.target in (torch.numel, torch.is_floating_point, torch.is_tensor)
-    return node.op == "call_method" and node.target in _ABOUT_METHODS
-
-
-def about_sizes(node: fx.Node) -> bool:
-    """Whether a node's value follows from shapes, dtypes and devices alone."""
-    todo = [node]
-    while todo:
-        one = todo.pop()
-        if about(one):
-            continue
-        if one.op != "call_function" or not one.all_input_nodes:
-            return False
-        todo += one.all_input_nodes
-    return True
-
-
-def unchanged(value: Any, expected: Any) -> None:
-    """Raises TraceError when a size on which the model's forward decides is not the example's."""
-    if value != expected:
-        raise TraceError(
-            f"the model's forward decides on a size that was {expected} for the example and is {value} now: "
-            "split again with an example of this size, or name the deciding module in leaves= or layers="
-        )
-
-
-class _Known:
-    """What stand-ins can tell, beyond what fx lets them."""
-
-    node: fx.Node
-    tracer: _Tracer
-
-    def __len__(self) -> int:
-        return self.tracer.length(self)  # type: ignore[arg-type]
-
-    def __index__(self) -> int:
-        return operator.index(self._number())
-
-    def __int__(self) -> int:
-        return int(self._number())
-
-    def __float__(self) -> float:
-        return float(self._number())
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def _number(self) -> Any:
-        if not about_sizes(self.node):
-            raise _NotTraceableError("it turns a tensor's values into Python numbers")
-        return self.tracer.decide(self.node)
-
-
-class _Proxy(_Known, fx.Proxy):  # type: ignore[misc]
-    """A stand-in for a value."""
-
-    def __getattr__(self, name: str) -> _Attribute:
-        return _Attribute(self, name)
-
-
-class _Attribute(_Known, fx.proxy.Attribute):  # type: ignore[misc]
-    """A stand-in for a value's attribute, or a method about to be called."""
-
-
-class _NotTraceableError(Exception):
-    """A reason of ours."""
-
-
 def _trace(
     tracer: _Tracer, model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool
 ) -> tuple[Trace, None] | tuple[None, TraceError]:
@@ -305,29 +206,6 @@ def _trace(
                     module.__dict__.clear()
                     module.__dict__.update(before[id(module)])
     return Trace(graph, {n: v for n, v in constants.items() if isinstance(v, torch.Tensor)}), None
-
-
-@contextlib.contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
-    """Buffers written while tracing or trying the model get their values back, whoever owns them."""
-    slots = [
-        (module, name, tensor, tensor.detach().clone())
-        for module in model.modules()
-        for name, tensor in module._buffers.items()
-        if tensor is not None
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, tensor, value in slots:
-                module._buffers[name] = tensor
-                tensor.copy_(value)
-
-
-def rng_kept(inputs: tuple[torch.Tensor, ...]) -> Any:
-    """Torch's random generators as before when the block ends."""
-    return torch.random.fork_rng([x.device for x in inputs if x.is_cuda])
 
 
 def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> TraceError:

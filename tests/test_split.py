@@ -238,7 +238,7 @@ def test_a_size_that_would_be_frozen_is_refused():
     with pytest.raises(TraceError, match="batch size"):
         SplitModel(frozen, torch.randn(1, 3, 8, 8))
     split = SplitModel(Net(decides_on_sizes), torch.randn(1, 3, 8, 8))
-    with pytest.raises(TraceError, match="for the example .* split again with an example of this size"):
+    with pytest.raises(TraceError, match=r"for the example .* split again with an example of this size"):
         split.head(0)(torch.randn(2, 3, 9, 9))
 
 

@@ -27,10 +27,16 @@ def make(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "maxvit":
         return torchvision.models.MaxVit((32, 32), 8, 2, [8, 16], [1, 2], 4, 0.2)
-    model = torchvision.models.get_model(name, weights=None, **KWARGS.get(name, {}))
-    if name.startswith("vgg"):  # its classifier is a hundred million weights
-        model.avgpool = nn.AdaptiveAvgPool2d(1)
-        model.classifier = nn.Sequential(nn.Linear(512, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 10))
+    if not name.startswith("vgg"):
+        return torchvision.models.get_model(name, weights=None, **KWARGS.get(name, {}))
+    with torch.device("meta"):  # its classifier is a hundred million weights
+        model = torchvision.models.get_model(name, weights=None)
+    model.avgpool = nn.AdaptiveAvgPool2d(1)
+    model.classifier = nn.Sequential(nn.Linear(512, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 10))
+    model.features.to_empty(device="cpu")
+    for module in model.features:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     return model
 
 

@@ -1,0 +1,66 @@
+"""A model traced, tried in both modes, and checked: the trace does what the model does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from streamdrop._flow import Flow
+from streamdrop._kept import modes_kept, rng_kept, state_kept
+from streamdrop._observe import batch_of, observe, tensors
+from streamdrop._trace import trace_modes
+from streamdrop.errors import TraceError
+
+
+def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
+    """Trace and observe the model; raises TraceError where the trace does not do exactly what the model does."""
+    sizes = (2, 3)
+    small, large = batch_of(inputs, sizes[0]), batch_of(inputs, sizes[1])
+    truth = _truth(model, small, False)
+    if isinstance(truth, str):
+        raise TraceError(
+            f"{type(model).__name__} fails on the example repeated to {sizes[0]} samples: {truth}: "
+            "give an example that it takes, at any batch size"
+        )
+    traces = trace_modes(model, small, names, leaves)
+    runs = [observe(traces[0], model, small, False)]
+    _compare(model, truth, runs[0].output, False)
+    truth = _truth(model, small, True)  # may fail, for the example may be too small for auxiliary outputs
+    runs.append(observe(traces[1], model, small, True, partly=isinstance(truth, str)))
+    if not isinstance(truth, str):
+        _compare(model, truth, runs[1].output, True)
+    try:
+        runs.append(observe(traces[0], model, large, False, count=True))
+    except (RuntimeError, ValueError, TypeError, IndexError, TraceError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TraceError(
+            f"{type(model).__name__} depends on the batch size where a trace cannot: {reason}: "
+            "name the module that does so in leaves= or layers="
+        ) from error
+    return Flow(model, traces, (runs[0], runs[1], runs[2]), sizes)
+
+
+def _truth(model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool) -> list[torch.Tensor] | str:
+    """The tensors that the model itself gives, or why it fails; its state and torch's RNG stay as they were."""
+    with rng_kept(inputs), torch.no_grad(), state_kept(model), modes_kept(model):
+        model.train(training)
+        try:
+            return list(tensors(model(*(x.clone() for x in inputs))))
+        except Exception as error:  # the model's own
+            return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _compare(model: nn.Module, truth: list[torch.Tensor], output: Any, training: bool) -> None:
+    """Raises TraceError unless the trace's output is the model's, bit for bit."""
+    found = list(tensors(output))
+    same = len(truth) == len(found) and all(
+        a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        for a, b in zip(truth, found, strict=True)
+    )
+    if not same:
+        raise TraceError(
+            f"the trace of {type(model).__name__} in {'train' if training else 'eval'} mode gives another output than "
+            "the model: its forward decides on something a trace cannot hold; name that module in leaves= or layers="
+        )
