@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from streamdrop.boxes import Array
 from streamdrop.errors import OutputError
 from streamdrop.types import Image, RoundReport, Sample, Track
 
@@ -43,7 +44,8 @@ class Recorder:
         layers: int | None = None,
     ) -> None:
         self.tracks: list[Track] = []
-        self._stream, self._report, self._truth, self._layers = stream, report, truth, layers
+        self._stream, self._report, self._layers = stream, report, layers
+        self._truth = None if truth is None else _truth(truth)
         self._video_path = video
         self._video: VideoWriter | None = None
         self._closed = False
@@ -143,9 +145,7 @@ class Recorder:
     def _write_report(self) -> None:
         from streamdrop.evaluation.hardware import describe_hardware
         from streamdrop.evaluation.report import write_report
-        from streamdrop.evaluation.sequences import read_truth
 
-        truth = None if self._truth is None else read_truth(Path(self._truth))
         assert self._report is not None
         assert self._key_frames is not None
         write_report(
@@ -153,7 +153,7 @@ class Recorder:
             self.tracks,
             source=getattr(self._stream, "name", "stream"),
             key_frames=self._key_frames,
-            truth=truth,
+            truth=self._truth,
             layers=self._layers,
             hardware=describe_hardware(),
             source_fps=getattr(self._stream, "fps", None),
@@ -189,6 +189,12 @@ def _key_frames() -> KeyFrames:
     from streamdrop.evaluation.pictures import KeyFrames
 
     return KeyFrames()
+
+
+def _truth(path: PathLike) -> Array:
+    from streamdrop.evaluation.sequences import read_truth
+
+    return read_truth(Path(path))
 
 
 def _writer(path: PathLike, stream: Iterable[Sample], size: tuple[int, int]) -> VideoWriter:
