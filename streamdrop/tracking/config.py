@@ -102,21 +102,31 @@ class UpdateConfig:
 @dataclass(frozen=True)
 class BoxConfig:
     """Box regression: ridge (weight ``ridge``) from features of the region ``context`` times the box, pooled to
-    ``pool``×``pool``, learned from ``samples`` boxes of the first frame; a box takes ``step`` of the new size.
+    ``pool``×``pool``, learned from ``samples`` boxes of the first frame that leave the target's by ``spread`` (standard
+    deviation of shift and log scale). A box takes ``step`` of the new size where the score is ``sure``, less below,
+    none where it is ``doubtful``; its aspect stays within ``aspect`` times the first one, either way.
     """
 
     context: float = 1.4
     pool: int = 5
-    ridge: float = 1000.0
+    ridge: float = 4000.0
     samples: int = 1000
+    spread: float = 0.3
     step: float = 0.4
+    sure: float = 0.9
+    doubtful: float = 0.3
+    aspect: float = 2.0
 
     def __post_init__(self) -> None:
         if self.pool < 1 or self.samples < 1:
             raise ConfigError("box: pool and samples are whole numbers of at least 1")
         _check_above("context", self.context, 0.0)
         _check_above("ridge", self.ridge, 0.0)
+        _check_above("spread", self.spread, 0.0)
         _check_between("step", self.step, 0.0, 1.0)
+        _check_above("sure", self.sure, self.doubtful)
+        if self.aspect < 1:
+            raise ConfigError(f"aspect is {self.aspect}: give a factor of at least 1")
 
 
 @dataclass(frozen=True)

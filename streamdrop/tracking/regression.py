@@ -15,9 +15,8 @@ from streamdrop.boxes import Box, iou
 from streamdrop.tracking.config import STRIDES, BoxConfig
 from streamdrop.types import Activations
 
-_LEAST_OVERLAP = 0.5
+_LEAST_OVERLAP = 0.4
 _LARGEST_MOVE = 0.5  # of the box's size, and of the logarithm of its growth
-_SPREAD = 0.2  # standard deviation of the samples' shift and log scale
 
 
 class BoxRegression:
@@ -31,7 +30,9 @@ class BoxRegression:
         """Learn from maps [N, ...] of crops and the target's ``boxes`` in them."""
         random = np.random.default_rng(seed)
         each = math.ceil(config.samples / len(boxes))
-        drawn = [(i, around) for i, box in enumerate(boxes) for around in _boxes_around(box, each, random)]
+        drawn = [
+            (i, around) for i, box in enumerate(boxes) for around in _boxes_around(box, each, config.spread, random)
+        ]
         offsets = [_offsets(boxes[i], around) for i, around in drawn]
         features = pooled(maps, [i for i, _ in drawn], [around for _, around in drawn], config)
         truth = torch.tensor(offsets, dtype=torch.float32)
@@ -100,10 +101,10 @@ def _bin_weights(middle: Tensor, length: Tensor, cells: int, pool: int) -> Tenso
     return near.view(len(middle), pool, 2, cells).mean(2)
 
 
-def _boxes_around(box: Box, count: int, random: np.random.Generator) -> list[Box]:
+def _boxes_around(box: Box, count: int, spread: float, random: np.random.Generator) -> list[Box]:
     found: list[Box] = []
     while len(found) < count:
-        u, v, p, q = random.normal(0, _SPREAD, 4).tolist()
+        u, v, p, q = random.normal(0, spread, 4).tolist()
         w, h = box.w * math.exp(p), box.h * math.exp(q)
         around = Box(box.x + box.w / 2 + u * box.w - w / 2, box.y + box.h / 2 + v * box.h - h / 2, w, h)
         if float(iou(box, around)) >= _LEAST_OVERLAP:

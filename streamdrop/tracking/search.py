@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamdrop.boxes import Box
-from streamdrop.tracking.config import STRIDE, LostConfig, SearchConfig, TrackerConfig
+from streamdrop.tracking.config import STRIDE, BoxConfig, LostConfig, SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View, sweep
 
 Map = npt.NDArray[np.float32]
@@ -21,7 +21,8 @@ _SMALLEST = 2.0  # pixels a box's side never falls below
 class Motion:
     """The target's state in plain numbers. ``box`` is the last known one, ``lost`` counts frames since it was seen.
 
-    ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from.
+    ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
+    ``aspect``: width over height in the first frame.
     """
 
     box: Box
@@ -32,13 +33,14 @@ class Motion:
     lost: int = 0
     steady: int = 1_000_000
     waiting: int = 0
+    aspect: float = 1.0
 
     @classmethod
     def starting(cls, box: Box, width: int, height: int) -> Motion:
         """On the first frame; a box larger than the frame is followed at the frame's size."""
         x, y = box.centre
         w, h = min(box.w, 2.0 * width), min(box.h, 2.0 * height)
-        return cls(Box(x - w / 2, y - h / 2, w, h), width, height)
+        return cls(Box(x - w / 2, y - h / 2, w, h), width, height, aspect=w / h)
 
     @classmethod
     def restored(cls, values: dict[str, Any]) -> Motion:
@@ -64,12 +66,15 @@ class Motion:
         self.lost, self.steady = (0, 0 if self.lost else self.steady + 1) if there else (self.lost + 1, 0)
         return there
 
-    def move(self, box: Box, step: float) -> None:
-        """To the middle of ``box``, and by ``step`` towards its size; the middle stays inside the frame."""
+    def move(self, box: Box, config: BoxConfig) -> None:
+        """To the middle of ``box``, and part of the way to its size; the middle stays inside the frame."""
         x, y = box.centre
         x, y = min(max(x, 0.0), float(self.width)), min(max(y, 0.0), float(self.height))
-        w = min(max(self.box.w + step * (box.w - self.box.w), _SMALLEST), float(self.width))
-        h = min(max(self.box.h + step * (box.h - self.box.h), _SMALLEST), float(self.height))
+        trust = min(max((self.score - config.doubtful) / (config.sure - config.doubtful), 0.0), 1.0)
+        w = self.box.w + config.step * trust * (box.w - self.box.w)
+        h = self.box.h + config.step * trust * (box.h - self.box.h)
+        w, h = _limited_aspect(w, h, self.aspect, config.aspect)
+        w, h = (min(max(length, _SMALLEST), float(limit)) for length, limit in ((w, self.width), (h, self.height)))
         self.box = Box(x - w / 2, y - h / 2, w, h)
 
 
@@ -123,3 +128,10 @@ def _top(values: Map) -> float:
     before, at, after = (float(value) for value in values)
     curve = before - 2 * at + after
     return 0.0 if curve >= -1e-6 else min(max(0.5 * (before - after) / curve, -0.5), 0.5)
+
+
+def _limited_aspect(w: float, h: float, first: float, limit: float) -> tuple[float, float]:
+    """The same area at an aspect within ``limit`` times the first one, either way."""
+    aspect = min(max(w / h, first / limit), first * limit)
+    area = w * h
+    return math.sqrt(area * aspect), math.sqrt(area / aspect)

@@ -111,6 +111,11 @@ class Tracker:
         self._regression = BoxRegression.restored(self.config.box, regression)
         self._motion = Motion.restored(motion)
 
+    def close(self) -> None:
+        """Let go of the target and the feature store. Twice is fine."""
+        self._motion = None
+        self._learner.close()
+
     def _started(self) -> Motion:
         if self._motion is None:
             raise StreamdropError("the tracker has no target: call init(image, box) first")
@@ -122,7 +127,7 @@ class Tracker:
         assert regression is not None
         w, h = motion.box.w / view.scale, motion.box.h / view.scale
         refined = regression(maps, peak.view, Box(peak.x - w / 2, peak.y - h / 2, w, h))
-        motion.move(view.box_in_frame(refined), self.config.box.step)
+        motion.move(view.box_in_frame(refined), self.config.box)
 
     def _remember(self, peak: Peak, view: View, activations: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
@@ -133,10 +138,10 @@ class Tracker:
             motion.waiting += 1
 
     def _learn(self) -> RoundReport | None:
-        """An adaptation round, when one is due and there is something new to learn from."""
+        """An adaptation round, when one is due, there is something new to learn from and the target is in sight."""
         motion, update = self._started(), self.config.update
         due = motion.frame % update.every == 0 or motion.frame <= update.early
-        if not due or motion.waiting == 0:
+        if not due or motion.waiting == 0 or motion.lost:
             return None
         motion.waiting = 0
         return self._learner.adapt()

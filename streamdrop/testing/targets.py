@@ -1,0 +1,45 @@
+"""The smallest thing to track: a patterned square that moves over a patterned ground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from streamdrop.boxes import Box
+from streamdrop.types import Image
+
+
+def moving_square(
+    frames: int, size: int = 24, seed: int = 0, shape: tuple[int, int] = (120, 160), hidden: Sequence[int] = ()
+) -> tuple[list[Image], list[Box]]:
+    """``frames`` images (height, width of ``shape``) and the square's box in each; it is not drawn in ``hidden`` ones.
+
+    It circles once in 60 frames around the middle. The same arguments give the same images.
+    """
+    random = np.random.default_rng(seed)
+    height, width = shape
+    ground = _pattern(random, height, width, 12, (60, 110, 70))
+    square = _pattern(random, size, size, max(size // 4, 1), (200, 90, 60))
+    images, boxes = [], []
+    for frame in range(frames):
+        angle = 2 * np.pi * frame / 60
+        x = round(width / 2 + 0.25 * width * np.cos(angle) - size / 2)
+        y = round(height / 2 + 0.25 * height * np.sin(angle) - size / 2)
+        image = ground.copy()
+        if frame not in hidden:
+            image[y : y + size, x : x + size] = square
+        images.append(image)
+        boxes.append(Box(x, y, size, size))
+    return images, boxes
+
+
+def _pattern(
+    random: np.random.Generator, height: int, width: int, cell: int, colour: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """Random blotches of ``cell`` pixels around a colour."""
+    coarse = random.normal(0, 45, (height // cell + 2, width // cell + 2, 3)) + np.array(colour)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(smooth, 0, 255).astype(np.uint8)
