@@ -1,0 +1,7 @@
+"""``python -m streamdrop``."""
+
+import sys
+
+from streamdrop.cli import main
+
+sys.exit(main())
