@@ -134,13 +134,12 @@ class SplitModel:
         """A table: per layer the parameters and MACs that dropping it saves, and the bytes of the cut before it."""
         wide = max(len("layer"), *map(len, self.layers))
         lines = [f"{'cut':>3}  {'layer':<{wide}}  {'parameters':>11}  {'MACs':>14}  {'live bytes':>10}"]
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        counts = [sum(sizes[n] for n in self.head_parameters(cut)) for cut in range(len(self.layers))] + [0]
+        macs = [self.macs(cut) for cut in range(len(self.layers))] + [0]
         for cut, name in enumerate(self.layers):
-            parameters, macs = self.head_parameters(cut), self.macs(cut)
-            if cut + 1 < len(self.layers):
-                parameters = {n: p for n, p in parameters.items() if n not in self.head_parameters(cut + 1)}
-                macs -= self.macs(cut + 1)
-            count = sum(p.numel() for p in parameters.values())
-            lines.append(f"{cut:>3}  {name:<{wide}}  {count:>11,}  {macs:>14,}  {self.live_bytes(cut):>10,}")
+            count, work = counts[cut] - counts[cut + 1], macs[cut] - macs[cut + 1]
+            lines.append(f"{cut:>3}  {name:<{wide}}  {count:>11,}  {work:>14,}  {self.live_bytes(cut):>10,}")
         return "\n".join(lines)
 
     def _check(self, cut: int) -> int:
