@@ -1,4 +1,4 @@
-"""What the store costs a round: an epoch with all but the last layer dropped, against that head trained on tensors in memory.
+"""What the store costs a round: all but the last layer dropped, against that head on tensors in memory.
 
     python benchmarks/head_only.py [--samples 1500] [--runs 7]
 
