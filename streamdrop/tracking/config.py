@@ -54,10 +54,11 @@ class FirstFrameConfig:
     """Training on the first frame: ``steps`` of ``batch`` out of ``crops`` augmented crops.
 
     Crops are rescaled and rotated at random (``scale``, natural logarithm; ``rotation``, degrees) and moved by up to
-    ``shift`` targets.
+    ``shift`` targets. Up to ``background`` of them show other parts of the frame, without the target.
     """
 
     crops: int = 25
+    background: int = 0
     steps: int = 60
     batch: int = 12
     learning_rate: float = 2e-3
@@ -68,6 +69,8 @@ class FirstFrameConfig:
     def __post_init__(self) -> None:
         if min(self.crops, self.steps, self.batch) < 1:
             raise ConfigError("first_frame: crops, steps and batch are whole numbers of at least 1")
+        if self.background < 0:
+            raise ConfigError(f"background is {self.background}: give a whole number of at least 0")
         _check_above("learning_rate", self.learning_rate, 0.0)
 
 
@@ -109,7 +112,7 @@ class BoxConfig:
 
     context: float = 1.4
     pool: int = 5
-    ridge: float = 4000.0
+    ridge: float = 10000.0
     samples: int = 1000
     spread: float = 0.3
     step: float = 0.4

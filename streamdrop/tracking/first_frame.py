@@ -10,29 +10,45 @@ import numpy as np
 
 from streamdrop.boxes import Box
 from streamdrop.tracking.config import FirstFrameConfig
-from streamdrop.tracking.crops import View, take
+from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.types import Image
 
 
 @dataclass(frozen=True)
 class Example:
-    """A crop, where the target is in it (crop pixels), and whether it stands upright there."""
+    """A crop, where the target is in it (crop pixels; None: nowhere), and whether it stands upright there."""
 
     crop: Image
-    box: Box
+    box: Box | None
     upright: bool
 
 
 def examples(image: Image, box: Box, side: float, size: int, config: FirstFrameConfig, seed: int) -> list[Example]:
-    """The target as it is, then moved, rescaled, turned, mirrored, blurred, darkened or lightened at random."""
+    """The target as it is, then moved, rescaled, turned, mirrored, blurred, darkened or lightened at random.
+
+    The last ``background`` ones are of other parts of the frame, as far as there are any.
+    """
     random = np.random.default_rng((seed, 0))
     first = View(*box.centre, side, size)
     found = [Example(take(image, first), first.box_in_crop(box), True)]
-    for index in range(1, config.crops):
+    elsewhere = _views_elsewhere(first, box, image.shape[1], image.shape[0])
+    count = min(config.background, len(elsewhere), config.crops - 1)
+    for index in range(1, config.crops - count):
         view = _random_view(first, box, config, random, turned=index % 2 == 1)
         crop = _changed(take(image, view), random)
         found.append(Example(crop, view.box_in_crop(box), view.angle == 0))
-    return found
+    chosen = random.permutation(len(elsewhere))[:count]
+    return [*found, *(Example(take(image, elsewhere[index]), None, False) for index in chosen)]
+
+
+def _views_elsewhere(first: View, box: Box, width: int, height: int) -> list[View]:
+    """Views of the frame at the first one's scale that do not show the target."""
+    apart = first.side / 2
+    return [
+        View(x, y, first.side, first.size)
+        for x, y in sweep(width, height, first.side, first.x, first.y)
+        if abs(x - first.x) > apart + box.w / 2 or abs(y - first.y) > apart + box.h / 2
+    ]
 
 
 def _random_view(first: View, box: Box, config: FirstFrameConfig, random: np.random.Generator, turned: bool) -> View:

@@ -1,0 +1,33 @@
+"""The configuration files of the tracker."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamdrop.config import key_paths, load, read_yaml
+from streamdrop.tracking.config import TrackerConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def all_keys(config: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from all_keys(value, (*prefix, field.name))
+        else:
+            yield (*prefix, field.name)
+
+
+@pytest.mark.parametrize("name", ["basic.yaml", "advanced.yaml"])
+def test_files_hold_the_defaults(name: str) -> None:
+    assert load(CONFIGS / name, TrackerConfig) == TrackerConfig()
+
+
+def test_advanced_has_every_key() -> None:
+    assert list(key_paths(read_yaml(CONFIGS / "advanced.yaml"))) == list(all_keys(TrackerConfig()))
