@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/python apps/track_demo.py --source '$(SOURCE)' $(if $(BOX),--box='$(BOX)') --output demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,9 +35,8 @@ def main() -> None:
         seconds = measure(options, folder)
     rival = statistics.median(seconds["tensors in memory"])
     print(f"{options.model}, {options.samples} samples at {options.size} px, all but the last layer dropped")
-    print(
-        f"{describe_hardware()}\n{'epoch from':<22}{'median ms':>10}{'min':>8}{'max':>8}{'ratio':>8}   n = {options.runs}"
-    )
+    print(describe_hardware())
+    print(f"{'epoch from':<22}{'median ms':>10}{'min':>8}{'max':>8}{'ratio':>8}   n = {options.runs}")
     for name, values in seconds.items():
         median = statistics.median(values)
         print(
