@@ -252,9 +252,9 @@ def run_in_chunks(module: nn.Module, activations: Activations, size: int) -> Act
 
     ``activations``: [N, ...] each, N ≥ 1. Kernels take other paths for a batch of one, and PyTorch's 1×1 convolutions
     on one CPU thread for 16 or more; results then differ in the last bits. So a last chunk of one joins the one before
-    it, a lone sample runs twice over and is cut again, and on one CPU thread a chunk has 15 samples at most: measured
-    on ResNet-18, MobileNetV2, EfficientNet-B0, ConvNeXt-T, ViT-B/16 and Swin-T, with one thread and two, a sample's
-    bits are then the same in every batch. Raises DataError without samples.
+    it, a lone sample runs twice over and is cut again, and on one CPU thread a chunk has 15 samples at most: a sample's
+    bits are then the same in every batch, as measured on ResNet-18, MobileNetV2 and EfficientNet-B0 with one thread and
+    with two, on ConvNeXt-T, ViT-B/16 and Swin-T with one. Raises DataError without samples.
     """
     count = len(activations[0]) if activations else 0
     if count == 0:

@@ -109,13 +109,23 @@ def run_experiment(
                 report = arm.tuner.fit_round()
                 arm.epochs.append(_row(epoch, report, _accuracy(arm.tuner, test)))
                 on_epoch(arm.strategy, epoch, arm.epochs[-1])
+            _write(folder, _result(config, arms))  # what an interrupted run leaves is whole
     finally:
         for arm in arms:
             arm.tuner.store.close()
         shutil.rmtree(stores, ignore_errors=True)
-    result = _result(config, arms)
-    (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    return result
+    return _result(config, arms)
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    temporary = folder / "result.json.new"
+    try:
+        temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        os.replace(temporary, folder / "result.json")
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror}): free space or choose another --output"
+        ) from None
 
 
 def _checked(strategies: Iterable[str]) -> list[str]:

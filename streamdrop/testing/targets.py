@@ -42,4 +42,5 @@ def _pattern(
     """Random blotches of ``cell`` pixels around a colour."""
     coarse = random.normal(0, 45, (height // cell + 2, width // cell + 2, 3)) + np.array(colour)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.clip(smooth, 0, 255).astype(np.uint8)
+    pattern: npt.NDArray[np.uint8] = np.clip(smooth, 0, 255).astype(np.uint8)
+    return pattern
