@@ -26,6 +26,7 @@ from streamdrop.rounds import (
     freeze_batch_norm,
     has_normalisation,
     joined,
+    reseed,
     restored_modes,
     round_batches,
     seed_of,
@@ -240,7 +241,7 @@ class FineTuner:
         losses: list[float] = []
         samples, waiting, cut_short = 0, 0, False
         for index, keys in enumerate(batches):
-            torch.manual_seed(seed_of(self.settings.seed, self.round, index))
+            reseed(self.device, seed_of(self.settings.seed, self.round, index))
             activations, targets = self._feed.fetch(keys, self.cut, staged, clock)
             weights = self._feed.weights(keys) if self._takes_weights else None
             with clock.part("train"):

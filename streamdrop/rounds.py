@@ -104,6 +104,14 @@ def seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
+def reseed(device: torch.device, seed: int) -> None:
+    """Seed the generators that a batch on ``device`` draws from (torch.manual_seed would reach for every device)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def freeze_batch_norm(module: nn.Module) -> None:
     """Put every BatchNorm inside into eval mode: its statistics stay as they are."""
     for part in module.modules():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -39,7 +37,8 @@ def new_store(config: TrackerConfig) -> FeatureStore:
     store = open_store(config)
     if isinstance(store, LmdbStore) and (len(store) or store.cut):
         store.close()
-        shutil.rmtree(Path(str(config.store)))
+        for file in store.path.glob("*.mdb"):
+            file.unlink()
         store = open_store(config)
     return store
 
