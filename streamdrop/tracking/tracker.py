@@ -20,6 +20,7 @@ from streamdrop.tracking.first_frame import examples
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views
+from streamdrop.tracking.threads import threads
 from streamdrop.types import Activations, Image, RoundReport, Track
 
 
@@ -56,6 +57,15 @@ class Tracker:
 
         Raises BoxError for a box that is none or lies outside, DataError for anything but an RGB image.
         """
+        with threads(self.config.threads):
+            return self._init(image, box)
+
+    def update(self, image: Image) -> Track:
+        """Find the target in the next frame; when it is lost, the last box. Raises DataError as ``init`` does."""
+        with threads(self.config.threads):
+            return self._update(image)
+
+    def _init(self, image: Image, box: object) -> Track:
         began = time.perf_counter()
         height, width = _checked(image).shape[:2]
         given = check_inside(as_box(box), width, height)
@@ -70,8 +80,7 @@ class Tracker:
         self._motion = motion
         return Track(0, given, 1.0, False, _ms(began), report)
 
-    def update(self, image: Image) -> Track:
-        """Find the target in the next frame; when it is lost, the last box. Raises DataError as ``init`` does."""
+    def _update(self, image: Image) -> Track:
         began = time.perf_counter()
         height, width = _checked(image).shape[:2]
         motion = self._started()
