@@ -1,0 +1,201 @@
+"""The tracker's parts: views, labels, pooled features, box regression, peaks, motion."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import roi_align
+
+from streamdrop.boxes import Box
+from streamdrop.tracking.config import BoxConfig, FirstFrameConfig, HeadConfig, LostConfig, SearchConfig, TrackerConfig
+from streamdrop.tracking.crops import View, sweep, take
+from streamdrop.tracking.first_frame import examples
+from streamdrop.tracking.labels import gaussian_label, score_loss
+from streamdrop.tracking.network import ScoreHead
+from streamdrop.tracking.regression import BoxRegression, pooled
+from streamdrop.tracking.search import Motion, best_peak, crop_views
+
+coordinates = st.floats(-500, 500)
+
+
+@settings(deadline=None, max_examples=60)
+@given(coordinates, coordinates, st.floats(4, 900), st.floats(-3, 3), st.booleans(), coordinates, coordinates)
+def test_a_view_maps_there_and_back(
+    x: float, y: float, side: float, angle: float, mirrored: bool, u: float, v: float
+) -> None:
+    view = View(x, y, side, 64, angle, mirrored)
+    assert view.to_crop(*view.to_frame(u, v)) == pytest.approx((u, v), abs=1e-6)
+
+
+@pytest.mark.parametrize("view", [View(30, 20, 32, 32), View(31, 22, 16, 64, 0.4), View(30, 20, 40, 32, 0.0, True)])
+def test_take_shows_what_the_view_says(view: View) -> None:
+    """A smooth ramp: the crop's pixels are the frame's values at the mapped positions."""
+    rows, columns = np.mgrid[0:48, 0:64]
+    image = np.stack([columns * 3, rows * 4, np.full_like(rows, 7)], -1).astype(np.uint8)
+    crop = take(image, view)
+    for u, v in ((view.size / 2, view.size / 2), (view.size * 0.4 + 0.5, view.size * 0.6 + 0.5)):
+        x, y = view.to_frame(u, v)
+        found = crop[int(v), int(u)].astype(float)
+        shift = view.to_frame(int(u) + 0.5, int(v) + 0.5)
+        assert found[0] == pytest.approx(3 * (shift[0] - 0.5), abs=2.5), (x, y)
+        assert found[1] == pytest.approx(4 * (shift[1] - 0.5), abs=2.5)
+
+
+@pytest.mark.parametrize(
+    "view", [View(32, 24, 700, 32), View(-900, 24, 64, 32), View(32, 24, 3, 32), View(9, 9, 1e5, 32)]
+)
+def test_take_anywhere_at_any_scale(view: View) -> None:
+    assert take(np.full((48, 64, 3), 9, np.uint8), view).tolist() == np.full((32, 32, 3), 9).tolist()
+
+
+def test_shrinking_does_not_alias() -> None:
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[::2] = 255  # stripes of one pixel: anything but grey is aliasing
+    assert np.ptp(take(image, View(128, 128, 200, 32)).astype(int)) < 30
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 400), st.integers(2, 400), st.floats(8, 300))
+def test_a_sweep_covers_the_frame_from_near_to_far(width: int, height: int, side: float) -> None:
+    centres = sweep(width, height, side, 0.0, 0.0)
+    distances = [math.hypot(x, y) for x, y in centres]
+    assert distances == sorted(distances)
+    for x, y in ((0, 0), (width, height), (width / 2, height / 3), (width / 3, height)):
+        nearest = min(max(abs(x - u), abs(y - v)) for u, v in centres)
+        assert nearest <= side / 2 + 1e-6
+
+
+def test_the_label_peaks_at_the_box() -> None:
+    label = gaussian_label(Box(96, 58, 40, 20), 256, 0.25)  # its middle is that of cell (8, 14)
+    assert divmod(int(label.argmax()), 32) == (8, 14)
+    assert float(label.max()) == 1
+    assert float(gaussian_label(None, 256, 0.25).sum()) == 0
+
+
+def test_the_loss_is_zero_where_the_label_is_met_and_ignores_low_background() -> None:
+    label = gaussian_label(Box(100, 60, 40, 20), 256, 0.25)[None]
+    below = torch.where(label < 0.05, label - 3, label)
+    assert float(score_loss(below, label, torch.ones(1))) == 0
+    assert float(score_loss(label + 1, label, torch.ones(1))) > 0.5
+
+
+def test_the_loss_weighs_samples() -> None:
+    label = gaussian_label(Box(100, 60, 40, 20), 256, 0.25)[None].repeat(2, 1, 1)
+    output = label + torch.tensor([0.5, 2.0]).view(2, 1, 1)
+    first = score_loss(output[:1], label[:1], torch.ones(1))
+    assert torch.isclose(score_loss(output, label, torch.tensor([3.0, 0.0])), first)
+
+
+def test_shifted_taps_are_the_transposed_convolution() -> None:
+    head = ScoreHead(HeadConfig(channels=6, kernel=5))
+    head.reset(3)
+    fine, coarse = torch.randn(2, 32, 12, 16), torch.randn(2, 96, 6, 8)
+    wide = torch.nn.functional.interpolate(head.coarse(coarse), scale_factor=2, mode="bilinear", align_corners=False)
+    hidden = torch.relu(head.fine(fine) + wide)
+    kernel = head.taps.weight.view(5, 5, 6).permute(2, 0, 1)[:, None]
+    expected = torch.nn.functional.conv_transpose2d(hidden, kernel, padding=2)[:, 0] + head.bias
+    assert torch.allclose(head(fine, coarse), expected, atol=1e-5)
+
+
+def test_pooled_features_are_roi_align() -> None:
+    config = BoxConfig(pool=3, context=1.4)
+    maps = torch.randn(2, 32, 16, 16), torch.randn(2, 96, 8, 8)
+    boxes = [Box(20, 30, 40, 25), Box(-20, 70, 60, 60), Box(60, 60, 8, 30)]
+    indices = [0, 0, 1]
+    corners = [
+        (i, b.x - 0.2 * b.w, b.y - 0.2 * b.h, b.x + 1.2 * b.w, b.y + 1.2 * b.h)
+        for i, b in zip(indices, boxes, strict=True)
+    ]
+    regions = torch.tensor(corners, dtype=torch.float32)
+    expected = [roi_align(part, regions, 3, 1 / s, 2, True).flatten(1) for part, s in zip(maps, (8, 16), strict=True)]
+    assert torch.allclose(pooled(maps, indices, boxes, config), torch.cat(expected, 1), atol=1e-4)
+
+
+def test_regression_learns_to_move_boxes_onto_a_target() -> None:
+    box = Box(44, 50, 40, 28)
+    config = BoxConfig(samples=400, ridge=1.0)
+    columns, rows = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="xy")
+    inside = ((columns * 8 - 60).abs() < 20).float() * ((rows * 8 - 60).abs() < 14).float()
+    fine = torch.randn(32, 1, 1) * inside + torch.randn(32, 1, 1) * columns / 16 + torch.randn(32, 1, 1) * rows / 16
+    maps = fine[None], torch.nn.functional.avg_pool2d(fine[None], 2).repeat(1, 3, 1, 1)
+    regression = BoxRegression.fit(config, maps, [box], seed=0)
+    moved = regression(maps, 0, Box(50, 46, 32, 34))
+    assert moved == pytest.approx(box, abs=4)
+    again = BoxRegression.restored(config, regression.state())
+    assert again(maps, 0, Box(50, 46, 32, 34)) == moved
+
+
+def test_the_peak_is_found_between_cells_and_prefers_the_middle() -> None:
+    config = TrackerConfig()
+    motion = Motion.starting(Box(40, 40, 20, 20), 200, 200)
+    views = crop_views(motion, config)
+    scores = gaussian_label(Box(105, 130, 40, 40), 256, 0.25).numpy()[None]
+    peak = best_peak(scores, views, motion, config)
+    assert (peak.x, peak.y) == pytest.approx((125, 150), abs=0.5)
+    far, near = gaussian_label(Box(0, 0, 40, 40), 256, 0.25), gaussian_label(Box(100, 100, 40, 40), 256, 0.25)
+    both = (far + 0.95 * near).numpy()[None]
+    assert best_peak(both, views, motion, config).x > 100
+
+
+def test_a_lost_target_is_searched_for_over_the_whole_frame() -> None:
+    config = TrackerConfig(lost=LostConfig(windows=2))
+    motion = Motion.starting(Box(40, 40, 10, 10), 300, 200)
+    seen: set[tuple[float, float]] = set()
+    for _ in range(200):
+        assert not motion.judge(0.0, config.lost)
+        views = crop_views(motion, config)
+        assert len(views) == 3
+        seen |= {(view.x, view.y) for view in views[1:]}
+    assert seen == set(sweep(300, 200, motion.side(config.search), *motion.box.centre))
+
+
+def test_a_lost_target_needs_a_better_score_to_be_found() -> None:
+    motion, config = Motion.starting(Box(40, 40, 10, 10), 300, 200), LostConfig(below=0.2, found=0.5)
+    assert motion.judge(0.3, config)
+    assert not motion.judge(0.1, config)
+    assert not motion.judge(0.3, config)
+    assert motion.judge(0.6, config)
+    assert motion.steady == 0
+
+
+def test_size_follows_only_a_sure_score_and_aspect_is_bounded() -> None:
+    config = BoxConfig(step=0.5, sure=0.9, doubtful=0.3, aspect=2.0)
+    motion = Motion.starting(Box(40, 40, 20, 20), 300, 200)
+    for score, width in ((0.2, 20.0), (0.6, 25.0), (0.9, 32.5)):
+        motion.judge(score, LostConfig(below=0.0))
+        motion.move(Box(40, 40, 40, 20), config)
+        assert motion.box.w == pytest.approx(width)
+    for _ in range(50):
+        motion.move(Box(0, 90, 300, 2), config)
+    assert motion.box.w / motion.box.h <= 2.0 + 1e-6
+
+
+def test_a_new_frame_size_scales_the_box() -> None:
+    motion = Motion.starting(Box(40, 40, 20, 10), 300, 200)
+    motion.advance(600, 100)
+    assert motion.box == Box(80, 20, 40, 5)
+
+
+def test_examples_show_the_target_where_they_say() -> None:
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[50:70, 70:100] = 255
+    shown = examples(image, Box(70, 50, 30, 20), 100, 128, FirstFrameConfig(crops=12, background=3), seed=1)
+    assert len(shown) == 12
+    for one in shown:
+        if one.box is None:
+            assert one.crop.max() == 0
+        elif one.upright and 0 <= one.box.x < 100 and 0 <= one.box.y < 100:
+            x, y = (int(value) for value in one.box.centre)
+            assert one.crop[y, x, 0] > 150
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_crops_have_the_search_size(size: int) -> None:
+    config = TrackerConfig(search=SearchConfig(size=size))
+    view = crop_views(Motion.starting(Box(4, 4, 10, 10), 50, 50), config)[0]
+    assert take(np.zeros((50, 50, 3), np.uint8), view).shape == (size, size, 3)
