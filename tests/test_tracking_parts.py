@@ -18,9 +18,13 @@ from streamdrop.tracking.first_frame import examples
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.network import ScoreHead
 from streamdrop.tracking.regression import BoxRegression, pooled
-from streamdrop.tracking.search import Motion, best_peak, crop_views
+from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views
 
 coordinates = st.floats(-500, 500)
+
+
+def scored(score: float, rival: float = 1.0) -> Peak:
+    return Peak(0, 0.0, 0.0, score, rival)
 
 
 @settings(deadline=None, max_examples=60)
@@ -147,7 +151,7 @@ def test_a_lost_target_is_searched_for_over_the_whole_frame() -> None:
     motion = Motion.starting(Box(40, 40, 10, 10), 300, 200)
     seen: set[tuple[float, float]] = set()
     for _ in range(200):
-        assert not motion.judge(0.0, config.lost)
+        assert not motion.judge(scored(0.0), config.lost)
         views = crop_views(motion, config)
         assert len(views) == 3
         seen |= {(view.x, view.y) for view in views[1:]}
@@ -156,18 +160,34 @@ def test_a_lost_target_is_searched_for_over_the_whole_frame() -> None:
 
 def test_a_lost_target_needs_a_better_score_to_be_found() -> None:
     motion, config = Motion.starting(Box(40, 40, 10, 10), 300, 200), LostConfig(below=0.2, found=0.5)
-    assert motion.judge(0.3, config)
-    assert not motion.judge(0.1, config)
-    assert not motion.judge(0.3, config)
-    assert motion.judge(0.6, config)
+    assert motion.judge(scored(0.3), config)
+    assert not motion.judge(scored(0.1), config)
+    assert not motion.judge(scored(0.3), config)
+    assert motion.judge(scored(0.6), config)
     assert motion.steady == 0
+
+
+def test_a_low_score_that_stands_out_is_followed() -> None:
+    config = LostConfig(below=0.3, floor=0.1, rival=0.5)
+    motion = Motion.starting(Box(40, 40, 10, 10), 300, 200)
+    assert motion.judge(scored(0.2, rival=0.05), config)
+    assert not motion.judge(scored(0.05, rival=0.0), config)
+    assert not motion.judge(scored(0.2, rival=0.05), config)
+
+
+def test_a_rival_is_seen() -> None:
+    config = TrackerConfig()
+    motion = Motion.starting(Box(40, 40, 20, 20), 200, 200)
+    scores = gaussian_label(Box(108, 108, 40, 40), 256, 0.18) + 0.5 * gaussian_label(Box(8, 8, 40, 40), 256, 0.18)
+    peak = best_peak(scores.numpy()[None], crop_views(motion, config), motion, config)
+    assert peak.rival == pytest.approx(0.5, abs=0.1)
 
 
 def test_size_follows_only_a_sure_score_and_aspect_is_bounded() -> None:
     config = BoxConfig(step=0.5, sure=0.9, doubtful=0.3, aspect=2.0)
     motion = Motion.starting(Box(40, 40, 20, 20), 300, 200)
     for score, width in ((0.2, 20.0), (0.6, 25.0), (0.9, 32.5)):
-        motion.judge(score, LostConfig(below=0.0))
+        motion.judge(scored(score), LostConfig(below=0.0))
         motion.move(Box(40, 40, 40, 20), config)
         assert motion.box.w == pytest.approx(width)
     for _ in range(50):

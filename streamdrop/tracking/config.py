@@ -41,7 +41,7 @@ class HeadConfig:
 
     channels: int = 64
     kernel: int = 5
-    sigma: float = 0.25
+    sigma: float = 0.18
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.kernel < 1 or self.kernel % 2 == 0:
@@ -79,8 +79,9 @@ class UpdateConfig:
     """Adaptation: a round of ``steps`` every ``every`` frames on ``recent`` of the last ``memory`` samples and
     ``first`` of the first frame's.
 
-    ``early`` frames after the first get a round each. Frames that score below ``certain`` are not learned from, nor
-    are the first ``confirm`` frames after the target was found again.
+    ``early`` frames after the first get a round each. Frames that score below ``certain`` and do not stand out
+    (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was found again.
+    ``deadline``: seconds that a round may take; None: no clock decides.
     """
 
     every: int = 5
@@ -136,17 +137,22 @@ class BoxConfig:
 class LostConfig:
     """The target is lost when it scores below ``below``, found again above ``found``.
 
+    A score down to ``floor`` will do where nothing else in sight has more than ``rival`` times it.
     While lost, ``windows`` crops a frame are searched: around the last place, then further out, until the whole frame
     has been seen; then again.
     """
 
     below: float = 0.25
     found: float = 0.45
+    floor: float = 0.1
+    rival: float = 0.6
     windows: int = 2
 
     def __post_init__(self) -> None:
         _check_between("below", self.below, 0.0, 1.0)
         _check_between("found", self.found, self.below, 1.0)
+        _check_between("floor", self.floor, 0.0, 1.0)
+        _check_between("rival", self.rival, 0.0, 1.0)
         if self.windows < 1:
             raise ConfigError("lost: windows is a whole number of at least 1")
 

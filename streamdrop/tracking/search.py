@@ -15,6 +15,7 @@ from streamdrop.tracking.crops import View, sweep
 
 Map = npt.NDArray[np.float32]
 _SMALLEST = 2.0  # pixels a box's side never falls below
+_REACH = 0.9  # targets around a peak that are its own
 
 
 @dataclass
@@ -59,10 +60,14 @@ class Motion:
             self.box = Box(self.box.x * p, self.box.y * q, self.box.w * p, self.box.h * q)
             self.width, self.height = width, height
 
-    def judge(self, score: float, config: LostConfig) -> bool:
-        """Note the best score; whether the target is there."""
-        self.score = min(max(score, 0.0), 1.0)
-        there = score >= (config.found if self.lost else config.below)
+    def judge(self, peak: Peak, config: LostConfig) -> bool:
+        """Note the best score; whether the target is there.
+
+        A low peak without a rival is still followed: a target that changes fast scores low, but so does all else.
+        """
+        self.score = min(max(peak.score, 0.0), 1.0)
+        followed = peak.score >= config.below or peak.stands_out(config)
+        there = peak.score >= config.found if self.lost else followed
         self.lost, self.steady = (0, 0 if self.lost else self.steady + 1) if there else (self.lost + 1, 0)
         return there
 
@@ -80,12 +85,20 @@ class Motion:
 
 @dataclass(frozen=True)
 class Peak:
-    """The best place of a target: which view, where in its crop (pixels), at what score."""
+    """The best place of a target: which view, where in its crop (pixels), at what score.
+
+    ``rival`` is the highest score of that view a target's length or more away, at least 0.
+    """
 
     view: int
     x: float
     y: float
     score: float
+    rival: float
+
+    def stands_out(self, config: LostConfig) -> bool:
+        """Whether a low score is clear nevertheless: above the floor, and no rival near it."""
+        return self.score >= config.floor and self.rival <= config.rival * self.score
 
 
 def crop_views(motion: Motion, config: TrackerConfig) -> list[View]:
@@ -106,7 +119,9 @@ def best_peak(scores: Map, views: list[View], motion: Motion, config: TrackerCon
     weighted = scores if motion.lost else scores * _window(scores.shape[1], config.search)
     view, row, column = np.unravel_index(int(weighted.argmax()), scores.shape)
     x, y = _refined(scores[view], int(column), int(row))
-    return Peak(int(view), (x + 0.5) * STRIDE, (y + 0.5) * STRIDE, float(scores[view, row, column]))
+    apart = _REACH * scores.shape[1] / config.search.context
+    rival = _highest_beyond(scores[view], int(column), int(row), apart)
+    return Peak(int(view), (x + 0.5) * STRIDE, (y + 0.5) * STRIDE, float(scores[view, row, column]), rival)
 
 
 def _window(cells: int, search: SearchConfig) -> Map:
@@ -114,6 +129,13 @@ def _window(cells: int, search: SearchConfig) -> Map:
     distance = places[:, None] ** 2 + places[None, :] ** 2
     near = np.exp(-0.5 * distance / search.window_width**2)
     return (1 - search.window + search.window * near).astype(np.float32)
+
+
+def _highest_beyond(scores: Map, x: int, y: int, apart: float) -> float:
+    """The highest score, at least 0, outside the square of ``apart`` cells around a peak."""
+    cells = np.arange(len(scores))
+    far = (np.abs(cells[:, None] - y) > apart) | (np.abs(cells[None, :] - x) > apart)
+    return float(scores[far].max(initial=0.0))
 
 
 def _refined(scores: Map, x: int, y: int) -> tuple[float, float]:

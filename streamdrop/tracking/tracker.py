@@ -88,7 +88,7 @@ class Tracker:
         views = crop_views(motion, self.config)
         activations, maps, scores = self._learner.look([take(image, view) for view in views])
         peak = best_peak(scores, views, motion, self.config)
-        found = motion.judge(peak.score, self.config.lost)
+        found = motion.judge(peak, self.config.lost)
         if found:
             self._follow(peak, views[peak.view], maps)
             self._remember(peak, views[peak.view], activations)
@@ -140,7 +140,8 @@ class Tracker:
     def _remember(self, peak: Peak, view: View, activations: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
         motion, update = self._started(), self.config.update
-        if self.config.strategy != "none" and peak.score >= update.certain and motion.steady >= update.confirm:
+        certain = peak.score >= update.certain or peak.stands_out(self.config.lost)
+        if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             self._learner.remember(motion.frame, sample, view.box_in_crop(motion.box))
             motion.waiting += 1
