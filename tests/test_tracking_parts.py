@@ -219,3 +219,17 @@ def test_crops_have_the_search_size(size: int) -> None:
     config = TrackerConfig(search=SearchConfig(size=size))
     view = crop_views(Motion.starting(Box(4, 4, 10, 10), 50, 50), config)[0]
     assert take(np.zeros((50, 50, 3), np.uint8), view).shape == (size, size, 3)
+
+
+def test_a_box_that_shrank_is_tried_at_its_usual_size_again():
+    config = TrackerConfig()
+    motion = Motion.starting(Box(100, 100, 40, 40), 640, 480)
+    assert len(crop_views(motion, config)) == 1
+    motion.grow(0.25)  # as a target that is slowly covered makes it
+    motion.frame = config.box.probe
+    near, probe = crop_views(motion, config)
+    assert probe.side == pytest.approx(config.box.leap * near.side)
+    motion.lost = 1
+    assert crop_views(motion, config)[1].side == pytest.approx(4 * crop_views(motion, config)[0].side)
+    motion.lost, motion.frame = 0, config.box.probe + 1
+    assert len(crop_views(motion, config)) == 1

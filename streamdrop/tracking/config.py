@@ -109,6 +109,8 @@ class BoxConfig:
     ``pool``×``pool``, learned from ``samples`` boxes of the first frame that leave the target's by ``spread`` (standard
     deviation of shift and log scale). A box takes ``step`` of the new size where the score is ``sure``, less below,
     none where it is ``doubtful``; its aspect stays within ``aspect`` times the first one, either way.
+    The usual size follows good frames at ``pace`` (share a frame). Every ``probe`` frames, and while lost, a box that
+    is more than ``unusual`` times off it (either way) is also tried nearer to it, by a factor of up to ``leap``.
     """
 
     context: float = 1.4
@@ -120,6 +122,10 @@ class BoxConfig:
     sure: float = 0.9
     doubtful: float = 0.3
     aspect: float = 2.0
+    pace: float = 0.01
+    unusual: float = 1.1
+    probe: int = 5
+    leap: float = 1.5
 
     def __post_init__(self) -> None:
         if self.pool < 1 or self.samples < 1:
@@ -129,6 +135,11 @@ class BoxConfig:
         _check_above("spread", self.spread, 0.0)
         _check_between("step", self.step, 0.0, 1.0)
         _check_above("sure", self.sure, self.doubtful)
+        _check_between("pace", self.pace, 0.0, 1.0)
+        _check_above("unusual", self.unusual, 1.0)
+        _check_above("leap", self.leap, 1.0)
+        if self.probe < 1:
+            raise ConfigError(f"probe is {self.probe}: give a whole number of frames, at least 1")
         if self.aspect < 1:
             raise ConfigError(f"aspect is {self.aspect}: give a factor of at least 1")
 

@@ -23,7 +23,7 @@ class Motion:
     """The target's state in plain numbers. ``box`` is the last known one, ``lost`` counts frames since it was seen.
 
     ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
-    ``aspect``: width over height in the first frame.
+    ``aspect``: width over height in the first frame; ``usual``: √(w·h) it has had of late where it scored well.
     """
 
     box: Box
@@ -35,13 +35,14 @@ class Motion:
     steady: int = 1_000_000
     waiting: int = 0
     aspect: float = 1.0
+    usual: float = 0.0
 
     @classmethod
     def starting(cls, box: Box, width: int, height: int) -> Motion:
         """On the first frame; a box larger than the frame is followed at the frame's size."""
         x, y = box.centre
         w, h = min(box.w, 2.0 * width), min(box.h, 2.0 * height)
-        return cls(Box(x - w / 2, y - h / 2, w, h), width, height, aspect=w / h)
+        return cls(Box(x - w / 2, y - h / 2, w, h), width, height, aspect=w / h, usual=math.sqrt(w * h))
 
     @classmethod
     def restored(cls, values: dict[str, Any]) -> Motion:
@@ -81,6 +82,17 @@ class Motion:
         w, h = _limited_aspect(w, h, self.aspect, config.aspect)
         w, h = (min(max(length, _SMALLEST), float(limit)) for length, limit in ((w, self.width), (h, self.height)))
         self.box = Box(x - w / 2, y - h / 2, w, h)
+        self.usual *= (math.sqrt(w * h) / self.usual) ** (config.pace * trust)
+
+    def grow(self, factor: float) -> None:
+        """The box resized about its middle."""
+        (x, y), w, h = self.box.centre, self.box.w * factor, self.box.h * factor
+        self.box = Box(x - w / 2, y - h / 2, w, h)
+
+    def off_size(self, config: BoxConfig) -> float:
+        """What would bring the box to its usual size; 1 where it is near enough."""
+        factor = self.usual / math.sqrt(self.box.area)
+        return 1.0 if abs(math.log(factor)) < math.log(config.unusual) else factor
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,10 @@ def crop_views(motion: Motion, config: TrackerConfig) -> list[View]:
     side, size = motion.side(config.search), config.search.size
     x, y = motion.box.centre
     views = [View(x, y, side, size)]
+    factor = motion.off_size(config.box)
+    if factor != 1.0 and (motion.lost or motion.frame % config.box.probe == 0):
+        limit = math.inf if motion.lost else config.box.leap
+        views.append(View(x, y, side * min(max(factor, 1 / limit), limit), size))
     if motion.lost:
         others = sweep(motion.width, motion.height, side, x, y)
         start = (motion.lost - 1) * config.lost.windows

@@ -90,6 +90,7 @@ class Tracker:
         peak = best_peak(scores, views, motion, self.config)
         found = motion.judge(peak, self.config.lost)
         if found:
+            motion.grow(views[peak.view].side / views[0].side)
             self._follow(peak, views[peak.view], maps)
             self._remember(peak, views[peak.view], activations)
         report = self._learn()
