@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from streamdrop._flow import Flow, Live
-from streamdrop._follow import follow
-from streamdrop._pieces import Piece, attach, build, needed, run_in_chunks
 from streamdrop.errors import DataError, ModelError, TraceError
+from streamdrop.tracing.flow import Flow, Live
+from streamdrop.tracing.follow import follow
+from streamdrop.tracing.pieces import Piece, attach, build, needed, run_in_chunks
 
 __all__ = ["Layers", "SplitModel", "convolutions", "run_in_chunks", "transformer_blocks"]
 

@@ -19,14 +19,15 @@ ORDER = [
     {"errors", "types", "boxes"},
     {"config"},
     {"streams"},
-    {"_trace", "_flow", "_observe", "_pieces", "split"},
+    {"tracing"},
+    {"split"},
     {"scores", "policies"},
     {"store"},
     {"rounds", "settings", "checkpoint", "feed", "resume", "engine"},
     {"tracking"},
     {"evaluation"},
     {"service"},
-    {"cli"},
+    {"cli", "__main__"},
     {"testing"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

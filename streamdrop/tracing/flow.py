@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from streamdrop._observe import Run, asks_batch, fetch, storage_of, takes_batch
-from streamdrop._standin import about
-from streamdrop._trace import Trace
+from streamdrop.tracing.observe import Run, asks_batch, fetch, storage_of, takes_batch
+from streamdrop.tracing.standin import about
+from streamdrop.tracing.trace import Trace
 
 
 class Live(NamedTuple):

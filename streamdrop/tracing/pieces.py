@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from streamdrop._flow import Flow, Live, is_dense
-from streamdrop._standin import about
 from streamdrop.errors import DataError
+from streamdrop.tracing.flow import Flow, Live, is_dense
+from streamdrop.tracing.standin import about
 from streamdrop.types import Activations
 
 _ONE_THREAD = 15

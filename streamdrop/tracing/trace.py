@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from streamdrop._kept import modes_kept, rng_kept, state_kept
-from streamdrop._standin import NotTraceableError, StandIn, about_sizes, call, unchanged
 from streamdrop.errors import TraceError
+from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
+from streamdrop.tracing.standin import NotTraceableError, StandIn, about_sizes, call, unchanged
 
 _FACTORIES = ("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "tensor", "as_tensor")
 _RANDOM = ("rand", "randn", "randint", "randperm", "normal", "bernoulli")

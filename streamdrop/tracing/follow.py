@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamdrop._flow import Flow
-from streamdrop._kept import modes_kept, rng_kept, state_kept
-from streamdrop._observe import batch_of, observe, tensors
-from streamdrop._trace import trace_modes
 from streamdrop.errors import TraceError
+from streamdrop.tracing.flow import Flow
+from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
+from streamdrop.tracing.observe import batch_of, observe, tensors
+from streamdrop.tracing.trace import trace_modes
 
 
 def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:

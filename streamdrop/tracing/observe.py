@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from streamdrop._kept import modes_kept, rng_kept, state_kept
-from streamdrop._standin import about, call
-from streamdrop._trace import Trace
+from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
+from streamdrop.tracing.standin import about, call
+from streamdrop.tracing.trace import Trace
 
 
 @dataclass
