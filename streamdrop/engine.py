@@ -136,23 +136,21 @@ class FineTuner:
         self._checkpoint_before_storing()
         self.round += 1
         self._start_window()
-        clock, settling, trained_at, source = Clock(self.device), self.settling, self.cut, self.store.cut
+        clock, settling, cut, source = Clock(self.device), self.settling, self.cut, self.store.cut
         batches = round_batches(keys, self.settings.batch_size, steps, sampler, (self.settings.seed, self.round))
         moves = self.settings.strategy == "drop"
-        with seeded(self.device), restored_modes(self.split.model), self._feed.staged(self.cut, moves) as staged:
+        with seeded(self.device), restored_modes(self.split.model), self._feed.staged(cut, moves) as staged:
             losses, samples, cut_short = self._train(batches, staged, clock, deadline)
-            promoted = self._feed.commit(staged, self.cut, clock) if staged is not None else 0
-        self.settling = False
-        self.last_iterations = len(losses)
+            promoted = self._feed.commit(staged, cut, clock) if staged is not None else 0
+        self.settling, self.last_iterations = False, len(losses)
         if self.scheduler is not None:
             self.scheduler.step()
         importance = self.scores.importance() if self.scores.layers else None
         magnitude = self.scores.magnitude() if self.scores.layers else None
         self._decide(settling, importance)
-        macs = samples * self.split.macs(source) + promoted * (self.split.macs(source) - self.split.macs(trained_at))
         report = RoundReport(
             round=self.round,
-            cut=trained_at,
+            cut=cut,
             next_cut=self.cut,
             loss=math.fsum(losses) / len(losses),
             seconds=clock.elapsed,
@@ -162,8 +160,8 @@ class FineTuner:
             write_seconds=clock["write"],
             read_seconds=clock["read"],
             train_seconds=clock["train"],
-            parameters=sum(p.numel() for p in self.split.head_parameters(trained_at).values() if p.requires_grad),
-            forward_macs=macs,
+            parameters=sum(p.numel() for p in self.split.head_parameters(cut).values() if p.requires_grad),
+            forward_macs=self._macs(source, cut, samples, promoted),
             stored=staged is not None,
             cut_short=cut_short,
             importance=importance,
@@ -172,6 +170,11 @@ class FineTuner:
         for callback in self.callbacks:
             callback(self, report)
         return report
+
+    def _macs(self, source: int, cut: int, trained: int, promoted: int) -> int:
+        """Forward MACs of a round: ``trained`` samples from the store's cut on, ``promoted`` ones up to ``cut`` only."""
+        whole, head = self.split.macs(source), self.split.macs(cut)
+        return trained * whole + promoted * (whole - head)
 
     def predict(self, images: Tensor) -> Any:
         """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
