@@ -172,7 +172,7 @@ class FineTuner:
         return report
 
     def _macs(self, source: int, cut: int, trained: int, promoted: int) -> int:
-        """Forward MACs of a round: ``trained`` samples from the store's cut on, ``promoted`` ones up to ``cut`` only."""
+        """A round's forward MACs: ``trained`` samples from the store's cut on, ``promoted`` ones up to ``cut``."""
         whole, head = self.split.macs(source), self.split.macs(cut)
         return trained * whole + promoted * (whole - head)
 

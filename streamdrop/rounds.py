@@ -64,17 +64,20 @@ class Clock:
         self._device = device
         self._start = time.perf_counter()
         self._parts: dict[str, float] = {}
+        self._within = 0.0
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count the time inside towards ``name``."""
-        start = time.perf_counter()
+        """Count the time inside towards ``name``; what a part within takes counts there only."""
+        start, outer, self._within = time.perf_counter(), self._within, 0.0
         try:
             yield
             if self._device.type == "cuda":  # kernels run behind the host: wait, or their time lands in the next part
                 torch.cuda.synchronize(self._device)
         finally:
-            self._parts[name] = self._parts.get(name, 0.0) + time.perf_counter() - start
+            elapsed = time.perf_counter() - start
+            self._parts[name] = self._parts.get(name, 0.0) + elapsed - self._within
+            self._within = outer + elapsed
 
     def __getitem__(self, name: str) -> float:
         return self._parts.get(name, 0.0)
