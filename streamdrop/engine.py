@@ -27,7 +27,6 @@ from streamdrop.rounds import (
     has_normalisation,
     joined,
     reseed,
-    restored_modes,
     round_batches,
     seed_of,
     seeded,
@@ -36,6 +35,7 @@ from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, MemoryStore, StagedCut
+from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
 
 MINIMUM_ITERATIONS = 30
@@ -139,7 +139,7 @@ class FineTuner:
         clock, settling, cut, source = Clock(self.device), self.settling, self.cut, self.store.cut
         batches = round_batches(keys, self.settings.batch_size, steps, sampler, (self.settings.seed, self.round))
         moves = self.settings.strategy == "drop"
-        with seeded(self.device), restored_modes(self.split.model), self._feed.staged(cut, moves) as staged:
+        with seeded(self.device), modes_kept(self.split.model), self._feed.staged(cut, moves) as staged:
             losses, samples, cut_short = self._train(batches, staged, clock, deadline)
             promoted = self._feed.commit(staged, cut, clock) if staged is not None else 0
         self.settling, self.last_iterations = False, len(losses)
@@ -179,7 +179,7 @@ class FineTuner:
     def predict(self, images: Tensor) -> Any:
         """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
         model = self.split.model
-        with torch.no_grad(), restored_modes(model):
+        with torch.no_grad(), modes_kept(model):
             model.eval()
             outputs = [model(part.to(self.device)) for part in torch.split(images, self.settings.batch_size)]
         return joined(outputs)

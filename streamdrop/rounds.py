@@ -89,17 +89,6 @@ class Clock:
 
 
 @contextlib.contextmanager
-def restored_modes(model: nn.Module) -> Iterator[None]:
-    """Every module leaves with the train or eval mode it came with."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextlib.contextmanager
 def seeded(device: torch.device) -> Iterator[None]:
     """Inside, torch's generators may be seeded at will; the caller's state comes back."""
     devices = [device] if device.type == "cuda" else []
