@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     signal.signal(signal.SIGTERM, _terminate)
-    # Idle OpenMP threads spin by default: where anything else needs the cores, training then takes several times as long.
+    # Idle OpenMP threads spin by default: where anything else needs the cores, training then takes much longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(options)
