@@ -98,7 +98,7 @@ class Track:
     """Where the target is in one frame: ``box`` in pixels, ``score`` in [0, 1], ``lost``: only the last known box.
 
     ``ms`` is the time spent in ``init`` or ``update`` (adaptation rounds included); ``report`` is the round that ran
-    after this frame, if one did.
+    after this frame, if one did; ``earlier`` are those that ran before it on the same frame (the first one's warm-up).
     """
 
     frame: int
@@ -107,3 +107,9 @@ class Track:
     lost: bool
     ms: float = 0.0
     report: RoundReport | None = None
+    earlier: tuple[RoundReport, ...] = ()
+
+    @property
+    def reports(self) -> tuple[RoundReport, ...]:
+        """Every round that ran after this frame, in order."""
+        return self.earlier if self.report is None else (*self.earlier, self.report)

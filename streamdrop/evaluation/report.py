@@ -48,7 +48,7 @@ def write_report(
     if not tracks:
         raise DataError("no tracks to report on: track at least one frame first")
     overlap_truth = None if truth is None else _match_truth(truth, tracks)
-    rounds = [(track.frame, track.report) for track in tracks if track.report is not None]
+    rounds = [(track.frame, report) for track in tracks for report in track.reports]
     page = render(
         "track_report.html",
         title=title,

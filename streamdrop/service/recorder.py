@@ -93,7 +93,7 @@ class Recorder:
 
     def summary(self) -> str:
         """The run in two lines: frames, speed, losses; rounds and what is dropped."""
-        reports = [track.report for track in self.tracks if track.report is not None]
+        reports = [report for track in self.tracks for report in track.reports]
         updates = [track.ms for track in self.tracks[1:] if track.ms > 0]
         lines = [f"{len(self.tracks)} frames, {sum(track.lost for track in self.tracks)} of them lost"]
         if updates:
@@ -161,11 +161,11 @@ class Recorder:
 
 
 def events_of(frame: int, track: Track) -> Iterator[dict[str, Any]]:
-    """The frame's event and, if a round ran after it, the round's."""
+    """The frame's event and those of the rounds that ran after it."""
     box = [round(float(value), 4) for value in track.box]
     yield {"frame": frame, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms}
-    if track.report is not None:
-        yield round_event(frame, track.report)
+    for report in track.reports:
+        yield round_event(frame, report)
 
 
 def round_event(frame: int, report: RoundReport) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Session:
 
 def _cut_moved(track: Track) -> bool:
     """Whether a decision was just made: the checkpoint that names a cut comes before the store moves to it."""
-    return track.report is not None and track.report.next_cut != track.report.cut
+    return any(report.next_cut != report.cut for report in track.reports)
 
 
 def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
@@ -156,6 +156,8 @@ def _read_journal(path: Path, count: int) -> list[Track]:
 
 
 def _track(fields: dict[str, Any]) -> Track:
-    report = fields.pop("report")
-    box = Box(*fields.pop("box"))
-    return Track(box=box, report=None if report is None else RoundReport(**report), **fields)
+    report, earlier = fields.pop("report"), fields.pop("earlier")
+    last = None if report is None else RoundReport(**report)
+    return Track(
+        box=Box(*fields.pop("box")), report=last, earlier=tuple(RoundReport(**each) for each in earlier), **fields
+    )

@@ -50,8 +50,8 @@ class Learner:
         assert self._tuner is not None
         return self._tuner
 
-    def start(self, crops: Sequence[Image], boxes: Sequence[Box | None]) -> RoundReport:
-        """Learn a new target from the first frame's crops, forgetting the one before; the last round's report."""
+    def start(self, crops: Sequence[Image], boxes: Sequence[Box | None]) -> list[RoundReport]:
+        """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports."""
         self.close()
         self._network.load_state_dict(self._pretrained)
         self._network.score.reset(self._config.seed)
@@ -129,17 +129,18 @@ class Learner:
             **engine_settings(self._config, self._cuts),
         }
 
-    def _train_first_frame(self) -> RoundReport:
+    def _train_first_frame(self) -> list[RoundReport]:
         first, drop = self._config.first_frame, self._config.drop
         sampler = first_frame_sampler(first.batch)
-        report = None
-        for _ in range(warm_up_rounds(self._config)):
-            report = self.tuner.fit_round(steps=drop.steps, sampler=sampler)
-        rest = first.steps - warm_up_rounds(self._config) * drop.steps
+        warm_up = range(warm_up_rounds(self._config))
+        reports = [self.tuner.fit_round(steps=drop.steps, sampler=sampler) for _ in warm_up]
+        rest = first.steps - len(warm_up) * drop.steps
         if self.tuner.settings.strategy == "drop" and self.tuner.store.cut < self.tuner.cut:
-            report = self.tuner.fit_round(steps=1, sampler=sampler)  # it stores: its batches still pass dropped layers
+            reports.append(self.tuner.fit_round(steps=1, sampler=sampler))  # it stores: its batches pass the tail
             rest -= 1
-        return self.tuner.fit_round(steps=rest, sampler=sampler) if rest > 0 or report is None else report
+        if rest > 0:
+            reports.append(self.tuner.fit_round(steps=rest, sampler=sampler))
+        return reports
 
     def _maps(self, activations: Activations) -> Activations:
         cut = self.tuner.store.cut

@@ -73,12 +73,12 @@ class Tracker:
         motion = Motion.starting(given, width, height)
         search = self.config.search
         shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, self.config.seed)
-        report = self._learner.start([one.crop for one in shown], [one.box for one in shown])
+        reports = self._learner.start([one.crop for one in shown], [one.box for one in shown])
         upright = {index: one.box for index, one in enumerate(shown) if one.upright and one.box is not None}
         maps = self._learner.first_maps([one.crop for one in shown], list(upright))
         self._regression = BoxRegression.fit(self.config.box, maps, list(upright.values()), self.config.seed)
         self._motion = motion
-        return Track(0, given, 1.0, False, _ms(began), report)
+        return Track(0, given, 1.0, False, _ms(began), reports[-1], tuple(reports[:-1]))
 
     def _update(self, image: Image) -> Track:
         began = time.perf_counter()
