@@ -28,7 +28,7 @@ from streamdrop.service.recorder import Recorder
 from streamdrop.tracking import Tracker
 from streamdrop.types import RoundReport, Track
 
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 5.0
 """Work that a kill may cost; a checkpoint takes a fraction of a second."""
 
 
