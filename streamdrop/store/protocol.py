@@ -18,6 +18,9 @@ Targets: TypeAlias = Mapping[bytes, Any] | Sequence[Any] | torch.Tensor
 """Targets handed in with samples: {key: tensor, tuple of tensors or number}; a list with one per sample; a tensor whose
 rows are targets; a tuple of such tensors (as ``get_targets`` returns them)."""
 
+Sources: TypeAlias = Mapping[bytes, bytes]
+"""Encoded inputs by key (``encode_source`` makes them): what a thaw trains lower layers from again."""
+
 
 class StagedCut(Protocol):
     """A later cut that is being written beside the present one, which stays readable. A context manager."""
@@ -53,11 +56,13 @@ class FeatureStore(Protocol):
         samples: Mapping[bytes, Activations],
         targets: Targets | None = None,
         info: Mapping[bytes, SampleInfo] | None = None,
+        sources: Sources | None = None,
     ) -> None:
-        """Store samples, all or none. A key that is there is replaced and becomes the newest.
+        """Store samples, all or none. A key that is there is replaced whole and becomes the newest.
 
         Activations are a tuple of tensors of one sample, without batch dimension; all samples of a cut have the same
-        number, shapes and dtypes. Raises DataError before anything is written, StoreFullError when there is no room.
+        number, shapes and dtypes. A bounded store keeps of old and new what its retention chooses. Raises DataError
+        before anything is written, StoreFullError when there is no room.
         """
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
@@ -75,8 +80,11 @@ class FeatureStore(Protocol):
     def get_info(self, keys: Sequence[bytes]) -> list[SampleInfo]:
         """What is kept beside the targets, in the order of ``keys``. Raises MissingKeyError."""
 
-    def keys(self) -> list[bytes]:
-        """All keys, oldest arrival first."""
+    def get_sources(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The encoded inputs kept beside the activations, None where none was given. Raises MissingKeyError."""
+
+    def keys(self, stream: str | None = None) -> list[bytes]:
+        """All keys, or those of one stream (``SampleInfo.stream``), oldest arrival first."""
 
     def __len__(self) -> int: ...
 
