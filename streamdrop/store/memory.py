@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -12,38 +13,47 @@ import torch
 from typing_extensions import Self
 
 from streamdrop.errors import StoreError
-from streamdrop.store.batches import restore, stack_or_none
-from streamdrop.store.intake import (
-    Incoming,
-    check_keys,
-    check_max_samples,
-    check_room,
-    missing,
-    take_in,
-)
-from streamdrop.store.layout import EXACT, codec_name
-from streamdrop.store.memory_stage import MemoryStage
-from streamdrop.store.protocol import Step, Targets
-from streamdrop.store.snapshot import Record, from_snapshot, snapshot
-from streamdrop.store.state import Drift, State
+from streamdrop.store.batches import check_chunk, stack_or_none
+from streamdrop.store.drift import Drift
+from streamdrop.store.intake import Incoming, check_keys, missing, take_in
+from streamdrop.store.layout import EXACT, Layout, codec_name
+from streamdrop.store.memory_shelf import MemoryShelf, Record, Row, batch_of, rows_of
+from streamdrop.store.memory_stage import Embed, MemoryStage, thawed_rows
+from streamdrop.store.protocol import Sources, Step, Targets
+from streamdrop.store.retention import Retention, retain
+from streamdrop.store.snapshot import from_snapshot, snapshot
+from streamdrop.store.state import State
 from streamdrop.types import Activations, SampleInfo, Target
 
 
 class MemoryStore:
     """A FeatureStore in memory; nothing survives the process but what ``state`` hands to a checkpoint.
 
-    ``max_samples`` bounds it: the oldest unpinned samples make room. ``dtype`` "float16" or "bfloat16" halves floating
-    tensors at an error that ``error`` reports; the default keeps every bit. Safe to use from several threads.
+    ``max_samples`` bounds it: the oldest unpinned samples make room; ``retention`` says more (give one of them).
+    ``dtype`` "float16", "bfloat16" or "int8" shrinks floating tensors at an error that ``error`` reports; the default
+    keeps every bit. ``clock`` tells when samples arrive, in seconds. Safe to use from several threads.
     """
 
-    def __init__(self, max_samples: int | None = None, dtype: str | torch.dtype | None = None) -> None:
-        self.max_samples = check_max_samples(max_samples)
+    def __init__(
+        self,
+        max_samples: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        retention: Retention | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.retention = Retention.of(max_samples, retention)
         self._state = State(codec_name(dtype) or EXACT)
-        self._live: dict[bytes, Record] = {}
+        self._shelf = MemoryShelf(self.retention)
         self._held: list[tuple[int, Record]] = []
         self._staged: MemoryStage | None = None
+        self._clock = clock
         self._closed = False
         self._lock = threading.RLock()
+
+    @property
+    def max_samples(self) -> int | None:
+        """How many samples it keeps at most."""
+        return self.retention.max_samples
 
     @property
     def cut(self) -> int:
@@ -60,42 +70,36 @@ class MemoryStore:
         return self._state.drift.report()
 
     def __len__(self) -> int:
-        return len(self._live)
+        return self._shelf.count
 
     def __contains__(self, key: object) -> bool:
-        return key in self._live
+        return key in self._shelf.records
 
-    def keys(self) -> list[bytes]:
-        """All keys, oldest arrival first."""
+    def keys(self, stream: str | None = None) -> list[bytes]:
+        """All keys, or those of one stream, oldest arrival first."""
         with self._lock:
-            return list(self._live)
+            return self._shelf.keys(stream)
 
     def put_many(
         self,
         samples: Mapping[bytes, Activations],
         targets: Targets | None = None,
         info: Mapping[bytes, SampleInfo] | None = None,
+        sources: Sources | None = None,
     ) -> None:
-        """Store samples, all or none. Raises DataError, StoreFullError when pinned samples fill ``max_samples``."""
+        """Store samples, all or none; then ``retention`` chooses. Raises DataError, StoreFullError."""
         with self._lock:
             self._check_open()
-            incoming, layout = take_in(samples, targets, info, self._state.layout, self._state.codec)
-            if layout is None or not incoming:
-                return
-            stay = sum(r.info.pinned for k, r in self._live.items() if k not in samples)
-            check_room(stay + sum(item.info.pinned for item in incoming), incoming, self.max_samples)
-            packed = [layout.pack(item.activations) for item in incoming]
-            drift = self._state.drift + Drift.over(layout, [i.activations for i in incoming], packed)
-            self._state = replace(self._state, layout=layout, drift=drift)
-            self._insert(incoming, packed)
-            self._evict()
+            incoming, layout = take_in(samples, targets, info, self._state.layout, self._state.codec, sources)
+            if layout is not None and incoming:
+                self._put(incoming, layout, self._clock())
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
         with self._lock:
             records = self._find(keys)
             layout = self._state.layout
-            return restore(layout, [r.values for r in records]) if layout else ()
+            return batch_of(layout, [r.row for r in records]) if layout else ()
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
         """Targets stacked to [N, ...], or None. Raises MissingKeyError, DataError when only some have one."""
@@ -107,15 +111,16 @@ class MemoryStore:
         with self._lock:
             return [r.info for r in self._find(keys)]
 
+    def get_sources(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The encoded inputs kept beside the activations, None where none was given. Raises MissingKeyError."""
+        with self._lock:
+            return [r.source for r in self._find(keys)]
+
     def discard(self, keys: Iterable[bytes]) -> None:
         """Remove samples; keys that are not there are ignored."""
         with self._lock:
             self._check_open()
-            gone = [k for k in dict.fromkeys(check_keys(list(keys))) if k in self._live]
-            if gone:
-                self._state = replace(self._state, last=self._state.last + 1)
-            for key in gone:
-                self._bury(key)
+            self._remove([k for k in dict.fromkeys(check_keys(list(keys))) if k in self._shelf.records])
 
     def flush(self) -> None:
         """Nothing to do: memory is as durable as it gets."""
@@ -129,11 +134,23 @@ class MemoryStore:
     def stage(self, cut: int, version: str) -> MemoryStage:
         """Start a later cut beside the present one. Raises StoreError, StoreVersionError."""
         with self._lock:
-            self._check_open()
-            if self._staged is not None:
-                raise StoreError("another promotion of this store is under way: leave or commit it first")
+            self._check_unstaged()
             self._staged = MemoryStage(self, cut, version)
             return self._staged
+
+    def thaw(self, cut: int, embed: Embed, version: str, chunk: int = 64) -> None:
+        """Go back to an earlier cut, or make this one anew: ``embed`` turns sources, ``chunk`` at a time, into
+        activations at ``cut``. All or none.
+
+        Raises StoreError for a later cut and for a sample without a source, DataError when ``embed`` does not fit.
+        """
+        check_chunk(chunk)
+        with self._lock:
+            self._check_unstaged()
+            if cut > self._state.cut:
+                raise StoreError(f"the store is at cut {self._state.cut}, before {cut}: advance goes there")
+            made = thawed_rows(self._records(), embed, self._state.codec, chunk)
+            self._flip(self._state.thawed(cut, version, made.layout, made.drift), made.rows)
 
     def mark(self) -> int:
         """A mark that ``rollback`` can return to; from now on what is removed is held."""
@@ -148,9 +165,9 @@ class MemoryStore:
             self._check_open()
             self._state.check_mark(mark)
             back = [r for died, r in self._held if died > mark >= r.born]
-            live = [r for r in self._live.values() if r.born <= mark]
+            live = [r for r in self._shelf.records.values() if r.born <= mark]
             self._held = [(died, r) for died, r in self._held if died <= mark]
-            self._live = {r.key: r for r in sorted([*live, *back], key=lambda r: r.born)}
+            self._shelf = self._shelf_of([*live, *back], self._state)
             self._state = self._state.rolled_back(mark)
 
     def release(self, mark: int) -> None:
@@ -164,21 +181,20 @@ class MemoryStore:
         """All that is stored, held samples too, as named tensors and JSON values; ``restore`` takes them back."""
         with self._lock:
             self._check_open()
-            return snapshot(self._state, list(self._live.values()), self._held)
+            return snapshot(self._state, list(self._shelf.records.values()), self._held)
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """Replace the content by what ``state`` gave. Raises StoreCorruptError, StoreVersionError."""
         with self._lock:
             self._check_open()
-            state, live, held = from_snapshot(tensors, meta, self._state.codec)
-            self._state, self._held = state, held
-            self._live = {r.key: r for r in live}
+            state, live, held = from_snapshot(tensors, meta, self._state.codec, self._clock())
+            self._state, self._held, self._shelf = state, held, self._shelf_of(live, state)
 
     def close(self) -> None:
         """Let go of the memory. Twice is fine."""
         with self._lock:
             self._closed = True
-            self._live, self._held = {}, []
+            self._shelf, self._held = MemoryShelf(self.retention), []
 
     def __enter__(self) -> Self:
         return self
@@ -192,29 +208,58 @@ class MemoryStore:
         if self._closed:
             raise StoreError("the store is closed: open a new one")
 
+    def _check_unstaged(self) -> None:
+        self._check_open()
+        if self._staged is not None:
+            raise StoreError("another promotion of this store is under way: leave or commit it first")
+
     def _find(self, keys: Sequence[bytes]) -> list[Record]:
         self._check_open()
-        wanted = check_keys(keys)
-        absent = [k for k in wanted if k not in self._live]
+        wanted, live = check_keys(keys), self._shelf.records
+        absent = [k for k in wanted if k not in live]
         if absent:
             raise missing(absent)
-        return [self._live[k] for k in wanted]
+        return [live[k] for k in wanted]
 
-    def _insert(self, incoming: Sequence[Incoming], packed: Sequence[Activations]) -> None:
-        for item, values in zip(incoming, packed, strict=True):
+    def _records(self) -> list[Record]:
+        """Live and held ones in order of arrival."""
+        return sorted([*(r for _, r in self._held), *self._shelf.records.values()], key=lambda r: r.born)
+
+    def _put(self, incoming: Sequence[Incoming], layout: Layout, now: float) -> None:
+        first = self._state.last + 1
+        arriving = [
+            self.retention.candidate(item.key, seq, layout.nbytes + len(item.source or b""), item.info, now)
+            for seq, item in enumerate(incoming, first)
+        ]
+        stay, evicted = retain(self.retention, self._shelf, arriving, now)
+        kept = [(c.seq, incoming[c.seq - first]) for c in stay]
+        samples = [item.activations for _, item in kept]
+        columns = layout.encode(samples, [item.key for _, item in kept])
+        drift, rows = self._state.drift + Drift.over(layout, samples, columns), rows_of(columns)
+        self._state = replace(self._state, layout=layout, drift=drift, last=self._state.last + len(incoming))
+        self._bury([*(item.key for item in incoming if item.key in self._shelf.records), *evicted])
+        self._shelf.row_bytes = layout.nbytes
+        for (seq, item), row in zip(kept, rows, strict=True):
+            self._shelf.add(Record(seq, item.key, row, item.target, item.info, now, item.source))
+
+    def _remove(self, keys: Sequence[bytes]) -> None:
+        if keys:
             self._state = replace(self._state, last=self._state.last + 1)
-            if item.key in self._live:
-                self._bury(item.key)
-            self._live[item.key] = Record(self._state.last, item.key, values, item.target, item.info)
+            self._bury(keys)
 
-    def _bury(self, key: bytes) -> None:
-        record = self._live.pop(key)
-        if self._state.holding:
-            self._held.append((self._state.last, record))
+    def _bury(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            record = self._shelf.remove(key)
+            if self._state.holding:
+                self._held.append((self._state.last, record))
 
-    def _evict(self) -> None:
-        excess = 0 if self.max_samples is None else len(self._live) - self.max_samples
-        if excess > 0:
-            oldest = [k for k, r in self._live.items() if not r.info.pinned]
-            for key in oldest[:excess]:
-                self._bury(key)
+    def _flip(self, state: State, rows: Mapping[int, Row]) -> None:
+        """Every sample at another cut; larger rows may leave fewer of them room."""
+        self._state = state
+        self._held = [(died, replace(r, row=rows[r.born])) for died, r in self._held]
+        self._shelf.replace_rows(rows, state.layout.nbytes if state.layout else 0)
+        self._remove(retain(self.retention, self._shelf, (), self._clock())[1])
+
+    def _shelf_of(self, records: Iterable[Record], state: State) -> MemoryShelf:
+        ordered = sorted(records, key=lambda r: r.born)
+        return MemoryShelf(self.retention, ordered, state.layout.nbytes if state.layout else 0)
