@@ -97,9 +97,8 @@ class MemoryStore:
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
         with self._lock:
-            records = self._find(keys)
-            layout = self._state.layout
-            return batch_of(layout, [r.row for r in records]) if layout else ()
+            records, layout = self._find(keys), self._state.layout
+        return batch_of(layout, [r.row for r in records]) if layout else ()  # rows never change: others may go on
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
         """Targets stacked to [N, ...], or None. Raises MissingKeyError, DataError when only some have one."""
