@@ -7,31 +7,25 @@ from collections.abc import Sequence
 import torch
 
 from streamdrop.errors import DataError
-from streamdrop.store.layout import Layout
 from streamdrop.store.protocol import Step
 from streamdrop.store.records import stack_targets
 from streamdrop.types import Activations, Target
 
 
-def restore(layout: Layout, rows: Sequence[Activations]) -> Activations:
-    """Samples in their physical layout → one batch in memory of its own."""
-    batch = layout.allocate(len(rows))
-    if rows:
-        for out, parts in zip(batch, zip(*rows, strict=True), strict=True):
-            torch.stack(parts, out=out)
-    return layout.restore(batch)
-
-
 def stepped(step: Step, batch: Activations, count: int) -> list[Activations]:
     """``step`` on one batch, cut into samples. Raises DataError when it does not return ``count`` of each tensor."""
-    after = step(batch)
-    if not isinstance(after, (tuple, list)) or not after:
-        raise DataError(f"step returned a {type(after).__name__}, not a tuple of batched tensors")
-    for tensor in after:
+    return as_rows(step(batch), count)
+
+
+def as_rows(batch: object, count: int) -> list[Activations]:
+    """What a step or an embedding returned, cut into samples. Raises DataError unless it has ``count`` of each."""
+    if not isinstance(batch, (tuple, list)) or not batch:
+        raise DataError(f"step returned a {type(batch).__name__}, not a tuple of batched tensors")
+    for tensor in batch:
         if not isinstance(tensor, torch.Tensor) or not tensor.dim() or len(tensor) != count:
             shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise DataError(f"step turned {count} samples into {shape}: it must keep the batch dimension first")
-    return [tuple(t[i] for t in after) for i in range(count)]
+    return [tuple(tensor[i] for tensor in batch) for i in range(count)]
 
 
 def stack_or_none(keys: Sequence[bytes], targets: Sequence[bytes | memoryview | None]) -> Target | None:

@@ -15,10 +15,12 @@ import lmdb
 
 from streamdrop.errors import StoreCorruptError, StoreError, StoreFullError, StoreLockedError, StoreVersionError
 from streamdrop.store.header import check_file
+from streamdrop.store.integrity import break_seal, check_sound, seal
 from streamdrop.store.lock import WriterLock
 
 T = TypeVar("T")
-TABLES = (b"meta", b"index", b"entries", b"targets", b"values", b"held")
+TABLES = (b"meta", b"index", b"entries", b"places", b"sources", b"held", b"streams", b"pools", b"ranks")
+_FIRST = {b"meta", b"index", b"entries", b"targets", b"values", b"held"}
 MAP_STEP = 1 << 28
 """Bytes by which the map grows at least; address space only, not memory or disk."""
 _OPEN: dict[str, Environment] = {}  # LMDB forbids opening a file twice in one process, so openings share
@@ -34,7 +36,7 @@ class Environment:
         self.path, self.read_only = path, read_only
         self.file = path / "data.mdb"
         self.users, self.pid = 0, os.getpid()
-        self.written = False
+        self.written, self.durable = False, 0
         self.lock = WriterLock(path)
         self._gate = threading.Condition()
         self._readers = 0
@@ -51,6 +53,10 @@ class Environment:
         header = check_file(self.path, self.read_only)
         size = max(MAP_STEP, _rounded(2 * header.size, MAP_STEP)) if header else MAP_STEP
         size = max(size, header.map_size) if header and self.read_only else size
+        if header is not None:
+            check_sound(self.file, writer=not self.read_only)
+        if not self.read_only:
+            break_seal(self.file)
         with self.errors(0):
             # metasync=False: one sync for each commit. A power cut may undo the last commits that were not flushed, but
             # neither it nor a killed process can tear the file.
@@ -59,6 +65,7 @@ class Environment:
                 metasync=False, readahead=False, lock=self._lockable(),
             )  # fmt: skip
             self.env.reader_check()
+            self.durable = max(self.last() - 1, 0)
             try:
                 self.tables = self._tables()
             except BaseException:
@@ -71,6 +78,10 @@ class Environment:
     def _tables(self) -> dict[bytes, Any]:
         with self.env.begin() as txn:
             names = {bytes(k) for k, _ in txn.cursor()}
+        if names == _FIRST:
+            raise StoreVersionError(
+                f"{self.path} has format 1, of release 0.1: fill a new store, or export this one with that release"
+            )
         if names and names != set(TABLES):
             raise StoreVersionError(f"{self.path} is an LMDB of another program: give a store's path, or a new one")
         if self.read_only:
@@ -120,6 +131,7 @@ class Environment:
         except lmdb.MapFullError:
             self._grow(need)
             return self._commit(work, need)
+        self.durable = int(self.env.info()["last_txnid"]) - 1  # its own header may not have reached the disk
         self.written = True
         return result
 
@@ -129,7 +141,17 @@ class Environment:
         with self.turn, self.errors(0):
             if self.written:
                 self.env.sync(True)
+                self.durable = int(self.env.info()["last_txnid"])
                 self.written = False
+
+    def last(self) -> int:
+        """The number of the last transaction."""
+        return int(self.env.info()["last_txnid"])
+
+    def forgotten(self) -> int:
+        """The newest transaction before which nobody looks and no power cut leads back."""
+        seen = [int(words[-1]) for words in map(str.split, self.env.readers().splitlines()[1:]) if words[-1].isdigit()]
+        return min([self.durable, *seen])
 
     def _reserve(self, need: int) -> None:
         info = self.env.info()
@@ -196,6 +218,8 @@ class Environment:
                 while self._readers:
                     self._gate.wait()
                 self.env.close()
+            if self.lock.taken:
+                seal(self.file)
             self.lock.drop()
 
 
@@ -227,9 +251,9 @@ def attach(path: Path, read_only: bool) -> Environment:
 def detach(environment: Environment, read_only: bool) -> None:
     """Undo one ``attach``; the last one closes."""
     with _OPEN_LOCK:
-        if not read_only and environment.pid == os.getpid():
-            environment.lock.drop()
         environment.users -= 1
+        if not read_only and environment.pid == os.getpid() and environment.users:
+            environment.lock.drop()  # readers of this process keep the files open
         name = os.path.realpath(environment.path)
         if not environment.users:
             environment.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,19 +99,3 @@ def check_file(path: Path, read_only: bool) -> Header | None:
             "restore it from a copy, or remove it to start anew"
         )
     return header
-
-
-_SCAN = """
-import lmdb, os, sys, zlib
-lock = os.access(os.path.join(sys.argv[1], "lock.mdb"), os.W_OK)
-env = lmdb.open(sys.argv[1], readonly=True, lock=lock, max_dbs=16, map_size=1 << 20)
-with env.begin(buffers=True) as txn:
-    for name in [bytes(k) for k, _ in txn.cursor()]:
-        for _, value in txn.cursor(env.open_db(name, txn=txn, create=False)):
-            zlib.crc32(value)
-"""
-
-
-def survives(path: Path) -> bool:
-    """Whether all records can be read: tried by a process of its own, which damage in the tables might kill."""
-    return subprocess.run([sys.executable, "-c", _SCAN, str(path)], capture_output=True, check=False).returncode == 0

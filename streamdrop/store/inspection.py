@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop.errors import StoreCorruptError
-from streamdrop.store.header import check_file, survives
+from streamdrop.store.header import check_file
+from streamdrop.store.integrity import survives
 from streamdrop.store.layout import dtype_name
 from streamdrop.store.lmdb import LmdbStore
 from streamdrop.store.records import decode_entry, stack_targets
 from streamdrop.store.state import FORMAT, State
-from streamdrop.store.tables import CRC, Tables
+from streamdrop.store.tables import Tables
 
 
 def store_info(path: str | PathLike[str]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def store_info(path: str | PathLike[str]) -> dict[str, Any]:
     """
     with LmdbStore(path, read_only=True) as store, store.reading() as (tables, state):
         parts = state.layout.tensors if state.layout else ()
-        held = tables.held_count()
+        held = tables.count(b"held")
         streams = Counter(info.stream for _, info in tables.infos(state.last))
         return {
             "path": str(store.path),
@@ -59,7 +60,7 @@ def verify(path: str | PathLike[str]) -> dict[str, Any]:
         return {
             "path": str(folder),
             "samples": state.count,
-            "held": tables.held_count(),
+            "held": tables.count(b"held"),
             "problems": _check(tables, state),
         }
 

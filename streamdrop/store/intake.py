@@ -10,7 +10,7 @@ import torch
 
 from streamdrop.errors import ConfigError, DataError, MissingKeyError, StoreFullError
 from streamdrop.store.layout import Layout
-from streamdrop.store.protocol import Targets
+from streamdrop.store.protocol import Sources, Targets
 from streamdrop.store.records import as_target, check_info, encode_target
 from streamdrop.types import Activations, SampleInfo
 
@@ -19,12 +19,13 @@ _PLAIN = SampleInfo()
 
 @dataclass(frozen=True)
 class Incoming:
-    """A sample on its way in: its target already as bytes."""
+    """A sample on its way in: its target already as bytes, its source as the caller encoded it."""
 
     key: bytes
     activations: Activations
     target: bytes | None
     info: SampleInfo
+    source: bytes | None = None
 
 
 def take_in(
@@ -33,13 +34,19 @@ def take_in(
     info: Mapping[bytes, SampleInfo] | None,
     layout: Layout | None,
     codec: str,
+    sources: Sources | None = None,
 ) -> tuple[list[Incoming], Layout | None]:
     """Checked samples in order, and the layout (the first sample's when there was none). Raises DataError."""
     layout = check_activations(samples, layout, codec)
     encoded = _encode_targets(list(samples), targets)
     infos = {key: check_info(key, value) for key, value in (info or {}).items()}
     _refuse_strangers("info", infos, samples)
-    incoming = [Incoming(k, tuple(a), encoded.get(k), infos.get(k, _PLAIN)) for k, a in samples.items()]
+    given = {key: _check_source(key, source) for key, source in (sources or {}).items()}
+    _refuse_strangers("sources", given, samples)
+    incoming = [
+        Incoming(key, tuple(activations), encoded.get(key), infos.get(key, _PLAIN), given.get(key))
+        for key, activations in samples.items()
+    ]
     return incoming, layout
 
 
@@ -88,6 +95,12 @@ def missing(keys: Iterable[bytes]) -> MissingKeyError:
     names = list(dict.fromkeys(keys))
     shown = ", ".join(repr(k) for k in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return MissingKeyError(f"not in the store: {shown}; store.keys() lists what is")
+
+
+def _check_source(key: bytes, source: object) -> bytes:
+    if not isinstance(source, bytes):
+        raise DataError(f"source of sample {key!r} is a {type(source).__name__}, not bytes: encode_source makes them")
+    return source
 
 
 def _check_tensors(key: bytes, activations: object) -> None:

@@ -1,7 +1,9 @@
-"""The durable store: one LMDB folder, written by one process and read by any number."""
+"""The durable store: a folder with LMDB's records and slabs of rows, written by one process, read by any number."""
 
 from __future__ import annotations
 
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +17,26 @@ import torch
 from lmdb import Transaction
 from typing_extensions import Self
 
-from streamdrop.errors import StoreError, StoreVersionError
+from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
 from streamdrop.store.batches import stack_or_none
+from streamdrop.store.compress import compressor
+from streamdrop.store.entries import checked, decode, key_of, target_of
 from streamdrop.store.environment import attach, detach
-from streamdrop.store.intake import check_keys, check_max_samples, take_in
-from streamdrop.store.layout import EXACT, codec_name
-from streamdrop.store.promotion import LmdbStage
-from streamdrop.store.protocol import Step, Targets
-from streamdrop.store.records import decode_entry, entry_key
+from streamdrop.store.files import Files
+from streamdrop.store.intake import Incoming, check_keys, take_in
+from streamdrop.store.layout import EXACT, Layout, codec_name
+from streamdrop.store.ledger import Ledger
+from streamdrop.store.promotion import LmdbStage, compact, staged_generation, thaw
+from streamdrop.store.protocol import Sources, Step, Targets
+from streamdrop.store.retention import Retention
+from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, gather, read_row
 from streamdrop.store.state import State
-from streamdrop.store.tables import BATCH, Tables
+from streamdrop.store.tables import BATCH, SOURCES, VALUES, Tables
 from streamdrop.store.writing import put_samples
 from streamdrop.types import Activations, SampleInfo, Target
+
+KNOWN = 1 << 18
+"""Places kept in memory; more are looked up again."""
 
 
 class LmdbStore:
@@ -34,9 +44,11 @@ class LmdbStore:
 
     One writer, held by a lock that dies with its process; ``read_only`` opens beside it and creates nothing. Each
     ``put_many`` survives a killed process when it returns, and a power cut once ``flush``, ``advance`` or ``mark`` has
-    returned; neither can tear the file. ``max_samples``: the oldest unpinned samples make room. ``dtype`` "float16" or
-    "bfloat16" halves floating tensors (``error`` tells at what error); None takes the store's own, exact for a new one.
-    Threads may share it; a forked child must open its own.
+    returned; neither can tear the store. ``max_samples`` or a whole ``retention`` bound it. ``dtype`` "float16",
+    "bfloat16" or "int8" shrinks floating tensors (``error`` tells at what error), ``compression`` "lz4" or "zstd" loses
+    nothing; both are the store's own from its first opening on, None takes what it has. ``verify`` checks every row
+    that is read against its checksum. ``clock`` gives seconds, for ages. Threads may share a store; a forked child must
+    open its own.
 
     Raises StoreLockedError, StoreVersionError (foreign, newer, other ``dtype``), StoreCorruptError, StoreError.
     """
@@ -46,22 +58,34 @@ class LmdbStore:
         path: str | PathLike[str],
         *,
         max_samples: int | None = None,
+        retention: Retention | None = None,
         dtype: str | torch.dtype | None = None,
+        compression: str | None = None,
+        verify: bool = True,
         read_only: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.path = Path(path)
-        self.max_samples = check_max_samples(max_samples)
-        self.read_only = read_only
+        self.path, self.read_only, self.verify, self.clock = Path(path), read_only, verify, clock
+        self.retention = Retention.of(max_samples, retention)
         self._seen: tuple[bytes, State] | None = None
+        self._listed: tuple[State, list[bytes]] | None = None
+        self._known: tuple[int, dict[bytes, Found]] = (-1, {})  # an epoch, and places found in it
+        self._known_lock = threading.Lock()
         self._staged: LmdbStage | None = None
+        self._ledger: Ledger | None = None
         codec = codec_name(dtype)
+        if compression is not None:
+            compressor(compression)
         self.environment = attach(self.path, read_only)
+        self.files = Files(self.path, self.environment)
         self._let_go = weakref.finalize(self, detach, self.environment, read_only)  # also when nobody calls close
         try:
-            self._settle(codec)
+            self._settle(codec, compression)
         except BaseException:
             self._let_go()
             raise
+
+    # ---------------------------------------------------------------- what it is
 
     @property
     def cut(self) -> int:
@@ -72,6 +96,11 @@ class LmdbStore:
     def version(self) -> str:
         """Digest of the tail that made the activations."""
         return self.now().version
+
+    @property
+    def lineage(self) -> tuple[tuple[int, str], ...]:
+        """The (cut, version) of every promotion's origin, oldest first."""
+        return self.now().lineage
 
     def error(self) -> dict[str, float]:
         """{"max", "mean"} absolute error of what was stored at this cut; 0 for the exact codec."""
@@ -86,55 +115,111 @@ class LmdbStore:
         return self.now().count
 
     def __contains__(self, key: object) -> bool:
+        if not isinstance(key, bytes) or not key:
+            return False
         with self.reading() as (tables, _):
-            return isinstance(key, bytes) and bool(key) and tables.find(key) is not None
+            return tables.find_each([key])[0] is not None
 
-    def keys(self) -> list[bytes]:
-        """All keys, oldest arrival first."""
+    def keys(self, stream: str | None = None) -> list[bytes]:
+        """All keys, or those of one stream, oldest arrival first."""
         with self.reading() as (tables, state):
-            return [entry_key(entry) for _, entry in tables.living(state.last)]
+            if stream is not None:
+                return tables.stream_keys(stream, state.last)
+            listed = self._listed
+            if listed is None or listed[0] is not state:
+                self._listed = listed = (state, [key_of(raw) for _, raw in tables.living(state.last)])
+            return list(listed[1])
+
+    # ---------------------------------------------------------------- samples in and out
 
     def put_many(
         self,
         samples: Mapping[bytes, Activations],
         targets: Targets | None = None,
         info: Mapping[bytes, SampleInfo] | None = None,
+        sources: Sources | None = None,
     ) -> None:
         """Store samples, all or none. Raises DataError before anything is written, StoreFullError."""
         with self.writing():
             state = self.now()
-            incoming, layout = take_in(samples, targets, info, state.layout, state.codec)
-            if layout is None or not incoming:
-                return
-            put_samples(self, state, layout, incoming)
+            incoming, layout = take_in(samples, targets, info, state.layout, state.codec, sources)
+            if layout is not None and incoming:
+                put_samples(self, layout, incoming)
+
+    def apply(self, incoming: Sequence[Incoming], layout: Layout, gone: Sequence[bytes]) -> None:
+        """One commit: checked samples come and ``gone`` keys leave; nothing else does. Raises StoreFullError."""
+        with self.writing():
+            put_samples(self, layout, incoming, gone)
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
-        with self.reading() as (tables, state):
-            found = tables.find_all(check_keys(keys))
-            return tables.read(state, found) if state.layout else ()
+        return self.read_into(keys, None)
+
+    def read_into(self, keys: Sequence[bytes], buffers: Sequence[torch.Tensor] | None) -> Activations:
+        """As ``get_many``, but in the memory of ``buffers``, activations of an earlier call, where that fits.
+
+        Raises MissingKeyError, StoreCorruptError.
+        """
+        wanted = check_keys(keys)
+        while True:
+            with self.reading() as (tables, state):
+                if state.layout is None:
+                    self._locate(tables, state, wanted)
+                    return ()
+                found = self._locate(tables, state, wanted)
+                packer = Packer(state.layout, state.compression)
+                try:
+                    file = self.files.reading(VALUES, state.generation, packer.unit) if found else None
+                except FileNotFoundError:
+                    self._still_there(state)
+                    continue
+                columns = fitting(packer.layout, len(found), buffers)
+                if file is not None:
+                    gather(file, packer, found, columns, self.verify)
+            return packer.layout.decode(columns)
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
         """Targets stacked to [N, ...], or None. Raises MissingKeyError, DataError when only some have one."""
-        with self.reading() as (tables, _):
-            return stack_or_none(keys, [tables.target(seq) for seq in tables.find_all(check_keys(keys))])
+        with self.reading() as (tables, state):
+            found = [seq for seq, _ in self._locate(tables, state, check_keys(keys))]
+            return stack_or_none(keys, [target_of(checked(raw)) for raw in tables.raw_entries(found)])
 
     def get_info(self, keys: Sequence[bytes]) -> list[SampleInfo]:
         """What is kept beside the targets. Raises MissingKeyError."""
-        with self.reading() as (tables, _):
-            return [decode_entry(tables.entry(seq))[1] for seq in tables.find_all(check_keys(keys))]
+        with self.reading() as (tables, state):
+            found = [seq for seq, _ in self._locate(tables, state, check_keys(keys))]
+            return [decode(raw).info for raw in tables.raw_entries(found)]
+
+    def get_sources(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The encoded inputs, None where none was given. Raises MissingKeyError, StoreCorruptError."""
+        while True:
+            with self.reading() as (tables, state):
+                found = [seq for seq, _ in self._locate(tables, state, check_keys(keys))]
+                try:
+                    return self.sources_of(tables, state, found)
+                except FileNotFoundError:
+                    self._still_there(state)
+
+    def sources_of(self, tables: Tables, state: State, found: Sequence[int]) -> list[bytes | None]:
+        """The sources of samples by sequence number. Raises FileNotFoundError when the state is no longer current."""
+        places = tables.places(SOURCES, state.source_generation, found)
+        if all(place is None for place in places):
+            return [None] * len(places)
+        slab = self.files.reading(SOURCES, state.source_generation, PACKED_UNIT).slab
+        return [
+            None if place is None else bytes(read_row(slab, seq, place, self.verify))
+            for seq, place in zip(found, places, strict=True)
+        ]
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Remove samples; keys that are not there are ignored. Durable after ``flush``."""
         wanted = list(dict.fromkeys(check_keys(list(keys))))
 
         def work(tables: Tables, state: State) -> State:
-            gone = [(key, seq) for key in wanted if (seq := tables.find(key)) is not None]
+            found = zip(wanted, tables.find_each(wanted), strict=True)
+            gone = [(key, seq) for key, seq in found if seq is not None]
             state = replace(state, last=state.last + bool(gone))
-            for key, seq in gone:
-                tables.drop_key(key)
-                state = tables.bury(state, seq, state.last)
-            return state
+            return self.ledger(tables).remove(state, gone, state.last)
 
         self.change(work)
 
@@ -144,13 +229,18 @@ class LmdbStore:
         if not self.read_only:
             self.environment.sync()
 
+    # ---------------------------------------------------------------- other cuts
+
     def advance(self, cut: int, step: Step, version: str, chunk: int = 64) -> None:
         """Promote every sample with ``step``, all or none. Raises StoreError, StoreVersionError, DataError."""
         with self.stage(cut, version) as staged:
             staged.commit(step, chunk)
 
     def stage(self, cut: int, version: str) -> LmdbStage:
-        """Start a later cut beside the present one, which stays readable. Raises StoreError, StoreVersionError."""
+        """Start a later cut beside the present one, which stays readable, or go on with one that was killed.
+
+        Raises StoreError, StoreVersionError.
+        """
         with self.writing():
             if self._staged is not None:
                 raise StoreError("another promotion of this store is under way: leave or commit it first")
@@ -161,6 +251,25 @@ class LmdbStore:
         """A promotion is over: another may begin."""
         if self._staged is stage:
             self._staged = None
+
+    def thaw(self, cut: int, embed: Callable[[list[bytes]], Activations], version: str, chunk: int = 64) -> None:
+        """Make every sample anew at a lower cut (or this one): ``embed`` turns sources into activations there.
+
+        All or none, durable when it returns. Raises StoreError for a sample without a source, DataError.
+        """
+        with self.writing():
+            if self._staged is not None:
+                raise StoreError("a promotion of this store is under way: leave or commit it first")
+            thaw(self, cut, embed, version, chunk)
+
+    def compact(self) -> None:
+        """Rewrite the slabs without gaps and give the room back. Needs room for a copy. Raises StoreFullError."""
+        with self.writing():
+            if self._staged is not None:
+                raise StoreError("a promotion of this store is under way: leave or commit it first")
+            compact(self)
+
+    # ---------------------------------------------------------------- marks
 
     def mark(self) -> int:
         """Make all durable and return a mark for ``rollback``; from now on what is removed is held."""
@@ -173,16 +282,15 @@ class LmdbStore:
 
         def work(tables: Tables, state: State) -> State:
             state.check_mark(mark)
-            held = [(seq, entry) for seq, died, entry in tables.held() if died > mark]
-            for seq, entry in [(s, bytes(e)) for s, e in tables.living(state.last, mark + 1)]:
-                tables.drop_key(entry_key(entry))
-                state = tables.bury(state, seq, state.last)
-                tables.release(state, seq)
-            for seq, entry in held:
+            ledger = self.ledger(tables)
+            held = [(seq, raw) for seq, died, raw in tables.held() if died > mark]
+            newer = [(key_of(raw), seq) for seq, raw in tables.living(state.last, mark + 1)]
+            state = ledger.remove(state, newer, None)
+            for seq, raw in held:
                 if seq > mark:
-                    tables.release(state, seq)
+                    ledger.release(state, seq)
                 else:
-                    state = tables.revive(state, seq, entry)
+                    state = ledger.revive(state, seq, raw)
             return state.rolled_back(mark)
 
         self.change(work)
@@ -190,19 +298,21 @@ class LmdbStore:
 
     def release(self, mark: int) -> None:
         """Forget for good what was removed up to ``mark``. Raises StoreError."""
-
         more = True
 
         def work(tables: Tables, state: State) -> State:
             nonlocal more
+            ledger = self.ledger(tables)
             dead = list(islice((seq for seq, died, _ in tables.held() if died <= mark), BATCH))
             for seq in dead:
-                tables.release(state, seq)
+                ledger.release(state, seq)
             more = len(dead) == BATCH
             return state.released(mark)
 
         while more:
             self.change(work)
+
+    # ---------------------------------------------------------------- open and closed
 
     def close(self) -> None:
         """Flush and let go of the files and the lock. Twice is fine."""
@@ -219,6 +329,13 @@ class LmdbStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return not self._let_go.alive
+
+    # ---------------------------------------------------------------- for the parts of this package
 
     @contextmanager
     def reading(self) -> Iterator[tuple[Tables, State]]:
@@ -240,16 +357,32 @@ class LmdbStore:
 
     def change(self, work: Callable[[Tables, State], State], need: int = 0) -> None:
         """One transaction: ``work`` writes and returns the state that makes it visible."""
+        before = after = State(EXACT)
 
         def run(txn: Transaction) -> None:
+            nonlocal before, after
+            self._ledger = None
             tables = Tables(txn, self.environment.tables)
             before = self._state_in(tables)
             after = work(tables, before)
             if after != before:
-                tables.set_state(after)
+                tables.set_meta(b"state", after.to_bytes())
 
         with self.writing():
             self.environment.write(run, need)
+            if self._ledger is not None:
+                self.files.freed(self._ledger.freed)
+                self._forget_known(self._ledger.gone, before.epoch, after.epoch)
+
+    def ledger(self, tables: Tables) -> Ledger:
+        """The ledger of the transaction under way."""
+        self._ledger = Ledger(tables, self.retention)
+        return self._ledger
+
+    def row_file(self, table: bytes, unit: int) -> RowFile:
+        """The present rows, to add to. The writer's turn only."""
+        with self.reading() as (tables, state):
+            return self.files.writing(tables, state, table, unit)
 
     def sweep(self) -> None:
         """Delete, in bounded transactions, what no state shows."""
@@ -257,30 +390,51 @@ class LmdbStore:
 
         def work(tables: Tables, state: State) -> State:
             nonlocal more
-            more = tables.sweep(state, keep_staged=self._staged is not None) == BATCH
+            staged = staged_generation(tables, state)
+            wanted = {(VALUES, state.generation), (VALUES, staged), (SOURCES, state.source_generation)}
+            more = tables.sweep(state.last, wanted) == BATCH
+            if not more:
+                self.files.keep_only(wanted)
             return state
 
         while more:
             self.change(work)
 
-    def _settle(self, codec: str | None) -> None:
-        def begin(txn: Transaction) -> None:
-            tables = Tables(txn, self.environment.tables)
-            if tables.raw_state() is None:
-                tables.set_state(State(codec or EXACT))
+    def _settle(self, codec: str | None, compression: str | None) -> None:
+        def begin(tables: Tables) -> None:
+            if tables.meta(b"state") is None:
+                tables.set_meta(b"state", State(codec or EXACT, compression=compression).to_bytes())
 
         if not self.read_only:
-            self.environment.write(begin)
+            self.environment.write(lambda txn: begin(Tables(txn, self.environment.tables)))
         state = self.now()
-        if codec is not None and codec != state.codec:
-            raise StoreVersionError(
-                f"{self.path} keeps {state.codec}, not {codec}: open it with dtype={state.codec!r}, or use a new path"
-            )
+        for what, asked, kept in (("dtype", codec, state.codec), ("compression", compression, state.compression)):
+            if asked is not None and asked != kept:
+                raise StoreVersionError(
+                    f"{self.path} keeps {what} {kept}, not {asked}: open it with {what}={kept!r}, or use a new path"
+                )
+        if state.compression is not None:
+            compressor(state.compression)
+        self.files.check(state)
         if not self.read_only:
             self.sweep()
+            self._rank()
+
+    def _rank(self) -> None:
+        """The ranks are sorted for one retention: sort them anew for another."""
+        wanted = repr(replace(self.retention, max_samples=None, max_bytes=None, max_age=None))
+        ranking = wanted if self.retention.ranked else ""
+
+        def work(tables: Tables, state: State) -> State:
+            if state.ranking != ranking:
+                self.ledger(tables).rank_all(state.last)
+            return replace(state, ranking=ranking)
+
+        if self.now().ranking != ranking:
+            self.change(work)
 
     def _state_in(self, tables: Tables) -> State:
-        raw = tables.raw_state()
+        raw = tables.meta(b"state")
         if raw is None:
             raise StoreError(f"{self.path} is an empty store that was never finished: open it for writing once")
         seen = self._seen
@@ -288,11 +442,57 @@ class LmdbStore:
             self._seen = seen = (bytes(raw), State.from_bytes(bytes(raw)))
         return seen[1]
 
-    @property
-    def closed(self) -> bool:
-        """Whether ``close`` was called."""
-        return not self._let_go.alive
+    def _locate(self, tables: Tables, state: State, keys: Sequence[bytes]) -> list[Found]:
+        """Sequence number and place of each key; what was found once is known until something leaves."""
+        epoch, known = self._known
+        if epoch == state.epoch:
+            try:
+                return [known[key] for key in keys]
+            except KeyError:
+                pass
+        seqs = tables.find_all(keys)
+        places = tables.places(VALUES, state.generation, seqs)
+        found = []
+        for seq, place in zip(seqs, places, strict=True):
+            if place is None:
+                raise StoreCorruptError(f"the row of sample {seq} is missing: restore the store from a copy")
+            found.append((seq, place))
+        with self._known_lock:
+            epoch, known = self._known
+            if epoch != state.epoch or len(known) + len(found) > KNOWN:
+                self._known = (state.epoch, known := {})
+            known.update(zip(keys, found, strict=True))
+        return found
+
+    def _forget_known(self, gone: Sequence[bytes], before: int, after: int) -> None:
+        with self._known_lock:
+            epoch, known = self._known
+            if epoch == before:
+                for key in gone:
+                    known.pop(key, None)
+                self._known = (after, known)
+
+    def _still_there(self, state: State) -> None:
+        """Raise StoreCorruptError unless a later state explains why a slab is gone."""
+        if self.now().generation == state.generation:
+            raise StoreCorruptError(
+                f"{self.files.path(VALUES, state.generation)} is missing: restore the store from a copy, or start anew"
+            )
 
     def _check_open(self) -> None:
         if self.closed:
             raise StoreError(f"{self.path} is closed: open it again")
+
+
+def fitting(layout: Layout, count: int, buffers: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor]:
+    """Columns for ``count`` samples in the memory of ``buffers``, if these are activations as the layout gives them."""
+    if buffers is not None and not layout.lossy and len(buffers) == len(layout.tensors):
+        columns = [
+            buffer.permute(0, *(d + 1 for d in tensor.order))
+            for tensor, buffer in zip(layout.tensors, buffers, strict=True)
+            if buffer.dim() == len(tensor.shape) + 1
+        ]
+        wanted = [((count, *column.shape), column.dtype) for column in layout.columns]
+        if [(tuple(c.shape), c.dtype) for c in columns] == wanted and all(c.is_contiguous() for c in columns):
+            return columns
+    return layout.allocate(count)

@@ -1,28 +1,173 @@
-"""Promotion in LMDB: a new generation of values beside the old one, one flip, then the old one goes."""
+"""Other cuts in the durable store: a new generation of rows beside the old one, one flip, then the old one goes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from typing_extensions import Self
 
 from streamdrop.errors import StoreError
-from streamdrop.store.batches import check_chunk, stepped
+from streamdrop.store.batches import as_rows, check_chunk, stepped
+from streamdrop.store.drift import Drift
+from streamdrop.store.files import packer_of
 from streamdrop.store.intake import check_activations, missing
 from streamdrop.store.layout import Layout
 from streamdrop.store.protocol import Step
-from streamdrop.store.state import Drift, State
-from streamdrop.store.tables import Tables, encode_value
+from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, gather, prepared, read_row
+from streamdrop.store.slab import Place
+from streamdrop.store.state import State
+from streamdrop.store.tables import SOURCES, VALUES, Tables
 from streamdrop.types import Activations
 
 if TYPE_CHECKING:
     from streamdrop.store.lmdb import LmdbStore
 
-BUFFER_BYTES = 16 << 20
-"""Staged values are gathered up to this size before they are written: nothing staged needs to last before the flip."""
+BUFFER_BYTES = 64 << 20
+"""Staged rows are recorded each time so many bytes are on the disk: a killed promotion goes on from there."""
+_AHEAD = 2
+"""Writes under way at most: a promotion waits for the disk rather than filling the memory."""
+
+
+def staged_generation(tables: Tables, state: State) -> int:
+    """The generation of a promotion in the making, or of one that was killed; the present one where there is none."""
+    return state.generation + (tables.meta(b"staged") is not None)
+
+
+class _Making:
+    """A new generation of values in the making: its slab, its records, what a killed process left of it."""
+
+    def __init__(self, store: LmdbStore, cut: int, version: str) -> None:
+        self.store, self.cut, self.version = store, cut, version
+        state = store.now()
+        self.generation, self.compression, self.codec = state.generation + 1, state.compression, state.codec
+        self.layout: Layout | None = None
+        self.drift = Drift()
+        self._file: RowFile | None = None
+        self._written: dict[int, Place] = {}  # since the last record
+        self._weight = 0
+        self._writes: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="promotion")
+        self._go_on(state)
+
+    def _go_on(self, state: State) -> None:
+        """Take up what was recorded of the same promotion; do away with any other."""
+        with self.store.reading() as (tables, _):
+            raw = tables.meta(b"staged")
+            left: dict[str, Any] = json.loads(bytes(raw)) if raw is not None else {}
+        if left and left["aim"] == self._aim(state):
+            self.layout, self.drift = Layout.from_json(left["layout"]), Drift(*left["drift"])
+            self._open(int(left["units"]))
+        elif left:
+            forget_staged(self.store)
+
+    def _aim(self, state: State) -> list[Any]:
+        return [self.cut, self.version, state.generation, state.cut, state.version]
+
+    def _open(self, end: int) -> RowFile:
+        assert self.layout is not None
+        unit = Packer(self.layout, self.compression).unit
+        self._file = self.store.files.adopt(VALUES, self.generation, unit, end)
+        return self._file
+
+    def _begin(self) -> RowFile:
+        """A slab of this promotion's own, noted so that a sweep leaves it alone."""
+        file = self._open(0)
+        self.store.change(self._note)
+        return file
+
+    def fit(self, samples: Mapping[bytes, Activations]) -> None:
+        """Settle the layout by the first sample. Raises DataError for samples that do not fit it."""
+        self.layout = check_activations(samples, self.layout, self.codec)
+
+    def keep(self, seqs: Sequence[int], rows: Sequence[Activations]) -> None:
+        """Write samples' rows in the background; waits when too much is under way. Raises StoreFullError, DataError."""
+        if not seqs:
+            return
+        assert self.layout is not None
+        file, packer = self._file or self._begin(), Packer(self.layout, self.compression)
+        at = 0
+        for write, placed in prepared(file, packer, rows, seqs, self._seen):
+            self._writes.append(self._pool.submit(write))
+            self._written.update(zip(seqs[at : at + len(placed)], placed, strict=True))
+            self._weight += sum(place.length for place in placed)
+            at += len(placed)
+            self._wait(_AHEAD)
+        if self._weight >= BUFFER_BYTES:
+            self.record()
+
+    def _seen(self, samples: Sequence[Activations], columns: Sequence[torch.Tensor]) -> None:
+        assert self.layout is not None
+        self.drift = self.drift + Drift.over(self.layout, samples, columns)
+
+    def _wait(self, most: int) -> None:
+        while len(self._writes) > most:
+            with self.store.environment.errors(self._weight):
+                self._writes.pop(0).result()
+
+    def record(self) -> None:
+        """Record what was written, once it is on the disk."""
+        self._wait(0)
+        if not self._written or self._file is None:
+            return
+        with self.store.environment.errors(self._weight):
+            self._file.slab.sync()
+
+        def work(tables: Tables, state: State) -> State:
+            there = tables.places(VALUES, state.generation, list(self._written))
+            kept = [one for one, old in zip(self._written.items(), there, strict=True) if old is not None]  # not gone
+            tables.put_places(VALUES, self.generation, kept)
+            return self._note(tables, state)
+
+        self.store.change(work, 64 * len(self._written))
+        self._written, self._weight = {}, 0
+
+    def _note(self, tables: Tables, state: State) -> State:
+        assert self.layout is not None
+        assert self._file is not None
+        drift = [self.drift.largest, self.drift.total, self.drift.count]
+        end, layout = self._file.space.end, self.layout.to_json()
+        note = {"aim": self._aim(state), "layout": layout, "drift": drift, "units": end}
+        tables.set_meta(b"staged", json.dumps(note).encode())
+        return state
+
+    def missing(self, found: Sequence[int]) -> list[int]:
+        """Those of some samples that have no row in this generation yet."""
+        with self.store.reading() as (tables, _):
+            places = tables.places(VALUES, self.generation, found)
+        return [seq for seq, place in zip(found, places, strict=True) if place is None and seq not in self._written]
+
+    def flip(self, after: Callable[[State], State]) -> None:
+        """Make this generation the one that counts. Durable when it returns."""
+        self.record()
+        self.store.flush()
+
+        def work(tables: Tables, state: State) -> State:
+            tables.set_meta(b"staged", None)
+            state = after(state)
+            nbytes = state.source_bytes + _live_bytes(tables, state)
+            return replace(state, nbytes=nbytes, units=self._file.space.end if self._file else 0)
+
+        self.store.change(work)
+        self.store.flush()
+        self.store.sweep()
+
+    def close(self) -> None:
+        """Wait for what is under way, whatever became of it."""
+        self._pool.shutdown(wait=True)
+
+
+def _live_bytes(tables: Tables, state: State) -> int:
+    """Bytes of the living's rows in the present generation."""
+    if state.layout is None or state.compression is None:
+        return state.count * (state.layout.nbytes if state.layout is not None else 0)
+    living = [seq for seq, _ in tables.living(state.last)]
+    return sum(place.length for place in tables.places(VALUES, state.generation, living) if place is not None)
 
 
 class LmdbStage:
@@ -30,43 +175,44 @@ class LmdbStage:
 
     def __init__(self, store: LmdbStore, cut: int, version: str) -> None:
         with store.reading() as (tables, state):
-            empty = not state.count and not tables.held_count()
-        self._store, self._cut, self._version = store, cut, version
+            empty = not state.count and not tables.count(b"held")
+        self._store = store
         self._needed = state.check_cut(cut, version, empty)
-        self._generation = state.generation + 1
-        self._layout: Layout | None = None
-        self._drift = Drift()
-        self._pending: dict[int, bytes] = {}
-        self._weight = 0
+        self._making = _Making(store, cut, version) if self._needed else None
         self._done = False
 
     def put_many(self, samples: Mapping[bytes, Activations]) -> None:
         """Keep activations at the later cut for keys of the store. Raises MissingKeyError, DataError."""
         with self._store.writing():
             self._check_running()
-            with self._store.reading() as (tables, state):
-                layout = check_activations(samples, self._layout, state.codec)
-                found = {key: tables.find(key) for key in samples}
-            if any(seq is None for seq in found.values()):
+            making = self._making
+            if making is None:
+                check_activations(samples, None, self._store.now().codec)
+            else:
+                making.fit(samples)
+            with self._store.reading() as (tables, _):
+                found = dict(zip(samples, tables.find_each(list(samples)), strict=True))
+            if None in found.values():
                 raise missing(key for key, seq in found.items() if seq is None)
-            if self._needed and layout is not None:
-                self._layout = layout
-                self._keep([s for s in found.values() if s is not None], [tuple(a) for a in samples.values()])
+            if making is not None:
+                new = set(making.missing([seq for seq in found.values() if seq is not None]))
+                rows = [(seq, tuple(samples[key])) for key, seq in found.items() if seq in new]
+                making.keep([seq for seq, _ in rows if seq is not None], [row for _, row in rows])
 
     def commit(self, step: Step, chunk: int = 64) -> None:
         """Promote what was not staged with ``step``, then flip. Durable when it returns. Raises DataError."""
         check_chunk(chunk)
         with self._store.writing():
             self._check_running()
-            if self._needed:
-                self._write()
-                self._promote(step, chunk)
-                self._write()
-                self._store.flush()
-                self._store.change(self._flip)
-                self._store.flush()
+            making = self._making
+            if making is not None:
+                making.record()
+                for found, batch in _chunks(self._store, making, chunk):
+                    rows = stepped(step, batch, len(found))
+                    making.fit({b"%d" % seq: row for seq, row in zip(found, rows, strict=True)})
+                    making.keep(found, rows)
+                making.flip(lambda state: state.promoted(making.cut, making.version, making.layout, making.drift))
             self._done = True
-        self._store.sweep()
 
     def __enter__(self) -> Self:
         return self
@@ -75,11 +221,12 @@ class LmdbStage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._store.unstage(self)
+        if self._making is not None:
+            self._making.close()
         if not self._done:
             self._done = True
-            self._pending = {}
             try:
-                self._store.sweep()
+                forget_staged(self._store)
             except StoreError:  # closed, or no room to tidy up: the next opening does it
                 if error is None and not self._store.closed:
                     raise
@@ -88,57 +235,126 @@ class LmdbStage:
         if self._done:
             raise StoreError("this promotion is over: start another with stage()")
 
-    def _keep(self, found: Sequence[int], activations: Sequence[Activations]) -> None:
-        assert self._layout is not None
-        for seq, sample in zip(found, activations, strict=True):
-            packed = self._layout.pack(sample)
-            self._drift += Drift.over(self._layout, [sample], [packed])
-            self._weight += self._layout.nbytes
-            self._pending[seq] = encode_value(packed)
-            if self._weight >= BUFFER_BYTES:
-                self._write()
 
-    def _write(self) -> None:
-        def work(tables: Tables, state: State) -> State:
-            for seq, value in self._pending.items():
-                if tables.has_value(state.generation, seq):  # else it was discarded since
-                    tables.put_value(self._generation, seq, value)
-            return state
+def forget_staged(store: LmdbStore) -> None:
+    """Do away with a promotion in the making, if there is one."""
+    with store.reading() as (tables, _):
+        if tables.meta(b"staged") is None:
+            return
 
-        if self._pending:
-            self._store.change(work, self._weight)
-        self._pending, self._weight = {}, 0
+    def work(tables: Tables, state: State) -> State:
+        tables.set_meta(b"staged", None)
+        return state
 
-    def _promote(self, step: Step, chunk: int) -> None:
-        start = 0
-        while True:
-            found, batch, following = self._next(start, chunk)
-            if following is None:
-                return
-            start = following
-            if batch:
-                rows = stepped(step, batch, len(found))
-                names = {b"%d" % seq: row for seq, row in zip(found, rows, strict=True)}
-                self._layout = check_activations(names, self._layout, self._store.now().codec)
-                self._keep(found, rows)
+    store.change(work)
+    store.sweep()
 
-    def _next(self, start: int, chunk: int) -> tuple[list[int], Activations, int | None]:
-        with self._store.reading() as (tables, state):
-            found: list[int] = []
-            while len(found) < chunk:
-                seen = tables.sequence(state.generation, start, chunk - len(found))
-                if not seen:
-                    break
-                start = seen[-1] + 1
-                found += [seq for seq in seen if not tables.has_value(self._generation, seq)]
-            return found, tables.read(state, found) if found else (), start if found else None
 
-    def _flip(self, tables: Tables, state: State) -> State:
-        return replace(
-            state,
-            cut=self._cut,
-            version=self._version,
-            generation=self._generation,
-            layout=self._layout,
-            drift=self._drift,
-        )
+def _chunks(store: LmdbStore, making: _Making, chunk: int) -> Iterator[tuple[list[int], Activations]]:
+    """Samples that the new generation lacks, ``chunk`` at a time in order of arrival, held ones too."""
+    state = store.now()
+    if state.layout is None:
+        return
+    packer = Packer(state.layout, state.compression)
+    for found in _pages(store, making, chunk):
+        file = store.files.reading(VALUES, state.generation, packer.unit)
+        columns = packer.layout.allocate(len(found))
+        gather(file, packer, found, columns, store.verify)
+        yield [seq for seq, _ in found], packer.layout.decode(columns)
+
+
+def _pages(store: LmdbStore, making: _Making, chunk: int) -> Iterator[list[Found]]:
+    start: int | None = 0
+    waiting: list[Found] = []
+    while start is not None:
+        seen, start = _page(store, start)
+        lacking = set(making.missing([seq for seq, _ in seen]))
+        waiting += [one for one in seen if one[0] in lacking]
+        while len(waiting) >= chunk or (waiting and start is None):
+            yield waiting[:chunk]
+            waiting = waiting[chunk:]
+
+
+def _page(store: LmdbStore, start: int, size: int = 1024) -> tuple[list[Found], int | None]:
+    """Places of the present generation from ``start`` on, and where to go on."""
+    seen: list[Found] = []
+    with store.reading() as (tables, state):
+        for one in tables.placed(VALUES, state.generation, start):
+            seen.append(one)
+            if len(seen) == size:
+                return seen, seen[-1][0] + 1
+    return seen, None
+
+
+def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations], version: str, chunk: int) -> None:
+    """Make every sample anew from its source, at ``cut``. Raises StoreError, DataError."""
+    check_chunk(chunk)
+    state = store.now()
+    if cut > state.cut:
+        raise StoreError(f"the store is at cut {state.cut}, below {cut}: advance promotes it without the sources")
+    forget_staged(store)
+    making = _Making(store, cut, version)
+    try:
+        for found in _pages(store, making, chunk):
+            seqs = [seq for seq, _ in found]
+            with store.reading() as (tables, now):
+                sources = store.sources_of(tables, now, seqs)
+            known = [source for source in sources if source is not None]
+            if len(known) < len(sources):
+                raise StoreError(
+                    f"sample {_name(store, seqs[sources.index(None)])!r} has no source: it cannot be thawed"
+                )
+            rows = as_rows(embed(known), len(seqs))
+            making.fit({b"%d" % seq: row for seq, row in zip(seqs, rows, strict=True)})
+            making.keep(seqs, rows)
+        making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
+    except BaseException:
+        making.close()
+        forget_staged(store)
+        raise
+    making.close()
+
+
+def _name(store: LmdbStore, seq: int) -> bytes | int:
+    with store.reading() as (tables, state):
+        return next((tables.entry(seq).key for found, _ in tables.living(state.last, seq) if found == seq), seq)
+
+
+def compact(store: LmdbStore) -> None:
+    """Copy the rows that count, as they are, into slabs without gaps."""
+    forget_staged(store)
+    for table in (VALUES, SOURCES):
+        _compact(store, table)
+
+
+def _compact(store: LmdbStore, table: bytes) -> None:
+    """Rows stay as they are, bit for bit, and are checked on the way."""
+    state = store.now()
+    generation = state.generation if table == VALUES else state.source_generation
+    with store.reading() as (tables, _):
+        places = list(tables.placed(table, generation))
+    if not places:
+        return
+    unit = PACKED_UNIT if table == SOURCES else packer_of(state).unit
+    old = store.files.reading(table, generation, unit)
+    new = store.files.adopt(table, generation + 1, unit, 0)
+    moved: list[tuple[int, Place]] = []
+    with store.environment.errors(sum(place.length for _, place in places)):
+        for at in range(0, len(places), 256):
+            part = places[at : at + 256]
+            rows = [read_row(old.slab, seq, place, verify=True) for seq, place in part]
+            put = new.place(rows, [seq for seq, _ in part])
+            new.write(rows, put)
+            moved += [(seq, place) for (seq, _), place in zip(part, put, strict=True)]
+            old.slab.trim()
+        new.slab.sync()
+
+    def work(tables: Tables, state: State) -> State:
+        tables.put_places(table, generation + 1, moved)
+        if table == VALUES:
+            return replace(state, generation=generation + 1, units=new.space.end, epoch=state.epoch + 1)
+        return replace(state, source_generation=generation + 1, source_units=new.space.end, epoch=state.epoch + 1)
+
+    store.change(work, 64 * len(moved))
+    store.flush()
+    store.sweep()

@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
+import xxhash
 
 from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
+from streamdrop.store.drift import Drift
 from streamdrop.store.layout import Layout, codec_known
-from streamdrop.types import Activations
 
-FORMAT = 1
-"""Number of the record format; a store with a higher one is refused."""
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far stored values lie from what was written: |difference| over ``count`` values."""
-
-    largest: float = 0.0
-    total: float = 0.0
-    count: int = 0
-
-    def __add__(self, other: Drift) -> Drift:
-        return Drift(max(self.largest, other.largest), self.total + other.total, self.count + other.count)
-
-    @classmethod
-    def between(cls, layout: Layout, written: Activations, stored: Activations) -> Drift:
-        """Measured on one sample, over the tensors that a lossy codec converted (``stored``: physical)."""
-        drift = cls()
-        for part, before, after in zip(layout.tensors, written, stored, strict=True):
-            if part.stored == part.dtype or not before.numel():
-                continue
-            before = before.detach().cpu().permute(part.order).double()
-            gap = torch.where(before == after, 0.0, (before - after.double()).abs()).nan_to_num(
-                nan=0.0, posinf=torch.inf
-            )
-            drift += cls(float(gap.max()), float(gap.sum()), gap.numel())
-        return drift
-
-    @classmethod
-    def over(cls, layout: Layout, written: Sequence[Activations], stored: Sequence[Activations]) -> Drift:
-        """Measured over samples; nothing to do for an exact layout."""
-        if all(t.stored == t.dtype for t in layout.tensors):
-            return cls()
-        return sum((cls.between(layout, w, s) for w, s in zip(written, stored, strict=True)), cls())
-
-    def report(self) -> dict[str, float]:
-        """{"max", "mean"} absolute error."""
-        return {"max": self.largest, "mean": self.total / self.count if self.count else 0.0}
+FORMAT = 2
+"""Number of the record format; a store with another one is refused."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +22,10 @@ class State:
 
     ``last`` is the clock: every stored sample and every discard takes the next number. ``floor`` is the oldest mark
     that can be restored (None: nothing is held yet); ``undone`` are spans of the clock that rollbacks wiped out.
+    ``lineage`` names the (cut, version) of every promotion's origin, oldest first: a promoted store proves its line.
+    ``nbytes`` are the stored bytes of live samples, ``source_bytes`` those of their sources. ``units`` and
+    ``source_units`` say how far the slabs reach. ``epoch`` counts the changes that made a known place invalid;
+    ``ranking`` names the retention that the ranks are sorted for.
     """
 
     codec: str
@@ -72,7 +38,16 @@ class State:
     layout: Layout | None = None
     floor: int | None = None
     undone: tuple[tuple[int, int], ...] = ()
-    drift: Drift = Drift()
+    drift: Drift = field(default_factory=Drift)
+    lineage: tuple[tuple[int, str], ...] = ()
+    nbytes: int = 0
+    source_bytes: int = 0
+    compression: str | None = None
+    units: int = 0
+    source_generation: int = 0
+    source_units: int = 0
+    epoch: int = 0
+    ranking: str = ""
 
     @property
     def holding(self) -> bool:
@@ -127,27 +102,46 @@ class State:
             )
         return version != self.version
 
+    def promoted(self, cut: int, version: str, layout: Layout | None, drift: Drift) -> State:
+        """At a later cut, this one added to the line it comes from."""
+        lineage = (*self.lineage, (self.cut, self.version)) if cut > self.cut else self.lineage
+        return replace(
+            self, cut=cut, version=version, layout=layout, drift=drift, lineage=lineage,
+            generation=self.generation + 1, epoch=self.epoch + 1,
+        )  # fmt: skip
+
+    def thawed(self, cut: int, version: str, layout: Layout | None, drift: Drift) -> State:
+        """At a lower cut (or this one made anew): what came after it is no longer in the line."""
+        lineage = tuple(step for step in self.lineage if step[0] < cut)
+        return replace(
+            self, cut=cut, version=version, layout=layout, drift=drift, lineage=lineage,
+            generation=self.generation + 1, epoch=self.epoch + 1,
+        )  # fmt: skip
+
     def to_bytes(self) -> bytes:
-        """JSON; ``from_bytes`` reads it."""
+        """A checksum and JSON; ``from_bytes`` reads it."""
         value: dict[str, Any] = dict(self.__dict__)
         value["layout"] = self.layout.to_json() if self.layout else None
         value["drift"] = [self.drift.largest, self.drift.total, self.drift.count]
-        return json.dumps({"format": FORMAT, **value}).encode()
+        data = json.dumps({"format": FORMAT, **value}).encode()
+        return xxhash.xxh3_64_hexdigest(data).encode() + data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> State:
-        """Read what ``to_bytes`` wrote. Raises StoreVersionError for a newer format, StoreCorruptError."""
+        """Read what ``to_bytes`` wrote. Raises StoreVersionError for another format, StoreCorruptError."""
         try:
-            value = json.loads(data)
+            value = json.loads(data[data.index(b"{") :])
             written = int(value.pop("format"))
-            if written > FORMAT:
-                raise StoreVersionError(
-                    f"store has format {written}, this release reads up to {FORMAT}: upgrade streamdrop"
-                )
+            if written != FORMAT:
+                hint = "upgrade streamdrop" if written > FORMAT else "export it with the release that wrote it"
+                raise StoreVersionError(f"store has format {written}, this release reads format {FORMAT}: {hint}")
+            if not data.startswith(xxhash.xxh3_64_hexdigest(data[16:]).encode()):
+                raise ValueError("its checksum does not fit")
             value["codec"] = codec_known(value["codec"])
             value["layout"] = Layout.from_json(value["layout"]) if value["layout"] is not None else None
             value["undone"] = tuple((int(a), int(b)) for a, b in value["undone"])
             value["drift"] = Drift(*value["drift"])
+            value["lineage"] = tuple((int(cut), str(version)) for cut, version in value["lineage"])
             return cls(**value)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreCorruptError(f"the store's state does not decode ({error!r}): restore it from a copy") from error

@@ -1,14 +1,18 @@
-"""Records in LMDB's tables, within one transaction.
+"""Records in LMDB's tables, within one transaction. Rows of activations and sources lie in slabs beside it.
 
 ======== ============================== =====================================================================
 table    key                            value
 ======== ============================== =====================================================================
-meta     b"state"                       ``State`` as JSON: written last, it makes everything else visible
-index    key's slot                     sequence number of its live sample
-entries  sequence number                info and key of a live sample; numbers above the state's ``last`` do not count
-targets  sequence number                encoded target, if it has one
-values   generation, sequence number    activations, raw, and their CRC-32; one generation for each cut
+meta     b"state"                       ``State``: written last, it makes everything else visible
+meta     b"staged"                      a later cut in the making, so that a killed promotion goes on
+index    key's slot                     sequence number of its live sample, checked against the slot
+entries  sequence number                ``entries``: key, info, target; above the state's ``last`` they do not count
+places   generation, sequence number    where its row lies in the values' slab; one generation for each cut
+sources  generation, sequence number    where its encoded input lies in the sources' slab
 held     sequence number                when it was removed, then its entry: kept for rollback
+streams  stream's digest, sequence no.  nothing: a stream's samples in order of arrival
+pools    pool's digest                  the pool and its counts (only where retention ranks)
+ranks    pool's digest, rank, seq. no.  nothing: who leaves first stands last (only where retention ranks)
 ======== ============================== =====================================================================
 
 Numbers are big-endian: the order of keys is the order of arrival.
@@ -18,25 +22,26 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import lmdb
+import xxhash
 
 from streamdrop.errors import StoreCorruptError
+from streamdrop.store.entries import Entry, decode, key_of
 from streamdrop.store.intake import missing
-from streamdrop.store.layout import byte_view
-from streamdrop.store.records import decode_entry, encode_entry, entry_key, entry_pinned
-from streamdrop.store.state import State
-from streamdrop.types import Activations, SampleInfo
+from streamdrop.store.slab import Place
 
-CRC = struct.Struct("<I")
 _LONGEST_SLOT = 500  # LMDB's keys end at 511 bytes
 _NUMBER = struct.Struct(">Q")
-_VALUE = struct.Struct(">IQ")
-number, value_key = _NUMBER.pack, _VALUE.pack
+_PLACED = struct.Struct(">IQ")
+_PLACE = struct.Struct("<QQQ")
+_INDEX = struct.Struct(">QI")
+number, placed = _NUMBER.pack, _PLACED.pack
+Raw = bytes | memoryview
+VALUES, SOURCES = b"places", b"sources"
+"""The two tables of places."""
 BATCH = 4096
 """Records removed in one transaction."""
 
@@ -46,20 +51,16 @@ def slot(key: bytes) -> bytes:
     return b"k" + key if len(key) < _LONGEST_SLOT else b"h" + hashlib.blake2b(key, digest_size=32).digest()
 
 
-def as_number(raw: bytes | memoryview) -> int:
+def digest(name: str) -> bytes:
+    """8 bytes for a stream's name."""
+    return bytes(xxhash.xxh3_64_digest(name.encode()))
+
+
+def as_number(raw: Raw) -> int:
     """A sequence number as stored. Raises StoreCorruptError."""
     if len(raw) != _NUMBER.size:
         raise StoreCorruptError("a sequence number does not decode: restore the store from a copy")
     return int.from_bytes(raw, "big")
-
-
-def encode_value(packed: Activations) -> bytes:
-    """Tensors of one sample, packed → raw bytes and their CRC-32."""
-    views = [byte_view(t) for t in packed]
-    crc = 0
-    for view in views:
-        crc = zlib.crc32(view, crc)
-    return b"".join([*views, CRC.pack(crc)])
 
 
 class Tables:
@@ -69,104 +70,81 @@ class Tables:
         self.txn = txn
         self._t = tables
 
-    def raw_state(self) -> bytes | memoryview | None:
-        """The state's bytes, if the store was ever finished."""
-        raw: bytes | memoryview | None = self.txn.get(b"state", db=self._t[b"meta"])
+    def cursor(self, table: bytes) -> lmdb.Cursor:
+        """A cursor over one table."""
+        return self.txn.cursor(self._t[table])
+
+    def meta(self, name: bytes) -> Raw | None:
+        """The bytes under a name in the meta table."""
+        raw: Raw | None = self.txn.get(name, db=self._t[b"meta"])
         return raw
 
-    def set_state(self, state: State) -> None:
-        """Make what this transaction did visible."""
-        self.txn.put(b"state", state.to_bytes(), db=self._t[b"meta"])
+    def set_meta(self, name: bytes, value: bytes | None) -> None:
+        """Set, or remove, what stands under a name in the meta table."""
+        if value is None:
+            self.txn.delete(name, db=self._t[b"meta"])
+        else:
+            self.txn.put(name, value, db=self._t[b"meta"])
 
-    def find(self, key: bytes) -> int | None:
-        """Sequence number of a live sample."""
-        raw = self.txn.get(slot(key), db=self._t[b"index"])
-        return None if raw is None else as_number(raw)
+    # ---------------------------------------------------------------- which sample a key means
+
+    def find_each(self, keys: Sequence[bytes]) -> list[int | None]:
+        """Sequence numbers of live samples, None where there is none. Raises StoreCorruptError."""
+        slots = [slot(key) for key in keys]
+        found = self.cursor(b"index").getmulti(slots)
+        if len(found) == len(slots):
+            return [_indexed(name, raw) for name, (_, raw) in zip(slots, found, strict=True)]
+        there = {bytes(name): raw for name, raw in found}
+        return [_indexed(name, there[name]) if name in there else None for name in slots]
 
     def find_all(self, keys: Sequence[bytes]) -> list[int]:
         """Sequence numbers of live samples. Raises MissingKeyError naming what is missing."""
-        found = [self.find(key) for key in keys]
+        found = self.find_each(keys)
         if None in found:
             raise missing(key for key, seq in zip(keys, found, strict=True) if seq is None)
         return [seq for seq in found if seq is not None]
 
-    def entry(self, seq: int) -> bytes | memoryview:
-        """Info and key of a live sample. Raises StoreCorruptError."""
-        return self._must(self.txn.get(number(seq), db=self._t[b"entries"]), "info", seq)
-
-    def target(self, seq: int) -> bytes | memoryview | None:
-        """A sample's encoded target."""
-        raw: bytes | memoryview | None = self.txn.get(number(seq), db=self._t[b"targets"])
-        return raw
-
-    def value(self, generation: int, seq: int, nbytes: int) -> bytes | memoryview:
-        """A sample's activations, raw. Raises StoreCorruptError when missing or not of ``nbytes``."""
-        raw = self._must(self.txn.get(value_key(generation, seq), db=self._t[b"values"]), "activations", seq)
-        if len(raw) != nbytes + CRC.size:
-            raise StoreCorruptError(
-                f"sample {seq} has {len(raw) - CRC.size} bytes of activations, not {nbytes}: restore it from a copy"
-            )
-        return raw
-
-    def has_value(self, generation: int, seq: int) -> bool:
-        """Whether a sample has activations of this generation, without reading them."""
-        return bool(self.txn.cursor(self._t[b"values"]).set_key(value_key(generation, seq)))
-
-    def put_sample(self, seq: int, key: bytes, info: SampleInfo, target: bytes | None) -> None:
-        """Write what promotion does not touch."""
-        self.txn.put(number(seq), encode_entry(key, info), db=self._t[b"entries"])
-        if target is not None:
-            self.txn.put(number(seq), target, db=self._t[b"targets"])
-
-    def put_value(self, generation: int, seq: int, value: bytes) -> None:
-        """Write activations as ``encode_value`` made them."""
-        self.txn.put(value_key(generation, seq), value, db=self._t[b"values"])
-
-    def point(self, state: State, key: bytes, seq: int) -> State:
-        """Let ``key`` mean sample ``seq``; what it meant before is buried at the time ``seq``."""
-        old = self.find(key)
-        if old is not None:
-            state = self.bury(state, old, seq)
-        self.txn.put(slot(key), number(seq), db=self._t[b"index"])
-        pinned = entry_pinned(self.entry(seq))
-        return replace(state, count=state.count + 1, pinned=state.pinned + pinned)
-
-    def bury(self, state: State, seq: int, died: int) -> State:
-        """Remove a live sample: hold it back when the store holds, forget it otherwise. Its index is the caller's."""
-        entry = self.entry(seq)
-        pinned = entry_pinned(entry)
-        if state.holding:
-            self.txn.put(number(seq), number(died) + bytes(entry), db=self._t[b"held"])
-        else:
-            self.forget(state, seq)
-        self.txn.delete(number(seq), db=self._t[b"entries"])
-        return replace(state, count=state.count - 1, pinned=state.pinned - pinned)
+    def point(self, keys: Iterable[tuple[bytes, int]]) -> None:
+        """Let keys mean samples."""
+        items = []
+        for key, seq in keys:
+            name = slot(key)
+            items.append((name, _INDEX.pack(seq, xxhash.xxh32_intdigest(name, seq & 0xFFFFFFFF))))
+        self.cursor(b"index").putmulti(items)
 
     def drop_key(self, key: bytes) -> None:
         """Forget what ``key`` meant."""
         self.txn.delete(slot(key), db=self._t[b"index"])
 
-    def forget(self, state: State, seq: int) -> None:
-        """Delete a sample's activations (of a cut in the making too) and target for good."""
-        for generation in (state.generation, state.generation + 1):
-            self.txn.delete(value_key(generation, seq), db=self._t[b"values"])
-        self.txn.delete(number(seq), db=self._t[b"targets"])
+    # ---------------------------------------------------------------- entries
 
-    def revive(self, state: State, seq: int, entry: bytes) -> State:
-        """Take a held sample back among the living."""
-        self.txn.put(number(seq), entry, db=self._t[b"entries"])
-        self.txn.delete(number(seq), db=self._t[b"held"])
-        self.txn.put(slot(entry_key(entry)), number(seq), db=self._t[b"index"])
-        return replace(state, count=state.count + 1, pinned=state.pinned + entry_pinned(entry))
+    def raw_entries(self, found: Sequence[int]) -> list[Raw]:
+        """The records of live samples. Raises StoreCorruptError."""
+        rows = self.cursor(b"entries").getmulti([number(seq) for seq in found])
+        return [raw for _, raw in rows] if len(rows) == len(found) else [self.raw_entry(seq) for seq in found]
 
-    def release(self, state: State, seq: int) -> None:
-        """Forget a held sample for good."""
-        self.forget(state, seq)
-        self.txn.delete(number(seq), db=self._t[b"held"])
+    def raw_entry(self, seq: int) -> Raw:
+        """The record of a live sample. Raises StoreCorruptError."""
+        raw: Raw | None = self.txn.get(number(seq), db=self._t[b"entries"])
+        if raw is None:
+            raise StoreCorruptError(f"the record of sample {seq} is missing: restore the store from a copy")
+        return raw
 
-    def living(self, last: int, start: int = 0) -> Iterator[tuple[int, bytes | memoryview]]:
-        """(sequence number, entry) of live samples from ``start`` on, oldest first."""
-        cursor = self.txn.cursor(self._t[b"entries"])
+    def entry(self, seq: int) -> Entry:
+        """The decoded record of a live sample. Raises StoreCorruptError."""
+        return decode(self.raw_entry(seq))
+
+    def put_entries(self, entries: Iterable[tuple[int, bytes]]) -> None:
+        """Write records of new samples."""
+        self.cursor(b"entries").putmulti([(number(seq), raw) for seq, raw in entries])
+
+    def remove_entry(self, seq: int) -> None:
+        """Delete a record."""
+        self.txn.delete(number(seq), db=self._t[b"entries"])
+
+    def living(self, last: int, start: int = 0) -> Iterator[tuple[int, Raw]]:
+        """(sequence number, record) of live samples from ``start`` on, oldest first."""
+        cursor = self.cursor(b"entries")
         if cursor.set_range(number(start)):
             for raw, entry in cursor:
                 seq = as_number(raw)
@@ -174,70 +152,122 @@ class Tables:
                     return
                 yield seq, entry
 
+    # ---------------------------------------------------------------- streams
+
+    def join_stream(self, stream: str, seqs: Iterable[int]) -> None:
+        """List samples under their stream; those of no stream are not listed."""
+        if stream:
+            name = digest(stream)
+            self.cursor(b"streams").putmulti([(name + number(seq), b"") for seq in seqs])
+
+    def leave_stream(self, stream: str, seq: int) -> None:
+        """Take a sample off its stream's list."""
+        if stream:
+            self.txn.delete(digest(stream) + number(seq), db=self._t[b"streams"])
+
+    def stream_keys(self, stream: str, last: int) -> list[bytes]:
+        """Keys of one stream's live samples, oldest first."""
+        if not stream:
+            return [e.key for e in (decode(raw) for _, raw in self.living(last)) if not e.info.stream]
+        name = digest(stream)
+        cursor, found = self.cursor(b"streams"), []
+        if cursor.set_range(name + number(0)):
+            for raw in cursor.iternext(keys=True, values=False):
+                if bytes(raw[:8]) != name or (seq := as_number(raw[8:])) > last:
+                    break
+                found.append(seq)
+        return [key_of(raw) for raw in self.raw_entries(found)]
+
+    # ---------------------------------------------------------------- places of rows
+
+    def places(self, table: bytes, generation: int, found: Sequence[int]) -> list[Place | None]:
+        """Where rows lie; None where a sample has none of this generation."""
+        names = [placed(generation, seq) for seq in found]
+        rows = self.cursor(table).getmulti(names)
+        if len(rows) == len(names):
+            return [_place(raw) for _, raw in rows]
+        there = {bytes(name): raw for name, raw in rows}
+        return [_place(there[name]) if name in there else None for name in names]
+
+    def put_places(self, table: bytes, generation: int, places: Iterable[tuple[int, Place]]) -> None:
+        """Write where rows lie."""
+        self.cursor(table).putmulti([(placed(generation, seq), _PLACE.pack(*place)) for seq, place in places])
+
+    def take_place(self, table: bytes, generation: int, seq: int) -> Place | None:
+        """Remove a place and return it."""
+        raw = self.txn.pop(placed(generation, seq), db=self._t[table])
+        return None if raw is None else _place(raw)
+
+    def placed(self, table: bytes, generation: int, start: int = 0) -> Iterator[tuple[int, Place]]:
+        """(sequence number, place) of a generation's rows, in order of arrival."""
+        cursor = self.cursor(table)
+        if cursor.set_range(placed(generation, start)):
+            for raw, place in cursor:
+                owner, seq = _PLACED.unpack(raw)
+                if owner != generation:
+                    return
+                yield seq, _place(place)
+
+    # ---------------------------------------------------------------- held samples
+
+    def hold(self, seq: int, died: int, entry: Raw) -> None:
+        """Keep a removed sample's record for a rollback."""
+        self.txn.put(number(seq), number(died) + bytes(entry), db=self._t[b"held"])
+
+    def let_go(self, seq: int) -> None:
+        """A held sample is held no more."""
+        self.txn.delete(number(seq), db=self._t[b"held"])
+
     def held(self) -> Iterator[tuple[int, int, bytes]]:
-        """(sequence number, when it was removed, entry) of held samples, oldest first."""
-        for raw, value in self.txn.cursor(self._t[b"held"]):
+        """(sequence number, when it was removed, record) of held samples, oldest first."""
+        for raw, value in self.cursor(b"held"):
             yield as_number(raw), as_number(value[: _NUMBER.size]), bytes(value[_NUMBER.size :])
 
-    def held_count(self) -> int:
-        """How many samples are held back."""
-        return int(self.txn.stat(self._t[b"held"])["entries"])
+    def count(self, table: bytes) -> int:
+        """How many records a table has."""
+        return int(self.txn.stat(self._t[table])["entries"])
 
-    def sequence(self, generation: int, start: int, count: int) -> list[int]:
-        """Up to ``count`` sequence numbers with activations of ``generation``, from ``start`` on."""
-        cursor = self.txn.cursor(self._t[b"values"])
-        found: list[int] = []
-        more = cursor.set_range(value_key(generation, start))
-        while more and len(found) < count:
-            owner, seq = _VALUE.unpack(bytes(cursor.key()))
-            if owner != generation:
-                break
-            found.append(seq)
-            more = cursor.next()
-        return found
+    # ---------------------------------------------------------------- leftovers
 
-    def sweep(self, state: State, keep_staged: bool, count: int = BATCH) -> int:
-        """Delete up to ``count`` records that no state shows: other generations, puts that never finished."""
-        gone = self._sweep_values(state, keep_staged, count)
-        for name in (b"entries", b"targets"):
-            cursor = self.txn.cursor(self._t[name])
-            while gone < count and cursor.set_range(number(state.last + 1)):
-                cursor.delete()
-                gone += 1
-        return gone
-
-    def _sweep_values(self, state: State, keep_staged: bool, count: int) -> int:
-        cursor, gone = self.txn.cursor(self._t[b"values"]), 0
-        while gone < count and cursor.first() and int.from_bytes(bytes(cursor.key())[:4], "big") < state.generation:
-            cursor.delete()
-            gone += 1
-        staged = value_key(state.generation + 1, 0)
-        while gone < count and cursor.set_range(value_key(state.generation, state.last + 1)):
-            if keep_staged and bytes(cursor.key()) >= staged:
-                break
+    def sweep(self, last: int, wanted: set[tuple[bytes, int]]) -> int:
+        """Delete up to BATCH records that no state shows; ``wanted`` are the generations of places that count."""
+        gone, count = 0, BATCH
+        for table in (VALUES, SOURCES):
+            gone += self._sweep_places(table, last, wanted, count - gone)
+        cursor = self.cursor(b"entries")
+        while gone < count and cursor.set_range(number(last + 1)):
             cursor.delete()
             gone += 1
         return gone
 
-    def _must(self, raw: bytes | memoryview | None, what: str, seq: int) -> bytes | memoryview:
-        if raw is None:
-            raise StoreCorruptError(f"the {what} of sample {seq} is missing: restore the store from a copy")
-        return raw
+    def _sweep_places(self, table: bytes, last: int, wanted: set[tuple[bytes, int]], count: int) -> int:
+        cursor, gone = self.cursor(table), 0
+        more = cursor.first()
+        while more and gone < count:
+            generation, seq = _PLACED.unpack(cursor.key())
+            if (table, generation) in wanted:
+                beyond = cursor.set_range(placed(generation, max(seq, last + 1)))
+                if not beyond or _PLACED.unpack(cursor.key())[0] != generation:
+                    more = cursor.set_range(placed(generation + 1, 0))
+                    continue
+            cursor.delete()
+            more = bool(cursor.key())
+            gone += 1
+        return gone
 
-    def read(self, state: State, found: Sequence[int]) -> Activations:
-        """Activations of samples, straight from LMDB's pages: one allocation per tensor, one copy."""
-        assert state.layout is not None
-        batch = state.layout.allocate(len(found))
-        places = [(byte_view(t), *span) for t, span in zip(batch, state.layout.spans, strict=True)]
-        nbytes, generation = state.layout.nbytes, state.generation
-        for row, seq in enumerate(found):
-            value = self.value(generation, seq, nbytes)
-            for view, start, stop in places:
-                size = stop - start
-                view[row * size : (row + 1) * size] = value[start:stop]
-        return state.layout.restore(batch)
 
-    def infos(self, last: int) -> Iterator[tuple[bytes, SampleInfo]]:
-        """(key, info) of live samples, oldest first."""
-        for _, entry in self.living(last):
-            yield decode_entry(entry)
+def _indexed(name: bytes, raw: Raw) -> int:
+    try:
+        seq, check = _INDEX.unpack(raw)
+    except struct.error as error:
+        raise StoreCorruptError(f"the index does not decode ({error}): restore the store from a copy") from error
+    if check != xxhash.xxh32_intdigest(name, seq & 0xFFFFFFFF):
+        raise StoreCorruptError("the index has changed since it was written: restore the store from a copy")
+    return int(seq)
+
+
+def _place(raw: Raw) -> Place:
+    try:
+        return Place._make(_PLACE.unpack(raw))
+    except struct.error as error:
+        raise StoreCorruptError(f"a row's place does not decode ({error}): restore the store from a copy") from error

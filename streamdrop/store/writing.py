@@ -1,108 +1,164 @@
-"""Putting samples into LMDB: all or none, in transactions of bounded size, visible at once with the last."""
+"""Putting samples into the durable store: rows first, then the records, all or none, visible with the last commit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lmdb import Transaction
+import torch
 
 from streamdrop.errors import StoreError
-from streamdrop.store.intake import Incoming, check_room
+from streamdrop.store.drift import Drift
+from streamdrop.store.entries import Entry, encode
+from streamdrop.store.intake import Incoming
 from streamdrop.store.layout import Layout
-from streamdrop.store.records import entry_key, entry_pinned
-from streamdrop.store.state import Drift, State
-from streamdrop.store.tables import Tables, encode_value
+from streamdrop.store.ledger import LmdbShelf, New
+from streamdrop.store.retention import retain
+from streamdrop.store.rows import PACKED_UNIT, Packer, RowFile, write_samples
+from streamdrop.store.slab import Place
+from streamdrop.store.state import State
+from streamdrop.store.tables import SOURCES, VALUES, Tables
+from streamdrop.types import Activations
 
 if TYPE_CHECKING:
     from streamdrop.store.lmdb import LmdbStore
 
-TRANSACTION_BYTES = 64 << 20
-"""LMDB keeps a transaction's pages in memory: larger puts are split, and become visible with the last part."""
+RECORDS = 100_000
+"""Records written in one transaction; LMDB keeps its pages in memory."""
+_RECORD_BYTES = 400
 
 
-def put_samples(store: LmdbStore, state: State, layout: Layout, incoming: Sequence[Incoming]) -> None:
-    """Write checked samples. Raises StoreFullError; then none of them is there."""
-    _check_pinned(store, state, incoming)
-    parts = _split(incoming, layout)
-    first = state.last + 1
+def put_samples(
+    store: LmdbStore, layout: Layout, incoming: Sequence[Incoming], evicted: Sequence[bytes] | None = None
+) -> None:
+    """Write checked samples. ``evicted`` are the keys that leave for them; None: retention chooses.
+
+    Raises StoreFullError; then none of them is there.
+    """
+    now, state = store.clock(), store.now()
+    if evicted is None:
+        incoming, numbers, evicted = _chosen(store, state, layout, incoming, now)
+        last = max([state.last, *numbers])
+    else:
+        numbers, last = list(range(state.last + 1, state.last + 1 + len(incoming))), state.last + len(incoming)
+    _put(store, layout, incoming, numbers, evicted, last, now)
+
+
+def _chosen(
+    store: LmdbStore, state: State, layout: Layout, incoming: Sequence[Incoming], now: float
+) -> tuple[list[Incoming], list[int], list[bytes]]:
+    """Samples that stay with their sequence numbers, and the keys of those that leave, replaced ones too."""
+    retention = store.retention
+    arriving = [
+        retention.candidate(item.key, seq, layout.nbytes + len(item.source or b""), item.info, now)
+        for seq, item in enumerate(incoming, state.last + 1)
+    ]
+    with store.reading() as (tables, state):
+        kept, gone = retain(retention, LmdbShelf(tables, state, retention), arriving, now)
+    if len(kept) == len(incoming):
+        return list(incoming), [candidate.seq for candidate in kept], gone
+    stay = {candidate.seq for candidate in kept}
+    refused = [c.key for c in arriving if c.seq not in stay]  # what they would have replaced leaves all the same
+    by_number = {c.seq: item for c, item in zip(arriving, incoming, strict=True)}
+    return [by_number[c.seq] for c in kept], [c.seq for c in kept], [*gone, *refused]
+
+
+def _put(
+    store: LmdbStore,
+    layout: Layout,
+    incoming: Sequence[Incoming],
+    numbers: Sequence[int],
+    evicted: Sequence[bytes],
+    last: int,
+    now: float,
+) -> None:
+    packer, drift = Packer(layout, store.now().compression), Drift()
+
+    def seen(samples: Sequence[Activations], columns: Sequence[torch.Tensor]) -> None:
+        nonlocal drift
+        drift = drift + Drift.over(layout, samples, columns)
+
+    values, sources = store.row_file(VALUES, packer.unit), None
+    need = len(incoming) * layout.nbytes + sum(len(item.source or b"") for item in incoming)
+    taken: list[tuple[RowFile, Sequence[Place]]] = []
+    with store.environment.errors(need):
+        try:
+            samples = [item.activations for item in incoming]
+            places = write_samples(values, packer, samples, numbers, seen)
+            taken.append((values, places))
+            if any(item.source is not None for item in incoming):
+                sources = store.row_file(SOURCES, PACKED_UNIT)
+            kept = _write_sources(sources, incoming, numbers, taken)
+            for file in filter(None, (values, sources)):
+                file.slab.sync()
+            new = [_new(*one, now) for one in zip(numbers, incoming, places, kept, strict=True)]
+            _record(store, layout, new, evicted, last, drift)
+        except BaseException:
+            for file, unused in taken:
+                file.give_back(unused)
+            raise
+
+
+def _write_sources(
+    file: RowFile | None,
+    incoming: Sequence[Incoming],
+    numbers: Sequence[int],
+    taken: list[tuple[RowFile, Sequence[Place]]],
+) -> list[Place | None]:
+    if file is None:
+        return [None] * len(incoming)
+    given = [(seq, item.source) for seq, item in zip(numbers, incoming, strict=True) if item.source is not None]
+    places = file.place([source for _, source in given], [seq for seq, _ in given])
+    taken.append((file, places))
+    file.write([source for _, source in given], places)
+    by_number = dict(zip((seq for seq, _ in given), places, strict=True))
+    return [by_number.get(seq) for seq in numbers]
+
+
+def _new(seq: int, item: Incoming, place: Place, source: Place | None, now: float) -> New:
+    raw = encode(item.key, item.info, now, item.target)
+    return New(seq, Entry(item.key, item.info, now, item.target), raw, place, source)
+
+
+def _record(
+    store: LmdbStore, layout: Layout, new: Sequence[New], evicted: Sequence[bytes], last: int, drift: Drift
+) -> None:
+    """Records in bounded transactions, above the clock until the last one moves it: nobody sees a part."""
+    parts = [new[at : at + RECORDS] for at in range(0, len(new), RECORDS)] or [new]
+    beside = sum(len(one.raw) for one in new) + _RECORD_BYTES * len(new)
+
+    def work(tables: Tables, state: State) -> State:
+        _write_records(tables, state, parts[-1])
+        ledger = store.ledger(tables)
+        keys = list(dict.fromkeys([*(one.entry.key for one in new), *evicted]))
+        gone = [(key, seq) for key, seq in zip(keys, tables.find_each(keys), strict=True) if seq is not None]
+        state = ledger.remove(replace(state, last=last), gone, last)
+        state = store.files.reached(replace(state, layout=layout, drift=state.drift + drift))
+        return ledger.add(state, new)
+
     try:
         for part in parts[:-1]:
-            state = _write_part(store, state, layout, part, first)
-            first += len(part)
-        _write_last(store, state, layout, incoming, parts[-1], first)
+            store.change(partial(_shown_later, part), _RECORD_BYTES * len(part))
+        store.change(work, beside)
     except BaseException:
         if len(parts) > 1:
             _tidy(store)
         raise
 
 
-def _check_pinned(store: LmdbStore, state: State, incoming: Sequence[Incoming]) -> None:
-    if store.max_samples is None:
-        return
-    with store.reading() as (tables, _):
-        found = [seq for item in incoming if (seq := tables.find(item.key)) is not None]
-        replaced = sum(entry_pinned(tables.entry(seq)) for seq in found)
-    check_room(state.pinned - replaced + sum(item.info.pinned for item in incoming), incoming, store.max_samples)
-
-
-def _split(incoming: Sequence[Incoming], layout: Layout) -> list[Sequence[Incoming]]:
-    size = max(1, TRANSACTION_BYTES // max(1, layout.nbytes))
-    return [incoming[start : start + size] for start in range(0, len(incoming), size)]
-
-
-def _encode(layout: Layout, part: Sequence[Incoming]) -> tuple[list[bytes], Drift, int]:
-    """Values as stored, how far they drifted, bytes the transaction will write."""
-    packed = [layout.pack(item.activations) for item in part]
-    values = [encode_value(p) for p in packed]
-    beside = sum(len(item.target or b"") + len(item.key) + 64 for item in part)
-    return values, Drift.over(layout, [item.activations for item in part], packed), sum(map(len, values)) + beside
-
-
-def _write_part(store: LmdbStore, state: State, layout: Layout, part: Sequence[Incoming], first: int) -> State:
-    """Records above the clock: nobody sees them before the last part is written."""
-    values, drift, weight = _encode(layout, part)
-
-    def run(txn: Transaction) -> None:
-        _put(Tables(txn, store.environment.tables), state, part, values, first)
-
-    store.environment.write(run, weight)
-    return replace(state, drift=state.drift + drift)
-
-
-def _write_last(
-    store: LmdbStore, state: State, layout: Layout, incoming: Sequence[Incoming], part: Sequence[Incoming], first: int
-) -> None:
-    values, drift, weight = _encode(layout, part)
-    last = state.last + len(incoming)
-
-    def work(tables: Tables, _: State) -> State:
-        _put(tables, state, part, values, first)
-        after = replace(state, layout=layout, last=last, drift=state.drift + drift)
-        for seq, item in enumerate(incoming, state.last + 1):
-            after = tables.point(after, item.key, seq)
-        return _evict(tables, after, store.max_samples)
-
-    store.change(work, weight)
-
-
-def _put(tables: Tables, state: State, part: Sequence[Incoming], values: Sequence[bytes], first: int) -> None:
-    for seq, (item, value) in enumerate(zip(part, values, strict=True), first):
-        tables.put_value(state.generation, seq, value)
-        tables.put_sample(seq, item.key, item.info, item.target)
-
-
-def _evict(tables: Tables, state: State, limit: int | None) -> State:
-    excess = 0 if limit is None else state.count - limit
-    if excess <= 0:
-        return state
-    free = ((seq, bytes(e)) for seq, e in tables.living(state.last) if not entry_pinned(e))
-    for seq, entry in list(islice(free, excess)):
-        tables.drop_key(entry_key(entry))
-        state = tables.bury(state, seq, state.last)
+def _shown_later(new: Sequence[New], tables: Tables, state: State) -> State:
+    _write_records(tables, state, new)
     return state
+
+
+def _write_records(tables: Tables, state: State, new: Sequence[New]) -> None:
+    tables.put_entries([(one.seq, one.raw) for one in new])
+    tables.put_places(VALUES, state.generation, [(one.seq, one.place) for one in new])
+    sources = [(one.seq, one.source) for one in new if one.source is not None]
+    if sources:
+        tables.put_places(SOURCES, state.source_generation, sources)
 
 
 def _tidy(store: LmdbStore) -> None:

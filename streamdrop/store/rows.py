@@ -1,0 +1,186 @@
+"""Rows of one generation: their slab, its free room, and the way of samples into it and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from streamdrop.errors import StoreCorruptError
+from streamdrop.store.compress import compressor
+from streamdrop.store.layout import Layout, byte_view
+from streamdrop.store.slab import Place, Slab, as_units, checksum
+from streamdrop.store.space import Space
+from streamdrop.types import Activations
+
+PART_BYTES = 16 << 20
+"""Rows are encoded and written this much at a time; one part is encoded while the one before it is written."""
+PACKED_UNIT = 64
+"""Bytes per unit where rows differ in length."""
+Found: TypeAlias = tuple[int, Place]
+"""A sample's sequence number and where its row lies."""
+Seen: TypeAlias = Callable[[Sequence[Activations], Sequence[torch.Tensor]], None]
+"""Called with samples and the columns they were encoded to."""
+
+
+class RowFile:
+    """The rows in one slab. ``space`` knows what is free; a reader has none."""
+
+    def __init__(self, path: Path, unit: int, space: Space | None) -> None:
+        self.slab = Slab(path, unit, writable=space is not None)
+        self._space = space
+
+    @property
+    def writable(self) -> bool:
+        """Whether rows may be added."""
+        return self._space is not None
+
+    @property
+    def space(self) -> Space:
+        """Free room; only the writer knows it."""
+        assert self._space is not None
+        return self._space
+
+    def place(self, rows: Sequence[memoryview | bytes], seqs: Sequence[int]) -> list[Place]:
+        """Room for rows, with their checksums; ``give_back`` undoes it."""
+        units, take = self.slab.units, self.space.take
+        return [Place(take(units(len(row))), len(row), checksum(row, seq)) for row, seq in zip(rows, seqs, strict=True)]
+
+    def give_back(self, places: Sequence[Place]) -> None:
+        """Room that was placed but is not used."""
+        for place in places:
+            self.space.put_back(place.start, self.slab.units(place.length))
+
+    def extents(self, places: Sequence[Place]) -> list[tuple[int, int]]:
+        """(first unit, units) of each place."""
+        return [(place.start, self.slab.units(place.length)) for place in places]
+
+    def write(self, rows: Sequence[memoryview | bytes], places: Sequence[Place]) -> None:
+        """Write rows of any length to their places. Raises OSError."""
+        unit = self.slab.unit
+        data = b"".join([part for row in rows for part in (row, bytes(-len(row) % unit or (unit if not row else 0)))])
+        self.slab.write(memoryview(data), self.extents(places))
+
+
+class Packer(NamedTuple):
+    """How samples become rows."""
+
+    layout: Layout
+    compression: str | None
+
+    @property
+    def unit(self) -> int:
+        """Bytes per unit of a slab of such rows."""
+        return PACKED_UNIT if self.compression else max(1, self.layout.nbytes)
+
+
+def write_samples(
+    file: RowFile, packer: Packer, samples: Sequence[Activations], seqs: Sequence[int], seen: Seen
+) -> list[Place]:
+    """Samples into the slab. Raises OSError, DataError; then no room is taken."""
+    places: list[Place] = []
+    with ThreadPoolExecutor(1) as background:
+        under_way: Future[None] | None = None
+        try:
+            for write, placed in prepared(file, packer, samples, seqs, seen):
+                places += placed
+                if under_way is not None:
+                    under_way.result()
+                if len(places) == len(samples):
+                    write()  # the last part, mostly the only one, needs no thread
+                else:
+                    under_way = background.submit(write)
+        except BaseException:
+            if under_way is not None:
+                under_way.exception()
+            file.give_back(places)
+            raise
+    return places
+
+
+def prepared(
+    file: RowFile, packer: Packer, samples: Sequence[Activations], seqs: Sequence[int], seen: Seen
+) -> Iterator[tuple[Callable[[], None], list[Place]]]:
+    """Samples as rows in memory of their own, part by part: what writes a part, and where it will lie."""
+    size = max(1, PART_BYTES // max(1, packer.layout.nbytes))
+    for at in range(0, len(samples), size):
+        part = samples[at : at + size]
+        columns = packer.layout.encode(part)
+        seen(part, columns)
+        yield _prepared(file, packer, columns, seqs[at : at + size])
+
+
+def _prepared(
+    file: RowFile, packer: Packer, columns: Sequence[torch.Tensor], seqs: Sequence[int]
+) -> tuple[Callable[[], None], list[Place]]:
+    nbytes = packer.layout.nbytes
+    data = as_units(columns, packer.layout.spans, nbytes)
+    stride = max(1, nbytes)
+    rows: Sequence[memoryview | bytes] = [data[i * stride : i * stride + nbytes] for i in range(len(seqs))]
+    if packer.compression is None:
+        placed = file.place(rows, seqs)
+        return lambda: file.slab.write(data, file.extents(placed)), placed
+    shorter = compressor(packer.compression)[0]
+    rows = [packed if len(packed := shorter(row)) < nbytes else row for row in rows]
+    placed = file.place(rows, seqs)
+    return lambda: file.write(rows, placed), placed
+
+
+def gather(
+    file: RowFile, packer: Packer, found: Sequence[Found], columns: Sequence[torch.Tensor], verify: bool
+) -> None:
+    """Rows of samples into ``columns`` [N, ...]. Raises StoreCorruptError for a row that has changed."""
+    layout, slab = packer.layout, file.slab
+    if packer.compression is None and len(columns) == 1 and layout.nbytes:
+        slab.rows([place.start for _, place in found], columns[0])
+        if verify:
+            data, size = byte_view(columns[0]), layout.nbytes
+            for i, (seq, place) in enumerate(found):
+                if checksum(data[i * size : (i + 1) * size], seq) != place.checksum:
+                    raise changed(seq)
+    else:
+        views = [byte_view(column) for column in columns]
+        unpack = unpacker(packer)
+        for i, (seq, place) in enumerate(found):
+            _spread(unpack(read_row(slab, seq, place, verify), seq), layout, views, i)
+    slab.trim()
+
+
+def read_row(slab: Slab, seq: int, place: Place, verify: bool) -> memoryview:
+    """A stored row's bytes, in the map. Raises StoreCorruptError."""
+    row = slab.row(place)
+    if verify and checksum(row, seq) != place.checksum:
+        raise changed(seq)
+    return row
+
+
+def changed(seq: int) -> StoreCorruptError:
+    """The error for a row whose checksum does not fit."""
+    return StoreCorruptError(
+        f"the activations of sample {seq} have changed since they were written: `streamdrop store verify --repair` "
+        "drops what is damaged"
+    )
+
+
+def unpacker(packer: Packer) -> Callable[[memoryview, int], memoryview | bytes]:
+    """(stored row, sequence number) → the row of the layout's size. It raises StoreCorruptError."""
+    size = packer.layout.nbytes
+    expand = compressor(packer.compression)[1] if packer.compression is not None else None
+
+    def unpack(row: memoryview, seq: int) -> memoryview | bytes:
+        if expand is not None and len(row) < size:
+            return expand(row, size)
+        if len(row) != size:
+            raise changed(seq)
+        return row
+
+    return unpack
+
+
+def _spread(row: memoryview | bytes, layout: Layout, views: Sequence[memoryview], i: int) -> None:
+    for view, (start, stop) in zip(views, layout.spans, strict=True):
+        size = stop - start
+        view[i * size : (i + 1) * size] = row[start:stop]
