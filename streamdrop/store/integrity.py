@@ -27,7 +27,10 @@ lock = os.access(os.path.join(sys.argv[1], "lock.mdb"), os.W_OK)
 env = lmdb.open(sys.argv[1], readonly=True, lock=lock, max_dbs=16, map_size=1 << 20)
 with env.begin(buffers=True) as txn:
     for name in [bytes(k) for k, _ in txn.cursor()]:
-        table = env.open_db(name, txn=txn, create=False)
+        try:
+            table = env.open_db(name, txn=txn, create=False)
+        except lmdb.IncompatibleError:  # a plain value: another program's, to be refused by its content
+            continue
         count = 0
         for key, value in txn.cursor(table):
             zlib.crc32(value, zlib.crc32(key))

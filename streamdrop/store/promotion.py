@@ -85,14 +85,20 @@ class _Making:
         """Settle the layout by the first sample. Raises DataError for samples that do not fit it."""
         self.layout = check_activations(samples, self.layout, self.codec)
 
-    def keep(self, seqs: Sequence[int], rows: Sequence[Activations]) -> None:
+    def take(self, seqs: Sequence[int], rows: Sequence[Activations]) -> None:
+        """Fit and keep samples that a step gave. Raises DataError, StoreFullError."""
+        samples = {b"%d" % seq: row for seq, row in zip(seqs, rows, strict=True)}
+        self.fit(samples)
+        self.keep(seqs, samples)
+
+    def keep(self, seqs: Sequence[int], samples: Mapping[bytes, Activations]) -> None:
         """Write samples' rows in the background; waits when too much is under way. Raises StoreFullError, DataError."""
         if not seqs:
             return
         assert self.layout is not None
         file, packer = self._file or self._begin(), Packer(self.layout, self.compression)
         at = 0
-        for write, placed in prepared(file, packer, rows, seqs, self._seen):
+        for write, placed in prepared(file, packer, samples, seqs, self._seen):
             self._writes.append(self._pool.submit(write))
             self._written.update(zip(seqs[at : at + len(placed)], placed, strict=True))
             self._weight += sum(place.length for place in placed)
@@ -196,8 +202,8 @@ class LmdbStage:
                 raise missing(key for key, seq in found.items() if seq is None)
             if making is not None:
                 new = set(making.missing([seq for seq in found.values() if seq is not None]))
-                rows = [(seq, tuple(samples[key])) for key, seq in found.items() if seq in new]
-                making.keep([seq for seq, _ in rows if seq is not None], [row for _, row in rows])
+                seqs = [seq for seq in found.values() if seq in new]
+                making.keep(seqs, {key: tuple(samples[key]) for key, seq in found.items() if seq in new})
 
     def commit(self, step: Step, chunk: int = 64) -> None:
         """Promote what was not staged with ``step``, then flip. Durable when it returns. Raises DataError."""
@@ -208,9 +214,7 @@ class LmdbStage:
             if making is not None:
                 making.record()
                 for found, batch in _chunks(self._store, making, chunk):
-                    rows = stepped(step, batch, len(found))
-                    making.fit({b"%d" % seq: row for seq, row in zip(found, rows, strict=True)})
-                    making.keep(found, rows)
+                    making.take(found, stepped(step, batch, len(found)))
                 making.flip(lambda state: state.promoted(making.cut, making.version, making.layout, making.drift))
             self._done = True
 
@@ -304,9 +308,7 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
                 raise StoreError(
                     f"sample {_name(store, seqs[sources.index(None)])!r} has no source: it cannot be thawed"
                 )
-            rows = as_rows(embed(known), len(seqs))
-            making.fit({b"%d" % seq: row for seq, row in zip(seqs, rows, strict=True)})
-            making.keep(seqs, rows)
+            making.take(seqs, as_rows(embed(known), len(seqs)))
         making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
     except BaseException:
         making.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -45,14 +45,17 @@ class RowFile:
         return self._space
 
     def place(self, rows: Sequence[memoryview | bytes], seqs: Sequence[int]) -> list[Place]:
-        """Room for rows, with their checksums; ``give_back`` undoes it."""
+        """Room for rows, with their checksums; ``undo`` takes it back."""
         units, take = self.slab.units, self.space.take
         return [Place(take(units(len(row))), len(row), checksum(row, seq)) for row, seq in zip(rows, seqs, strict=True)]
 
-    def give_back(self, places: Sequence[Place]) -> None:
-        """Room that was placed but is not used."""
+    def undo(self, places: Sequence[Place], end: int) -> None:
+        """Rows that are not used after all; the slab reached up to ``end`` before."""
         for place in places:
-            self.space.put_back(place.start, self.slab.units(place.length))
+            if place.start < end:
+                self.space.put_back(place.start, self.slab.units(place.length))
+        self.space.end = end
+        self.slab.cut_off(end)
 
     def extents(self, places: Sequence[Place]) -> list[tuple[int, int]]:
         """(first unit, units) of each place."""
@@ -78,10 +81,11 @@ class Packer(NamedTuple):
 
 
 def write_samples(
-    file: RowFile, packer: Packer, samples: Sequence[Activations], seqs: Sequence[int], seen: Seen
+    file: RowFile, packer: Packer, samples: Mapping[bytes, Activations], seqs: Sequence[int], seen: Seen
 ) -> list[Place]:
     """Samples into the slab. Raises OSError, DataError; then no room is taken."""
     places: list[Place] = []
+    end = file.space.end
     with ThreadPoolExecutor(1) as background:
         under_way: Future[None] | None = None
         try:
@@ -96,19 +100,20 @@ def write_samples(
         except BaseException:
             if under_way is not None:
                 under_way.exception()
-            file.give_back(places)
+            file.undo(places, end)
             raise
     return places
 
 
 def prepared(
-    file: RowFile, packer: Packer, samples: Sequence[Activations], seqs: Sequence[int], seen: Seen
+    file: RowFile, packer: Packer, samples: Mapping[bytes, Activations], seqs: Sequence[int], seen: Seen
 ) -> Iterator[tuple[Callable[[], None], list[Place]]]:
     """Samples as rows in memory of their own, part by part: what writes a part, and where it will lie."""
     size = max(1, PART_BYTES // max(1, packer.layout.nbytes))
-    for at in range(0, len(samples), size):
-        part = samples[at : at + size]
-        columns = packer.layout.encode(part)
+    keys, rows = list(samples), list(samples.values())
+    for at in range(0, len(rows), size):
+        part = rows[at : at + size]
+        columns = packer.layout.encode(part, keys[at : at + size])
         seen(part, columns)
         yield _prepared(file, packer, columns, seqs[at : at + size])
 

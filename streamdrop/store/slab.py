@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -83,6 +84,12 @@ class Slab:
         if size > now:
             step = max(size, now + now // GROWTH)
             os.ftruncate(self._fd, -(-step // 65536) * 65536)
+
+    def cut_off(self, end: int) -> None:
+        """Give back the room after ``end`` units, which nothing shows."""
+        with contextlib.suppress(OSError):
+            if os.fstat(self._fd).st_size > end * self.unit:
+                os.ftruncate(self._fd, end * self.unit)
 
     def sync(self) -> None:
         """All that was written is on the disk when this returns. Raises OSError."""

@@ -82,12 +82,13 @@ def _put(
 
     values, sources = store.row_file(VALUES, packer.unit), None
     need = len(incoming) * layout.nbytes + sum(len(item.source or b"") for item in incoming)
-    taken: list[tuple[RowFile, Sequence[Place]]] = []
+    taken: list[tuple[RowFile, Sequence[Place], int]] = []
+    end = values.space.end
     with store.environment.errors(need):
         try:
-            samples = [item.activations for item in incoming]
+            samples = {item.key: item.activations for item in incoming}
             places = write_samples(values, packer, samples, numbers, seen)
-            taken.append((values, places))
+            taken.append((values, places, end))
             if any(item.source is not None for item in incoming):
                 sources = store.row_file(SOURCES, PACKED_UNIT)
             kept = _write_sources(sources, incoming, numbers, taken)
@@ -96,8 +97,8 @@ def _put(
             new = [_new(*one, now) for one in zip(numbers, incoming, places, kept, strict=True)]
             _record(store, layout, new, evicted, last, drift)
         except BaseException:
-            for file, unused in taken:
-                file.give_back(unused)
+            for file, unused, before in taken:
+                file.undo(unused, before)
             raise
 
 
@@ -105,13 +106,14 @@ def _write_sources(
     file: RowFile | None,
     incoming: Sequence[Incoming],
     numbers: Sequence[int],
-    taken: list[tuple[RowFile, Sequence[Place]]],
+    taken: list[tuple[RowFile, Sequence[Place], int]],
 ) -> list[Place | None]:
     if file is None:
         return [None] * len(incoming)
     given = [(seq, item.source) for seq, item in zip(numbers, incoming, strict=True) if item.source is not None]
+    end = file.space.end
     places = file.place([source for _, source in given], [seq for seq, _ in given])
-    taken.append((file, places))
+    taken.append((file, places, end))
     file.write([source for _, source in given], places)
     by_number = dict(zip((seq for seq, _ in given), places, strict=True))
     return [by_number.get(seq) for seq in numbers]
