@@ -128,7 +128,7 @@ def test_truncated_sources(kind):
      b'{"kind":"array","dtype":"|O","shape":[1]}', b'{"kind":"array","dtype":"u1","shape":[-1,-4]}'],
 )  # fmt: skip
 def test_raw_headers_that_make_no_sense(header):
-    with pytest.raises(StoreCorruptError, match="source|dtype"):
+    with pytest.raises(StoreCorruptError, match=r"source|dtype"):
         decode_source(b"SDRAW1" + len(header).to_bytes(4, "little") + header + b"1234")
 
 
@@ -261,7 +261,7 @@ def test_one_stream_alone(suffix, tmp_path):
     import_store(back, export_store(store, tmp_path / f"out{suffix}", stream="ü1"))
     assert len(back) == 3
     assert_same_content(store, back, store.keys(stream="ü1"))
-    with pytest.raises(DataError, match="'cam'.*'ü0', 'ü1'"):
+    with pytest.raises(DataError, match=r"'cam'.*'ü0', 'ü1'"):
         export_store(store, tmp_path / f"none{suffix}", stream="cam")
 
 
@@ -395,6 +395,15 @@ def test_incomplete_metadata_is_refused(tmp_path):
         import_store(MemoryStore(), [tmp_path / "out.safetensors"])
 
 
+def refusal(store, path):
+    """Why a file cannot be imported; nothing when it was."""
+    try:
+        import_store(store, [path])
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damage_is_found_or_harmless(suffix, tmp_path):
     store = rich(MemoryStore())
@@ -407,11 +416,10 @@ def test_damage_is_found_or_harmless(suffix, tmp_path):
         data[at] ^= 1 << rng.integers(8)
         path.write_bytes(data)
         back = MemoryStore()
-        try:
-            import_store(back, [path])
-        except StoreError as error:
+        message = refusal(back, path)
+        assert "\n" not in message
+        if message:
             found += 1
-            assert "\n" not in str(error)
             assert (len(back), back.cut) == (0, 0)
         else:
             assert_same_content(store, back)
