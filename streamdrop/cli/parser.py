@@ -31,7 +31,10 @@ FIT_EXAMPLES = """examples:
 STORE_EXAMPLES = """examples:
   streamdrop store info run/features
   streamdrop store info run/features --json
-  streamdrop store verify run/features"""
+  streamdrop store verify run/features --model resnet18 --classes 10 --weights model.safetensors
+  streamdrop store compact run/features
+  streamdrop store export run/features features.safetensors --stream cam1
+  streamdrop store import other/features features-*.safetensors"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,16 +124,35 @@ def _add_fit(commands: _Commands) -> None:
 def _add_store(commands: _Commands) -> None:
     parser = commands.add_parser(
         "store",
-        help="Look into a feature store.",
+        help="Look into a feature store, tidy it, take it elsewhere.",
         epilog=STORE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text in (("info", "what it holds"), ("verify", "whether every record decodes")):
-        action = actions.add_parser(name, help=text, description=f"Tell {text}; opens read-only.")
-        action.add_argument("path", help="the store's folder")
-        action.add_argument("--json", action="store_true", help="print JSON")
-        action.set_defaults(module="store", function=f"print_{name}")
+    _action(actions, "info", "what it holds", "Tell what it holds; opens read-only.", "print_info")
+    text = "Tell whether every record decodes; opens read-only, but for --repair."
+    verify = _action(actions, "verify", "whether every record decodes", text, "print_verify")
+    verify.add_argument("--model", metavar="NAME", help="recompute some samples from their raw sources: resnet18, …")
+    verify.add_argument("--weights", metavar="F", help="its state dict (.safetensors or saved by torch)")
+    verify.add_argument("--classes", type=_whole, metavar="N", help="its outputs (default: 1000)")
+    verify.add_argument("--repair", action="store_true", help="drop the samples that do not decode, and say which")
+    text = "Give back the room of what was removed; needs room for a copy."
+    _action(actions, "compact", "give back the room of what was removed", text, "compact")
+    text = "Write the samples to one file, or to OUT-00001-of-00003… where they are many; opens read-only."
+    export = _action(actions, "export", "write the samples to files", text, "export")
+    export.add_argument("out", metavar="OUT", help="ends in .safetensors or .npz")
+    export.add_argument("--stream", metavar="NAME", help="only this stream's samples")
+    text = "Put exported samples into a store of the same cut and model, or into a new one."
+    importing = _action(actions, "import", "put exported samples into it", text, "import_files")
+    importing.add_argument("files", nargs="+", metavar="FILE", help="all shards of an export")
+
+
+def _action(actions: _Commands, name: str, help: str, text: str, function: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=help, description=text)
+    parser.add_argument("path", metavar="PATH", help="the store's folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(module="store", function=function)
+    return parser
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

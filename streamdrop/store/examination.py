@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store.entries import Entry, decode, key_of
@@ -132,11 +132,11 @@ def _points_at(raw: Raw) -> int:
     return int.from_bytes(raw[:8], "big")
 
 
-def repair(path: str | PathLike[str]) -> dict[str, Any]:
-    """Drop what does not decode: {"path", "samples", "held", "dropped", "repaired", "problems"}.
+def repair(path: str | PathLike[str]) -> dict[str, list[str]]:
+    """Drop the samples that do not decode: {"dropped", "repaired"}.
 
-    "dropped" names the samples by key, or by number where the key is lost, "repaired" says in a line each what was
-    wrong, "problems" what still is. They are forgotten for good, even where a mark would hold them. Opens for writing
+    "dropped" names them by key, or by number where the key is lost; "repaired" says in a line each what was wrong, with
+    the store's own counts too. They are forgotten for good, even where a mark would hold them. Opens for writing
     and never creates. Raises StoreLockedError, StoreError, StoreCorruptError where the files as a whole cannot be read.
     """
     check_file(Path(path), read_only=True)
@@ -146,16 +146,10 @@ def repair(path: str | PathLike[str]) -> dict[str, Any]:
         if found:
             store.change(lambda tables, state: _without(store.ledger(tables), state, found))
             store.flush()
-        with store.reading() as (tables, state):
-            left = [problem.text for problem in examine(store, tables, state)] if found else []
-            return {
-                "path": str(path),
-                "samples": state.count,
-                "held": tables.count(b"held"),
-                "dropped": [_name(problem) for problem in found if problem.seq is not None],
-                "repaired": [problem.text for problem in found],
-                "problems": left,
-            }
+    return {
+        "dropped": [_name(problem) for problem in found if problem.seq is not None],
+        "repaired": [problem.text for problem in found],
+    }
 
 
 def _name(problem: Problem) -> str:
