@@ -1,168 +1,124 @@
-"""Reading and writing samples: LMDB against a pickle file each, torch.save and a raw memory map.
+"""What the stores do: reading, writing, promotion, opening, memory, codecs, side by side with rivals in one run.
 
-    python benchmarks/store.py [--samples 200] [--kilobytes 96] [--batch 32] [--repeats 5] [--folder DIR]
+    python benchmarks/store.py [--sizes 4,64,512] [--total-mb 512] [--repeats 5] [--only reads,writes,...]
+                               [--rivals "pickle per sample,raw memory map"] [--folder DIR] [--output DIR]
 
-Every rival reads the same random batches and writes the same samples, taking turns, so that a slow moment of the
-machine meets all of them. Opening is timed too. Writes are made durable (fsync) before the clock stops. Reads are warm
-(page cache).
+Sections (``--only``):
+  writes     durable writes: all is on the disk when the clock stops; against the disk's own sequential write
+  disk       bytes on disk for each byte of payload
+  reads      random batches of 32 without replacement, page cache warm
+  cold       the same, after fsync and POSIX_FADV_DONTNEED on every file (what the disk's own cache holds stays)
+  promotion  ``advance`` through real layers, against the same layers on tensors in memory
+  million    opening a store of 1,000,000 samples (built once under --folder); asked for by name or --million
+  behind     what write-behind adds to a tracker's rounds
+  memory     resident memory while ten times the ring is written and read, in processes of their own
+  codecs     compression and lossy codecs on a network's maps
+
+All arms take turns (A B C ... A B C ...). A ratio is the median of the turns' ratios, its range in brackets. Rivals
+from the extra ``bench``: pip install 'streamdrop[bench]'. Torch computes on one thread unless a section says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import pickle
-import platform
-import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
+from storebench.behind import behind
+from storebench.coding import coding
+from storebench.measure import Row, table
+from storebench.memory import memory
+from storebench.opening import million
+from storebench.ours import STORES
+from storebench.plot import draw
+from storebench.promotion import promotion
+from storebench.rivals import RIVALS
+from storebench.transfer import transfer
 
-from streamdrop.store import LmdbStore
+from streamdrop.evaluation.hardware import describe_hardware, usable_cores
 
-Write = Callable[[Path, list[torch.Tensor]], None]
-Read = Callable[[Path, list[list[int]]], int]
-
-
-def key(number: int) -> bytes:
-    return b"%d" % number
-
-
-def write_lmdb(folder: Path, samples: list[torch.Tensor]) -> None:
-    with LmdbStore(folder) as store:
-        store.put_many({key(i): (sample,) for i, sample in enumerate(samples)})
-        store.flush()
-
-
-def read_lmdb(folder: Path, batches: list[list[int]]) -> int:
-    with LmdbStore(folder, read_only=True) as store:
-        return sum(store.get_many([key(i) for i in batch])[0].nbytes for batch in batches)
-
-
-def write_pickle(folder: Path, samples: list[torch.Tensor]) -> None:
-    for i, sample in enumerate(samples):
-        with (folder / f"{i}.pkl").open("wb") as file:
-            pickle.dump(sample.numpy(), file)
-            sync(file)
-
-
-def read_pickle(folder: Path, batches: list[list[int]]) -> int:
-    def load(i: int) -> torch.Tensor:
-        return torch.from_numpy(pickle.loads((folder / f"{i}.pkl").read_bytes()))
-
-    return sum(torch.stack([load(i) for i in batch]).nbytes for batch in batches)
-
-
-def write_torch(folder: Path, samples: list[torch.Tensor]) -> None:
-    for i, sample in enumerate(samples):
-        with (folder / f"{i}.pt").open("wb") as file:
-            torch.save(sample, file)
-            sync(file)
-
-
-def read_torch(folder: Path, batches: list[list[int]]) -> int:
-    def load(i: int) -> torch.Tensor:
-        return torch.load(folder / f"{i}.pt", weights_only=True)
-
-    return sum(torch.stack([load(i) for i in batch]).nbytes for batch in batches)
-
-
-def write_map(folder: Path, samples: list[torch.Tensor]) -> None:
-    np.save(folder / "all.npy", np.stack([sample.numpy() for sample in samples]))
-    with (folder / "all.npy").open("rb") as file:
-        sync(file)
-
-
-def read_map(folder: Path, batches: list[list[int]]) -> int:
-    rows = np.load(folder / "all.npy", mmap_mode="r")
-    return sum(torch.from_numpy(rows[batch]).nbytes for batch in batches)
-
-
-def sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-RIVALS: dict[str, tuple[Write, Read]] = {
-    "lmdb": (write_lmdb, read_lmdb),
-    "pickle per sample": (write_pickle, read_pickle),
-    "torch.save": (write_torch, read_torch),
-    "memory map": (write_map, read_map),
+TRANSFER = ("writes", "disk", "reads", "cold")
+SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Iterator[list[Row]]]] = {
+    "promotion": promotion,
+    "million": million,
+    "behind": behind,
+    "memory": memory,
+    "codecs": coding,
 }
-
-
-def measure(folder: Path, samples: list[torch.Tensor], batches: list[list[int]], repeats: int) -> dict[str, dict]:
-    seconds: dict[str, dict[str, list[float]]] = {name: {"write": [], "read": []} for name in RIVALS}
-    for _ in range(repeats):
-        for name, (write, _) in RIVALS.items():
-            shutil.rmtree(folder / name, ignore_errors=True)
-            (folder / name).mkdir(parents=True)
-            seconds[name]["write"].append(timed(lambda: write(folder / name, samples)))  # noqa: B023
-        for name, (_, read) in RIVALS.items():
-            read(folder / name, batches[:1])
-            seconds[name]["read"].append(timed(lambda: read(folder / name, batches)))  # noqa: B023
-    disk = {name: sum(f.stat().st_blocks * 512 for f in (folder / name).iterdir()) for name in RIVALS}
-    written = sum(s.nbytes for s in samples)
-    read_bytes = sum(len(b) for b in batches) * samples[0].nbytes
-    return {
-        name: {
-            "write_gb_s": rate(written, took["write"]),
-            "read_gb_s": rate(read_bytes, took["read"]),
-            "disk_per_payload": disk[name] / written,
-        }
-        for name, took in seconds.items()
-    }
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def rate(size: int, seconds: list[float]) -> dict[str, float]:
-    rates = sorted(size / s / 1e9 for s in seconds)
-    return {"median": statistics.median(rates), "min": rates[0], "max": rates[-1]}
-
-
-def table(results: dict[str, dict]) -> str:
-    lines = [f"{'':<18} {'read GB/s':>20} {'write GB/s':>20} {'disk / payload':>15}"]
-    for name, row in results.items():
-        spans = [
-            f"{row[k]['median']:.2f} ({row[k]['min']:.2f}-{row[k]['max']:.2f})" for k in ("read_gb_s", "write_gb_s")
-        ]
-        lines.append(f"{name:<18} {spans[0]:>20} {spans[1]:>20} {row['disk_per_payload']:>15.2f}")
-    return "\n".join(lines)
+USUAL = [*TRANSFER, *(name for name in SECTIONS if name != "million")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for option, default in (("samples", 200), ("kilobytes", 96), ("batch", 32), ("batches", 200), ("repeats", 5)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--folder", type=Path, help="where to write: the disk to measure (default: a temporary folder)")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    options = parser.parse_args()
+    options = arguments()
+    hardware = describe_hardware()
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    samples = [torch.rand(options.kilobytes * 256, generator=generator) for _ in range(options.samples)]
-    batches = torch.randint(options.samples, (options.batches, options.batch), generator=generator).tolist()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        results = measure(Path(folder), samples, batches, options.repeats)
-    size = f"{options.samples} samples of {options.kilobytes} KB, batches of {options.batch}"
-    print(f"{size}, n = {options.repeats}: median (min-max)")
-    print(table(results))
-    if options.output:
-        settings = {k: v for k, v in vars(options).items() if isinstance(v, int)}
-        hardware = {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()}
-        options.output.write_text(
-            json.dumps({"settings": settings, "hardware": hardware, "results": results}, indent=1)
-        )
+    print(hardware, flush=True)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="store-") as folder:
+        for group in groups(options, Path(folder)):
+            rows += group
+            print(f"\n{table(group)}", flush=True)
+            if options.output:
+                save(rows, options, hardware)
+    missed = [f"{row.section}, {row.case}: {row.arm}" for row in rows if any(v["met"] is False for v in row.verdicts)]
+    print("\nevery target is met" if not missed else "\nmissed:\n  " + "\n  ".join(missed))
+
+
+def groups(options: argparse.Namespace, work: Path) -> Iterator[list[Row]]:
+    """The rows of every chosen section, as they come."""
+    if any(name in options.only for name in TRANSFER):
+        yield from transfer(options, work)
+    for name, section in SECTIONS.items():
+        if name in options.only:
+            yield from section(options, work)
+
+
+def save(rows: list[Row], options: argparse.Namespace, hardware: str) -> None:
+    """store.json and the figure, anew after each section: a run that is cut short leaves what it has."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
+    found = {"hardware": hardware, "settings": settings, "rows": [row.to_json() for row in rows]}
+    (options.output / "store.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    draw(rows, hardware, options.output)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=numbers, default=[4, 64, 512], help="KB of a sample, separated by commas")
+    parser.add_argument("--total-mb", type=int, default=512, help="data for each size")
+    parser.add_argument("--max-samples", type=int, default=32768, help="most samples of a size: files take their time")
+    parser.add_argument("--memory-mb", type=int, default=256, help="TieredStore's ring, at most half the data")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn of warm reading; the most of a cold one")
+    parser.add_argument("--only", type=words, default=USUAL, help=f"of {', '.join((*TRANSFER, *SECTIONS))}")
+    parser.add_argument("--rivals", type=words, default=list(RIVALS), help="of " + ", ".join(RIVALS))
+    parser.add_argument("--stores", type=words, default=list(STORES), help="of " + ", ".join(STORES))
+    parser.add_argument("--million", action="store_true", help="also open a store of 1,000,000 samples")
+    parser.add_argument("--million-bytes", type=int, default=1024, help="bytes of each of the million samples")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="torch's threads in promotion")
+    parser.add_argument("--pictures", type=Path, help="video or folder of frames for codecs (default: the sample clip)")
+    parser.add_argument("--folder", type=Path, help="where to write: the disk to measure (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, help="folder for store.json, store.png and store.svg")
+    options = parser.parse_args()
+    options.only = [*options.only, "million"] if options.million else options.only
+    chosen = ((options.only, (*TRANSFER, *SECTIONS)), (options.rivals, RIVALS), (options.stores, STORES))
+    for given, known in chosen:
+        if unknown := set(given) - set(known):
+            parser.error(f"{', '.join(sorted(unknown))}: not known; choose from {', '.join(known)}")
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in words(text)]
 
 
 if __name__ == "__main__":
