@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from streamdrop.split import transformer_blocks as transformer_blocks
     from streamdrop.store import LmdbStore as LmdbStore
     from streamdrop.store import MemoryStore as MemoryStore
+    from streamdrop.store import Retention as Retention
+    from streamdrop.store import TieredStore as TieredStore
+    from streamdrop.store import decode_source as decode_source
+    from streamdrop.store import encode_source as encode_source
+    from streamdrop.store import read_ahead as read_ahead
     from streamdrop.streams import open_stream as open_stream
     from streamdrop.tracking import Tracker as Tracker
     from streamdrop.tracking import track as track
@@ -53,6 +58,11 @@ _HOME = {
     "transformer_blocks": "split",
     "LmdbStore": "store",
     "MemoryStore": "store",
+    "Retention": "store",
+    "TieredStore": "store",
+    "decode_source": "store",
+    "encode_source": "store",
+    "read_ahead": "store",
     "open_stream": "streams",
     "parse_box": "boxes",
     "Tracker": "tracking",

@@ -4,18 +4,24 @@ import pytest
 import torch
 
 from streamdrop.errors import ConfigError, StoreCorruptError, StoreFullError, StoreVersionError
-from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.store import LmdbStore, MemoryStore, TieredStore
 from streamdrop.testing.stores import CHECKS, assert_holds, check_store, doubled, name, sample, samples
 from streamdrop.types import SampleInfo
 
 
-@pytest.fixture(params=["memory", "lmdb"])
+@pytest.fixture(params=["memory", "lmdb", "tiered", "tiered, committing at once"])
 def make(request, tmp_path):
     made = []
 
     def make_store(**options):
         path = tmp_path / str(len(made))
-        made.append(MemoryStore(**options) if request.param == "memory" else LmdbStore(path, **options))
+        kinds = {
+            "memory": lambda: MemoryStore(**options),
+            "lmdb": lambda: LmdbStore(path, **options),
+            "tiered": lambda: TieredStore(path, commit_seconds=3600, **options),
+            "tiered, committing at once": lambda: TieredStore(path, commit_bytes=1, **options),
+        }
+        made.append(kinds[request.param]())
         return made[-1]
 
     yield make_store
@@ -128,7 +134,7 @@ def test_version_of_an_empty_store_is_a_label(make):
 
 
 def test_large_batches_are_split_and_all_or_none(make, monkeypatch):
-    monkeypatch.setattr("streamdrop.store.writing.TRANSACTION_BYTES", 300)
+    monkeypatch.setattr("streamdrop.store.writing.RECORDS", 3)
     store = make()
     store.put_many(samples(range(2)))
     store.put_many(samples(range(10)), list(range(10)))

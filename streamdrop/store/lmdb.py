@@ -20,19 +20,21 @@ from typing_extensions import Self
 from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
 from streamdrop.store.batches import stack_or_none
 from streamdrop.store.compress import compressor
-from streamdrop.store.entries import checked, decode, key_of, target_of
+from streamdrop.store.drift import Drift
+from streamdrop.store.entries import Entry, checked, decode, key_of, target_of
 from streamdrop.store.environment import attach, detach
 from streamdrop.store.files import Files
-from streamdrop.store.intake import Incoming, check_keys, take_in
+from streamdrop.store.intake import check_keys, take_in
 from streamdrop.store.layout import EXACT, Layout, codec_name
-from streamdrop.store.ledger import Ledger
+from streamdrop.store.ledger import Ledger, LmdbShelf
+from streamdrop.store.memory_shelf import Record
 from streamdrop.store.promotion import LmdbStage, compact, staged_generation, thaw
 from streamdrop.store.protocol import Sources, Step, Targets
-from streamdrop.store.retention import Retention
+from streamdrop.store.retention import Retention, retain
 from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, gather, read_row
 from streamdrop.store.state import State
 from streamdrop.store.tables import BATCH, SOURCES, VALUES, Tables
-from streamdrop.store.writing import put_samples
+from streamdrop.store.writing import put_records, put_samples
 from streamdrop.types import Activations, SampleInfo, Target
 
 KNOWN = 1 << 18
@@ -146,10 +148,10 @@ class LmdbStore:
             if layout is not None and incoming:
                 put_samples(self, layout, incoming)
 
-    def apply(self, incoming: Sequence[Incoming], layout: Layout, gone: Sequence[bytes]) -> None:
-        """One commit: checked samples come and ``gone`` keys leave; nothing else does. Raises StoreFullError."""
+    def apply(self, records: Sequence[Record], layout: Layout, gone: Sequence[bytes], drift: Drift) -> None:
+        """One commit for a tier that has settled what comes (encoded already) and what leaves. Raises StoreFullError."""
         with self.writing():
-            put_samples(self, layout, incoming, gone)
+            put_records(self, layout, records, gone, drift)
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
@@ -160,12 +162,19 @@ class LmdbStore:
 
         Raises MissingKeyError, StoreCorruptError.
         """
+        layout, columns = self.columns(keys, buffers)
+        return layout.decode(columns) if layout is not None else ()
+
+    def columns(
+        self, keys: Sequence[bytes], buffers: Sequence[torch.Tensor] | None = None
+    ) -> tuple[Layout | None, Sequence[torch.Tensor]]:
+        """Samples as stored: the layout, and a tensor [N, ...] for each of its columns."""
         wanted = check_keys(keys)
         while True:
             with self.reading() as (tables, state):
                 if state.layout is None:
                     self._locate(tables, state, wanted)
-                    return ()
+                    return None, ()
                 found = self._locate(tables, state, wanted)
                 packer = Packer(state.layout, state.compression)
                 try:
@@ -176,7 +185,7 @@ class LmdbStore:
                 columns = fitting(packer.layout, len(found), buffers)
                 if file is not None:
                     gather(file, packer, found, columns, self.verify)
-            return packer.layout.decode(columns)
+            return packer.layout, columns
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
         """Targets stacked to [N, ...], or None. Raises MissingKeyError, DataError when only some have one."""
@@ -186,9 +195,13 @@ class LmdbStore:
 
     def get_info(self, keys: Sequence[bytes]) -> list[SampleInfo]:
         """What is kept beside the targets. Raises MissingKeyError."""
+        return [entry.info for entry in self.entries(keys)]
+
+    def entries(self, keys: Sequence[bytes]) -> list[Entry]:
+        """Everything beside the rows: info, arrival, encoded target. Raises MissingKeyError, StoreCorruptError."""
         with self.reading() as (tables, state):
             found = [seq for seq, _ in self._locate(tables, state, check_keys(keys))]
-            return [decode(raw).info for raw in tables.raw_entries(found)]
+            return [decode(raw) for raw in tables.raw_entries(found)]
 
     def get_sources(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The encoded inputs, None where none was given. Raises MissingKeyError, StoreCorruptError."""
@@ -383,6 +396,14 @@ class LmdbStore:
         """The present rows, to add to. The writer's turn only."""
         with self.reading() as (tables, state):
             return self.files.writing(tables, state, table, unit)
+
+    def shrink(self) -> None:
+        """Rows have become larger: evict down to the limits."""
+        if self.retention.max_bytes is not None:
+            with self.reading() as (tables, state):
+                _, gone = retain(self.retention, LmdbShelf(tables, state, self.retention), (), self.clock())
+            if gone:
+                self.discard(gone)
 
     def sweep(self) -> None:
         """Delete, in bounded transactions, what no state shows."""

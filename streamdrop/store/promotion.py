@@ -9,7 +9,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from typing_extensions import Self
 
 from streamdrop.errors import StoreError
@@ -19,7 +18,7 @@ from streamdrop.store.files import packer_of
 from streamdrop.store.intake import check_activations, missing
 from streamdrop.store.layout import Layout
 from streamdrop.store.protocol import Step
-from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, gather, prepared, read_row
+from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, encoded, gather, prepared, read_row
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State
 from streamdrop.store.tables import SOURCES, VALUES, Tables
@@ -97,19 +96,19 @@ class _Making:
             return
         assert self.layout is not None
         file, packer = self._file or self._begin(), Packer(self.layout, self.compression)
-        at = 0
-        for write, placed in prepared(file, packer, samples, seqs, self._seen):
+        rest = list(seqs)
+        for columns in encoded(self.layout, samples, self._seen):
+            now, rest = rest[: len(columns[0])], rest[len(columns[0]) :]
+            write, placed = prepared(file, packer, columns, now)
             self._writes.append(self._pool.submit(write))
-            self._written.update(zip(seqs[at : at + len(placed)], placed, strict=True))
+            self._written.update(zip(now, placed, strict=True))
             self._weight += sum(place.length for place in placed)
-            at += len(placed)
             self._wait(_AHEAD)
         if self._weight >= BUFFER_BYTES:
             self.record()
 
-    def _seen(self, samples: Sequence[Activations], columns: Sequence[torch.Tensor]) -> None:
-        assert self.layout is not None
-        self.drift = self.drift + Drift.over(self.layout, samples, columns)
+    def _seen(self, drift: Drift) -> None:
+        self.drift = self.drift + drift
 
     def _wait(self, most: int) -> None:
         while len(self._writes) > most:
@@ -216,6 +215,7 @@ class LmdbStage:
                 for found, batch in _chunks(self._store, making, chunk):
                     making.take(found, stepped(step, batch, len(found)))
                 making.flip(lambda state: state.promoted(making.cut, making.version, making.layout, making.drift))
+                self._store.shrink()
             self._done = True
 
     def __enter__(self) -> Self:
@@ -310,6 +310,7 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
                 )
             making.take(seqs, as_rows(embed(known), len(seqs)))
         making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
+        store.shrink()
     except BaseException:
         making.close()
         forget_staged(store)

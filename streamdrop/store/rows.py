@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -11,19 +11,18 @@ import torch
 
 from streamdrop.errors import StoreCorruptError
 from streamdrop.store.compress import compressor
+from streamdrop.store.drift import Drift
 from streamdrop.store.layout import Layout, byte_view
 from streamdrop.store.slab import Place, Slab, as_units, checksum
 from streamdrop.store.space import Space
 from streamdrop.types import Activations
 
-PART_BYTES = 16 << 20
+PART_BYTES = 4 << 20
 """Rows are encoded and written this much at a time; one part is encoded while the one before it is written."""
 PACKED_UNIT = 64
 """Bytes per unit where rows differ in length."""
 Found: TypeAlias = tuple[int, Place]
 """A sample's sequence number and where its row lies."""
-Seen: TypeAlias = Callable[[Sequence[Activations], Sequence[torch.Tensor]], None]
-"""Called with samples and the columns they were encoded to."""
 
 
 class RowFile:
@@ -81,19 +80,20 @@ class Packer(NamedTuple):
 
 
 def write_samples(
-    file: RowFile, packer: Packer, samples: Mapping[bytes, Activations], seqs: Sequence[int], seen: Seen
+    file: RowFile, packer: Packer, parts: Iterable[Sequence[torch.Tensor]], seqs: Sequence[int]
 ) -> list[Place]:
-    """Samples into the slab. Raises OSError, DataError; then no room is taken."""
+    """Columns of samples, part by part, into the slab. Raises OSError, DataError; then no room is taken."""
     places: list[Place] = []
     end = file.space.end
     with ThreadPoolExecutor(1) as background:
         under_way: Future[None] | None = None
         try:
-            for write, placed in prepared(file, packer, samples, seqs, seen):
+            for columns in parts:
+                write, placed = prepared(file, packer, columns, seqs[len(places) : len(places) + len(columns[0])])
                 places += placed
                 if under_way is not None:
                     under_way.result()
-                if len(places) == len(samples):
+                if len(places) == len(seqs):
                     write()  # the last part, mostly the only one, needs no thread
                 else:
                     under_way = background.submit(write)
@@ -105,22 +105,27 @@ def write_samples(
     return places
 
 
-def prepared(
-    file: RowFile, packer: Packer, samples: Mapping[bytes, Activations], seqs: Sequence[int], seen: Seen
-) -> Iterator[tuple[Callable[[], None], list[Place]]]:
-    """Samples as rows in memory of their own, part by part: what writes a part, and where it will lie."""
-    size = max(1, PART_BYTES // max(1, packer.layout.nbytes))
-    keys, rows = list(samples), list(samples.values())
+def encoded(
+    layout: Layout, samples: Mapping[bytes, Activations], seen: Callable[[Drift], None]
+) -> Iterator[Sequence[torch.Tensor]]:
+    """Samples as columns in memory of their own, part by part; ``seen`` learns how far they drifted."""
+    keys, rows, size = list(samples), list(samples.values()), part_size(layout)
     for at in range(0, len(rows), size):
         part = rows[at : at + size]
-        columns = packer.layout.encode(part, keys[at : at + size])
-        seen(part, columns)
-        yield _prepared(file, packer, columns, seqs[at : at + size])
+        columns = layout.encode(part, keys[at : at + size])
+        seen(Drift.over(layout, part, columns))
+        yield columns
 
 
-def _prepared(
+def part_size(layout: Layout) -> int:
+    """How many rows make a part."""
+    return max(1, PART_BYTES // max(1, layout.nbytes))
+
+
+def prepared(
     file: RowFile, packer: Packer, columns: Sequence[torch.Tensor], seqs: Sequence[int]
 ) -> tuple[Callable[[], None], list[Place]]:
+    """What writes the rows of some samples, and where they will lie."""
     nbytes = packer.layout.nbytes
     data = as_units(columns, packer.layout.spans, nbytes)
     stride = max(1, nbytes)

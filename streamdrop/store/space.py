@@ -18,7 +18,7 @@ class Space:
 
     def take(self, length: int) -> int:
         """The start of ``length`` units: the tightest free extent, else new room at the end."""
-        fits = length if self._free.get(length) else min((k for k in self._free if k > length), default=0)
+        fits = length if length in self._free else min((k for k in self._free if k > length), default=0)
         if not fits:
             start, self.end = self.end, self.end + length
             return start

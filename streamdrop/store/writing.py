@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -15,12 +15,13 @@ from streamdrop.store.entries import Entry, encode
 from streamdrop.store.intake import Incoming
 from streamdrop.store.layout import Layout
 from streamdrop.store.ledger import LmdbShelf, New
+from streamdrop.store.memory_shelf import Record
 from streamdrop.store.retention import retain
-from streamdrop.store.rows import PACKED_UNIT, Packer, RowFile, write_samples
+from streamdrop.store.rows import PACKED_UNIT, Packer, RowFile, encoded, part_size, write_samples
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State
 from streamdrop.store.tables import SOURCES, VALUES, Tables
-from streamdrop.types import Activations
+from streamdrop.types import SampleInfo
 
 if TYPE_CHECKING:
     from streamdrop.store.lmdb import LmdbStore
@@ -30,20 +31,36 @@ RECORDS = 100_000
 _RECORD_BYTES = 400
 
 
-def put_samples(
-    store: LmdbStore, layout: Layout, incoming: Sequence[Incoming], evicted: Sequence[bytes] | None = None
-) -> None:
-    """Write checked samples. ``evicted`` are the keys that leave for them; None: retention chooses.
+def put_samples(store: LmdbStore, layout: Layout, incoming: Sequence[Incoming]) -> None:
+    """Write checked samples that retention lets in. Raises StoreFullError; then none of them is there."""
+    now, state, drift = store.clock(), store.now(), Drift()
 
-    Raises StoreFullError; then none of them is there.
-    """
-    now, state = store.clock(), store.now()
-    if evicted is None:
-        incoming, numbers, evicted = _chosen(store, state, layout, incoming, now)
-        last = max([state.last, *numbers])
-    else:
-        numbers, last = list(range(state.last + 1, state.last + 1 + len(incoming))), state.last + len(incoming)
-    _put(store, layout, incoming, numbers, evicted, last, now)
+    def seen(more: Drift) -> None:
+        nonlocal drift
+        drift = drift + more
+
+    numbers, last = list(range(state.last + 1, state.last + 1 + len(incoming))), state.last + len(incoming)
+    gone: Sequence[bytes] = ()
+    if store.retention.bounded:
+        incoming, numbers, gone = _chosen(store, state, layout, incoming, now)
+    parts = encoded(layout, {item.key: item.activations for item in incoming}, seen)
+    values = [(item.key, item.info, now, item.target, item.source) for item in incoming]
+    _put(store, layout, parts, numbers, values, gone, last, lambda: drift)
+
+
+def put_records(
+    store: LmdbStore, layout: Layout, records: Sequence[Record], gone: Sequence[bytes], drift: Drift
+) -> None:
+    """Write samples that are encoded already and let ``gone`` leave: what a write-behind tier has settled."""
+    state, size = store.now(), part_size(layout)
+    parts = (
+        [torch.stack(column) for column in zip(*(r.row for r in records[at : at + size]), strict=True)]
+        for at in range(0, len(records), size)
+    )
+    last = state.last + max(1, len(records))
+    numbers = list(range(state.last + 1, state.last + 1 + len(records)))
+    values = [(r.key, r.info, r.arrived, r.target, r.source) for r in records]
+    _put(store, layout, parts, numbers, values, gone, last, lambda: drift)
 
 
 def _chosen(
@@ -57,45 +74,45 @@ def _chosen(
     ]
     with store.reading() as (tables, state):
         kept, gone = retain(retention, LmdbShelf(tables, state, retention), arriving, now)
-    if len(kept) == len(incoming):
-        return list(incoming), [candidate.seq for candidate in kept], gone
     stay = {candidate.seq for candidate in kept}
     refused = [c.key for c in arriving if c.seq not in stay]  # what they would have replaced leaves all the same
     by_number = {c.seq: item for c, item in zip(arriving, incoming, strict=True)}
     return [by_number[c.seq] for c in kept], [c.seq for c in kept], [*gone, *refused]
 
 
+Values: TypeAlias = tuple[bytes, SampleInfo, float, bytes | None, bytes | None]
+"""Key, info, arrival, target and source of a sample."""
+
+
 def _put(
     store: LmdbStore,
     layout: Layout,
-    incoming: Sequence[Incoming],
+    parts: Iterable[Sequence[torch.Tensor]],
     numbers: Sequence[int],
-    evicted: Sequence[bytes],
+    values: Sequence[Values],
+    gone: Sequence[bytes],
     last: int,
-    now: float,
+    drift: Callable[[], Drift],
 ) -> None:
-    packer, drift = Packer(layout, store.now().compression), Drift()
-
-    def seen(samples: Sequence[Activations], columns: Sequence[torch.Tensor]) -> None:
-        nonlocal drift
-        drift = drift + Drift.over(layout, samples, columns)
-
-    values, sources = store.row_file(VALUES, packer.unit), None
-    need = len(incoming) * layout.nbytes + sum(len(item.source or b"") for item in incoming)
+    packer = Packer(layout, store.now().compression)
+    rows = store.row_file(VALUES, packer.unit)
+    sources = store.row_file(SOURCES, PACKED_UNIT) if any(one[-1] is not None for one in values) else None
     taken: list[tuple[RowFile, Sequence[Place], int]] = []
-    end = values.space.end
-    with store.environment.errors(need):
+    end = rows.space.end
+    with store.environment.errors(len(values) * layout.nbytes + sum(len(one[-1] or b"") for one in values)):
         try:
-            samples = {item.key: item.activations for item in incoming}
-            places = write_samples(values, packer, samples, numbers, seen)
-            taken.append((values, places, end))
-            if any(item.source is not None for item in incoming):
-                sources = store.row_file(SOURCES, PACKED_UNIT)
-            kept = _write_sources(sources, incoming, numbers, taken)
-            for file in filter(None, (values, sources)):
+            places = write_samples(rows, packer, parts, numbers)
+            taken.append((rows, places, end))
+            kept = _write_sources(sources, numbers, [one[-1] for one in values], taken)
+            for file in filter(None, (rows, sources)):
                 file.slab.sync()
-            new = [_new(*one, now) for one in zip(numbers, incoming, places, kept, strict=True)]
-            _record(store, layout, new, evicted, last, drift)
+            new = [
+                New(seq, Entry(key, info, arrived, target), encode(key, info, arrived, target), place, source)
+                for seq, (key, info, arrived, target, _), place, source in zip(
+                    numbers, values, places, kept, strict=True
+                )
+            ]
+            _record(store, layout, new, gone, last, drift())
         except BaseException:
             for file, unused, before in taken:
                 file.undo(unused, before)
@@ -104,24 +121,19 @@ def _put(
 
 def _write_sources(
     file: RowFile | None,
-    incoming: Sequence[Incoming],
     numbers: Sequence[int],
+    sources: Sequence[bytes | None],
     taken: list[tuple[RowFile, Sequence[Place], int]],
 ) -> list[Place | None]:
     if file is None:
-        return [None] * len(incoming)
-    given = [(seq, item.source) for seq, item in zip(numbers, incoming, strict=True) if item.source is not None]
+        return [None] * len(sources)
+    given = {seq: source for seq, source in zip(numbers, sources, strict=True) if source is not None}
     end = file.space.end
-    places = file.place([source for _, source in given], [seq for seq, _ in given])
+    places = file.place(list(given.values()), list(given))
     taken.append((file, places, end))
-    file.write([source for _, source in given], places)
-    by_number = dict(zip((seq for seq, _ in given), places, strict=True))
+    file.write(list(given.values()), places)
+    by_number = dict(zip(given, places, strict=True))
     return [by_number.get(seq) for seq in numbers]
-
-
-def _new(seq: int, item: Incoming, place: Place, source: Place | None, now: float) -> New:
-    raw = encode(item.key, item.info, now, item.target)
-    return New(seq, Entry(item.key, item.info, now, item.target), raw, place, source)
 
 
 def _record(
