@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from streamdrop.store.exchange import export_store as export_store
+from streamdrop.store.exchange import import_store as import_store
 from streamdrop.store.inspection import store_info as store_info
 from streamdrop.store.inspection import verify as verify
 from streamdrop.store.lmdb import LmdbStore as LmdbStore
-from streamdrop.store.exchange import export_store as export_store
-from streamdrop.store.exchange import import_store as import_store
 from streamdrop.store.memory import MemoryStore as MemoryStore
 from streamdrop.store.prefetch import Stored as Stored
 from streamdrop.store.prefetch import read_ahead as read_ahead

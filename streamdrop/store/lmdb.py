@@ -149,7 +149,7 @@ class LmdbStore:
                 put_samples(self, layout, incoming)
 
     def apply(self, records: Sequence[Record], layout: Layout, gone: Sequence[bytes], drift: Drift) -> None:
-        """One commit for a tier that has settled what comes (encoded already) and what leaves. Raises StoreFullError."""
+        """One commit for a tier that has settled what comes, encoded already, and what leaves. Raises StoreError."""
         with self.writing():
             put_records(self, layout, records, gone, drift)
 

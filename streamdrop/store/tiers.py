@@ -22,7 +22,7 @@ from streamdrop.store.entries import Entry
 from streamdrop.store.intake import Incoming, check_keys, missing, take_in
 from streamdrop.store.layout import Layout
 from streamdrop.store.lmdb import LmdbStore, fitting
-from streamdrop.store.memory_shelf import Record, Row, rows_of
+from streamdrop.store.memory_shelf import MemoryShelf, Record, Row, rows_of
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
 from streamdrop.store.retention import retain
@@ -387,9 +387,10 @@ class TieredStore:
     def _reload(self) -> None:
         """Take over what the durable store holds; nothing waits."""
         state = self.durable.now()
-        self._layout, self._settled = state.layout, state.drift
-        self._shelf = TierShelf(self.durable, state.layout.nbytes if state.layout is not None else 0)
-        self._fresh = self._shelf.fresh
+        self._layout: Layout | None = state.layout
+        self._settled: Drift = state.drift  # of what is committed
+        self._shelf: TierShelf = TierShelf(self.durable, state.layout.nbytes if state.layout is not None else 0)
+        self._fresh: MemoryShelf = self._shelf.fresh
         self._ring.clear()
         self._ring_bytes = 0
 
