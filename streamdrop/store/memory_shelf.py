@@ -150,6 +150,9 @@ class _Heap:
     def __init__(self) -> None:
         self._items: list[tuple[int, int, bytes]] = []
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def add(self, place: int, born: int, key: bytes) -> None:
         """Take in a sample; the lowest place comes first."""
         heappush(self._items, (place, born, key))
