@@ -81,7 +81,7 @@ class TieredStore:
         self._ring_bytes = 0
         self._gone: set[bytes] = set()  # the durable store still shows them
         self._arrivals = 0
-        self._drift = self._moving = Drift()  # of what waits, of what is being committed
+        self._drift = self._moving = self._committed = Drift()  # of what waits, of the commit under way, of the rest
         self._wanted = False  # a commit was asked for
         self._since: float | None = None  # when the oldest change that waits was made
         self._error: Exception | None = None
@@ -117,7 +117,7 @@ class TieredStore:
     def error(self) -> dict[str, float]:
         """{"max", "mean"} absolute error of what was stored at this cut; 0 for the exact codec."""
         with self._lock:
-            return (self._settled + self._moving + self._drift).report()
+            return (self._committed + self._moving + self._drift).report()
 
     def __len__(self) -> int:
         with self._lock:
@@ -291,7 +291,7 @@ class TieredStore:
         if error is not None:
             self._drift = batch.drift + self._drift
         else:
-            self._settled = self._settled + batch.drift
+            self._committed = self._committed + batch.drift
             self._gone -= batch.gone
             for record in batch.records:
                 if self._fresh.records.get(record.key) is record:
@@ -388,7 +388,7 @@ class TieredStore:
         """Take over what the durable store holds; nothing waits."""
         state = self.durable.now()
         self._layout: Layout | None = state.layout
-        self._settled: Drift = state.drift  # of what is committed
+        self._committed = state.drift
         self._shelf: TierShelf = TierShelf(self.durable, state.layout.nbytes if state.layout is not None else 0)
         self._fresh: MemoryShelf = self._shelf.fresh
         self._ring.clear()
