@@ -5,27 +5,29 @@ The only caller of ``backward()``.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamdrop import checkpoint, resume
-from streamdrop.errors import ConfigError, DataError, ModelError, TrainingError
-from streamdrop.feed import Feed
-from streamdrop.policies import DropPolicy, Evidence, PaperPolicy
+from streamdrop.decisions import Decisions
+from streamdrop.errors import ModelError, TrainingError
+from streamdrop.feed import Feed, check_images
+from streamdrop.policies import DropPolicy, PaperPolicy
 from streamdrop.rounds import (
     Clock,
     Sampler,
+    count_batches,
     forget_parameters,
-    freeze_batch_norm,
-    has_normalisation,
-    joined,
+    head_to_train,
+    one_sample_explained,
+    predicted,
     reseed,
     round_batches,
     seed_of,
@@ -38,9 +40,6 @@ from streamdrop.store import FeatureStore, MemoryStore, StagedCut
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
 
-MINIMUM_ITERATIONS = 30
-"""Gradients behind a score before any policy sees it: below that, P is mostly noise."""
-
 
 class FineTuner:
     """Fine-tunes a split model round by round and stops running the layers that have stopped learning.
@@ -52,7 +51,8 @@ class FineTuner:
     ``scoring`` forces gradient scores on or off (default: when the policy needs them). ``autocast`` is a dtype for
     mixed precision in the head (inexact), off by default. ``settings`` are the fields of TunerSettings: ``warm_up``,
     ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``, ``batch_norm`` (train or frozen), ``cut`` (layers
-    dropped from the start), ``accumulate`` (batches per step), ``clip_norm``, ``chunk`` (samples per tail pass).
+    dropped from the start), ``accumulate`` (batches per step), ``clip_norm``, ``chunk`` (samples per tail pass),
+    ``read_ahead`` (batches read from the store while one is trained on; 0: in line).
 
     Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
     """
@@ -78,8 +78,8 @@ class FineTuner:
         self.round = 0
         self.extra: Any = None
         self.device = next(split.model.parameters()).device
-        self._needs_scores = bool(getattr(self.policy, "needs_scores", True))
-        self._check_policy()
+        self._decisions = Decisions(self.policy, self.settings, split)
+        self._decisions.check()
         self._feed = Feed(split, self.store, self.device, self.settings.chunk)
         self.cut = self._feed.open(self.settings.cut)
         trainable = [p for p in split.head_parameters(0).values() if p.requires_grad]
@@ -88,8 +88,8 @@ class FineTuner:
         self.optimizer = optimizer(trainable)
         self.scheduler = scheduler(self.optimizer) if scheduler else None
         forget_parameters(self.optimizer, split.tail_parameters(self.cut).values())
-        scoring = self._needs_scores if scoring is None else scoring
-        self.scores = GradientScores(self._scored_weights() if scoring else {})
+        scoring = self._decisions.needs_scores if scoring is None else scoring
+        self.scores = GradientScores(self._decisions.scored(self.cut) if scoring else {})
         self.settling = False  # the round after a decision: it stores, and no scored decision follows it
         self.dropped_scores: list[float] = []
         self.last_iterations = 0
@@ -98,13 +98,18 @@ class FineTuner:
 
     # ---------------------------------------------------------------- samples in
 
-    def observe(self, batch: Batch, info: Mapping[bytes, SampleInfo] | None = None) -> None:
-        """Put a batch into the store; its images pass the dropped layers here, once. Raises DataError."""
-        if not isinstance(batch.images, Tensor):
-            raise DataError(f"images are {type(batch.images).__name__}, not a tensor [N, C, H, W]: convert them first")
-        if batch.images.is_floating_point() and not bool(torch.isfinite(batch.images).all()):
-            raise DataError("images hold values that are not finite: clean them before observe")
-        self.observe_activations(batch.keys, self.embed(batch.images), batch.targets, info)
+    def observe(
+        self,
+        batch: Batch,
+        info: Mapping[bytes, SampleInfo] | None = None,
+        sources: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """Put a batch into the store; its images pass the dropped layers here, once.
+
+        ``sources`` are its encoded inputs by key, kept for a thaw. Raises DataError.
+        """
+        check_images(batch.images)
+        self.observe_activations(batch.keys, self.embed(batch.images), batch.targets, info, sources)
 
     def embed(self, images: Tensor) -> Activations:
         """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them."""
@@ -116,9 +121,10 @@ class FineTuner:
         activations: Activations,
         targets: Target | None = None,
         info: Mapping[bytes, SampleInfo] | None = None,
+        sources: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """Put samples whose activations at the store's cut are at hand: each tensor [N, ...] in the keys' order."""
-        self._feed.put(keys, activations, targets, info)
+        self._feed.put(keys, activations, targets, info, sources)
 
     # ---------------------------------------------------------------- one round
 
@@ -127,43 +133,41 @@ class FineTuner:
     ) -> RoundReport:
         """Train the head for one pass over the store, or ``steps`` batches from ``sampler``; then decide what to drop.
 
-        ``deadline`` in seconds ends the round after the iteration that passes it. Raises TrainingError when nothing is
-        stored or the loss is not finite.
+        ``deadline`` in seconds ends the round after the iteration that passes it. ``sampler`` may be asked for
+        ``read_ahead`` batches before their turn. Raises TrainingError when nothing is stored or the loss is not finite.
         """
         keys = self.store.keys()
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")
         self._checkpoint_before_storing()
         self.round += 1
-        self._start_window()
+        if self._decisions.window_is_over(self.scores, self.round, self.last_iterations):
+            self.scores.reset()
         clock, settling, cut, source = Clock(self.device), self.settling, self.cut, self.store.cut
-        batches = round_batches(keys, self.settings.batch_size, steps, sampler, (self.settings.seed, self.round))
-        moves = self.settings.strategy == "drop"
+        size, moves = self.settings.batch_size, self.settings.strategy == "drop"
+        batches = round_batches(keys, size, steps, sampler, (self.settings.seed, self.round))
         with seeded(self.device), modes_kept(self.split.model), self._feed.staged(cut, moves) as staged:
-            losses, samples, cut_short = self._train(batches, staged, clock, deadline)
+            losses, samples = self._train(batches, staged, clock, deadline)
             promoted = self._feed.commit(staged, cut, clock) if staged is not None else 0
+        self._feed.round_done()
         self.settling, self.last_iterations = False, len(losses)
         if self.scheduler is not None:
             self.scheduler.step()
-        importance = self.scores.importance() if self.scores.layers else None
-        magnitude = self.scores.magnitude() if self.scores.layers else None
+        importance, magnitude = self.scores.importance() or None, self.scores.magnitude() or None
         self._decide(settling, importance)
+        whole, head = self.split.macs(source), self.split.macs(cut)
         report = RoundReport(
             round=self.round,
             cut=cut,
             next_cut=self.cut,
             loss=math.fsum(losses) / len(losses),
-            seconds=clock.elapsed,
             samples=samples,
             iterations=len(losses),
-            tail_seconds=clock["tail"],
-            write_seconds=clock["write"],
-            read_seconds=clock["read"],
-            train_seconds=clock["train"],
+            **clock.seconds(),
             parameters=sum(p.numel() for p in self.split.head_parameters(cut).values() if p.requires_grad),
-            forward_macs=self._macs(source, cut, samples, promoted),
+            forward_macs=samples * whole + promoted * (whole - head),
             stored=staged is not None,
-            cut_short=cut_short,
+            cut_short=len(losses) < count_batches(keys, size, steps, sampler),
             importance=importance,
             magnitude=magnitude,
         )
@@ -171,18 +175,10 @@ class FineTuner:
             callback(self, report)
         return report
 
-    def _macs(self, source: int, cut: int, trained: int, promoted: int) -> int:
-        """A round's forward MACs: ``trained`` samples from the store's cut on, ``promoted`` ones up to ``cut``."""
-        whole, head = self.split.macs(source), self.split.macs(cut)
-        return trained * whole + promoted * (whole - head)
-
     def predict(self, images: Tensor) -> Any:
         """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
-        model = self.split.model
-        with torch.no_grad(), modes_kept(model):
-            model.eval()
-            outputs = [model(part.to(self.device)) for part in torch.split(images, self.settings.batch_size)]
-        return joined(outputs)
+        with modes_kept(self.split.model):
+            return predicted(self.split.model, images, self.settings.batch_size, self.device)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -237,42 +233,36 @@ class FineTuner:
     # ---------------------------------------------------------------- inside a round
 
     def _train(
-        self, batches: Iterator[list[bytes]], staged: StagedCut | None, clock: Clock, deadline: float | None
-    ) -> tuple[list[float], int, bool]:
-        """Every batch through the head; losses, samples trained on, and whether the deadline ended it."""
-        self._head_to_train()
+        self, order: Iterable[list[bytes]], staged: StagedCut | None, clock: Clock, deadline: float | None
+    ) -> tuple[list[float], int]:
+        """Every batch through the head, until the deadline; the losses, and how many samples they were."""
+        head_to_train(self.split.model, self.split.head(self.cut), self.settings.batch_norm == "frozen")
+        self.optimizer.zero_grad(set_to_none=True)
         losses: list[float] = []
-        samples, waiting, cut_short = 0, 0, False
-        for index, keys in enumerate(batches):
-            reseed(self.device, seed_of(self.settings.seed, self.round, index))
-            activations, targets = self._feed.fetch(keys, self.cut, staged, clock)
-            weights = self._feed.weights(keys) if self._takes_weights else None
-            with clock.part("train"):
-                losses.append(self._backward(activations, targets, weights, index))
-                waiting += 1
-                if waiting == self.settings.accumulate:
-                    self._step()
-                    waiting = 0
-            samples += len(keys)
-            if deadline is not None and clock.elapsed >= deadline:
-                cut_short = next(batches, None) is not None
-                break
-        if waiting:
+        samples = 0
+        reading = self._feed.read(order, self.settings.read_ahead, self._takes_weights, clock)
+        with contextlib.closing(reading) as batches:
+            for index, batch in enumerate(batches):
+                reseed(self.device, seed_of(self.settings.seed, self.round, index))
+                activations = self._feed.raised(batch, self.cut, staged, clock)
+                weights = self._feed.weights(batch) if self._takes_weights else None
+                with clock.part("train"):
+                    losses.append(self._backward(activations, batch.targets, weights, index))
+                    if len(losses) % self.settings.accumulate == 0:
+                        self._step()
+                samples += len(batch.keys)
+                if deadline is not None and clock.elapsed >= deadline:
+                    break
+        if len(losses) % self.settings.accumulate:
             self._step()
-        return losses, samples, cut_short
+        return losses, samples
 
     def _backward(self, activations: Activations, targets: Any, weights: Tensor | None, index: int) -> float:
         head = self.split.head(self.cut)
         extra = {} if weights is None else {"sample_weight": weights}
-        try:
-            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                loss = self.loss(head(activations), targets, **extra)
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error):
-                raise TrainingError(
-                    "BatchNorm cannot train on one sample: observe more, or batch_norm='frozen'"
-                ) from None
-            raise
+        mixed = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with one_sample_explained(), mixed:
+            loss = self.loss(head(activations), targets, **extra)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -290,38 +280,14 @@ class FineTuner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _head_to_train(self) -> None:
-        self.split.model.eval()  # dropped layers stay so: their BatchNorm statistics are fixed, their dropout is off
-        head = self.split.head(self.cut)
-        head.train()
-        if self.settings.batch_norm == "frozen":
-            freeze_batch_norm(head)
-        self.optimizer.zero_grad(set_to_none=True)
-
     # ---------------------------------------------------------------- decisions
 
-    def _start_window(self) -> None:
-        """Scores start anew once a window is long enough, except when the first decision would then come late."""
-        first = self.round == self.settings.warm_up + 1 and self.last_iterations < MINIMUM_ITERATIONS
-        if self.scores.iterations >= MINIMUM_ITERATIONS and not first:
-            self.scores.reset()
-
     def _decide(self, settling: bool, importance: dict[str, float] | None) -> None:
-        last = len(self.split.layers) - 1
-        if self.settings.strategy == "sgd" or self.cut >= last:
-            return
-        scored = self._needs_scores
-        if scored and (self.round <= self.settings.warm_up or settling or self.scores.iterations < MINIMUM_ITERATIONS):
-            return
-        scores = tuple((importance or {}).values()) if scored else ()
-        evidence = Evidence(self.round, self.cut, last + 1, scores, tuple(self.dropped_scores), self.scores.iterations)
-        count = self.policy(evidence)
-        if not 0 <= count <= last - self.cut:
-            raise ConfigError(
-                f"the policy asked to drop {count} of {last + 1 - self.cut} layers: the last one must stay"
-            )
+        iterations = self.scores.iterations
+        evidence = self._decisions.evidence(self.round, self.cut, importance, self.dropped_scores, iterations)
+        count = self._decisions.layers_to_drop(evidence, settling)
         if count:
-            self.dropped_scores += evidence.standardised[:count].tolist() if scored else []
+            self.dropped_scores += evidence.standardised[:count].tolist()
             self.set_cut(self.cut + count)
             self.scores.reset()
             self.settling = True
@@ -331,21 +297,3 @@ class FineTuner:
         self.cut = cut
         forget_parameters(self.optimizer, self.split.tail_parameters(cut).values())
         self.scores.keep(self.split.layers[cut:])
-
-    def _scored_weights(self) -> dict[str, tuple[torch.nn.Parameter, ...]]:
-        return {name: self.split.layer_parameters(name) for name in self.split.layers[self.cut :]}
-
-    def _check_policy(self) -> None:
-        check = getattr(self.policy, "check", None)
-        if check is not None and self.settings.strategy != "sgd":
-            check(len(self.split.layers))
-        if self.settings.cut > len(self.split.layers) - 1:
-            raise ConfigError(
-                f"cut {self.settings.cut}: the model has {len(self.split.layers)} layers and the last stays"
-            )
-        if self._needs_scores and self.settings.strategy != "sgd" and not has_normalisation(self.split.model):
-            warnings.warn(
-                "the model has no normalisation layer: the order of the scores reverses (paper, Fig. 3) and scored "
-                "policies drop badly; give a SchedulePolicy",
-                stacklevel=3,
-            )

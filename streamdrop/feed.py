@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from streamdrop.errors import DataError, StoreVersionError
 from streamdrop.rounds import Clock
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, StagedCut
+from streamdrop.store.prefetch import Stored, read_ahead
 from streamdrop.types import Activations, SampleInfo, Target
 
 
@@ -48,6 +50,7 @@ class Feed:
         activations: Activations,
         targets: Target | None,
         info: Mapping[bytes, SampleInfo] | None,
+        sources: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """Put samples at the store's cut; every tensor [N, ...] in the keys' order. Raises DataError."""
         parts = targets if isinstance(targets, tuple) else () if targets is None else (targets,)
@@ -59,30 +62,46 @@ class Feed:
         samples = _unbatched(keys, activations)
         stored = _unbatched(keys, parts)
         by_key = {key: value if isinstance(targets, tuple) else value[0] for key, value in stored.items()}
-        self.store.put_many(samples, by_key if parts else None, info)
+        self.store.put_many(samples, by_key if parts else None, info, sources)
 
-    def fetch(
-        self, keys: Sequence[bytes], cut: int, staged: StagedCut | None, clock: Clock
-    ) -> tuple[Activations, Target | None]:
-        """A batch at ``cut`` on the device, with its targets; what the layers in between make of it is staged."""
-        with clock.part("read"):
-            activations = tuple(self._to_device(tensor) for tensor in self.store.get_many(keys))
-            targets = self.store.get_targets(keys)
-            if isinstance(targets, tuple):
-                targets = tuple(map(self._to_device, targets))
-            elif targets is not None:
-                targets = self._to_device(targets)
-        if self.store.cut < cut:
-            with clock.part("tail"):
-                activations = self._between(activations, cut)
-            if staged is not None:
-                with clock.part("write"):
-                    staged.put_many(_unbatched(keys, activations))
-        return activations, targets
+    def read(
+        self, order: Iterable[Sequence[bytes]], depth: int, info: bool, clock: Clock
+    ) -> Generator[Stored, None, None]:
+        """The batches of ``order`` at the store's cut, on the device, ``depth`` of them read ahead.
 
-    def weights(self, keys: Sequence[bytes]) -> Tensor:
-        """The samples' loss weights, [N] float32 on the device."""
-        return torch.tensor([info.weight for info in self.store.get_info(keys)], device=self._device)
+        A batch is valid until the next is asked for. "read" is the time waited for them. Close it when leaving early.
+        """
+        cuda = self._device.type == "cuda"
+        with contextlib.closing(read_ahead(self.store, order, depth, info, pin=cuda)) as reading:
+            while True:
+                with clock.part("read"):
+                    batch = next(reading, None)
+                    if batch is not None and cuda:
+                        batch = self._uploaded(batch)
+                if batch is None:
+                    return
+                yield batch
+
+    def raised(self, batch: Stored, cut: int, staged: StagedCut | None, clock: Clock) -> Activations:
+        """A batch's activations at ``cut``; what the layers in between make of them is staged."""
+        if self.store.cut >= cut:
+            return batch.activations
+        with clock.part("tail"):
+            activations = self._between(batch.activations, cut)
+        if staged is not None:
+            with clock.part("write"):
+                staged.put_many(_unbatched(batch.keys, activations))
+        return activations
+
+    def weights(self, batch: Stored) -> Tensor:
+        """A batch's loss weights, [N] float32 on the device."""
+        return torch.tensor([info.weight for info in batch.info], device=self._device)
+
+    def round_done(self) -> None:
+        """Tell a store that writes behind its caller that now is a good time; it does not wait."""
+        done = getattr(self.store, "round_done", None)
+        if done is not None:
+            done()
 
     @contextlib.contextmanager
     def staged(self, cut: int, moves: bool) -> Iterator[StagedCut | None]:
@@ -115,8 +134,26 @@ class Feed:
         moved = self._between(tuple(map(self._to_device, activations)), cut)
         return tuple(tensor.cpu() for tensor in moved)
 
+    def _uploaded(self, batch: Stored) -> Stored:
+        """A batch in page-locked memory, copied to the device."""
+        upload = functools.partial(Tensor.to, device=self._device, non_blocking=True)
+        targets = batch.targets
+        if targets is not None:
+            targets = tuple(map(upload, targets)) if isinstance(targets, tuple) else upload(targets)
+        moved = Stored(batch.keys, tuple(map(upload, batch.activations)), targets, batch.info)
+        torch.cuda.current_stream(self._device).synchronize()  # the buffers are filled again behind our back
+        return moved
+
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
+def check_images(images: object) -> None:
+    """Raise DataError unless ``images`` are a tensor of finite values."""
+    if not isinstance(images, Tensor):
+        raise DataError(f"images are {type(images).__name__}, not a tensor [N, C, H, W]: convert them first")
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        raise DataError("images hold values that are not finite: clean them before observe")
 
 
 def _unbatched(keys: Sequence[bytes], tensors: Sequence[Tensor]) -> dict[bytes, Activations]:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from streamdrop.errors import TrainingError
+
 Sampler: TypeAlias = Callable[[list[bytes], int, torch.Generator], Sequence[bytes]]
 """(stored keys, iteration from 0, generator) → the keys of one batch."""
 
@@ -42,8 +44,8 @@ def round_batches(
 ) -> Iterator[list[bytes]]:
     """The batches of one round: a pass over the keys, or ``steps`` batches from ``sampler`` or repeated passes."""
     if sampler is not None:
-        count = steps if steps is not None else max(1, len(keys) // size)
-        yield from (list(sampler(keys, i, generator_of(*seed, i))) for i in range(count))
+        for i in range(count_batches(keys, size, steps, sampler)):
+            yield list(sampler(keys, i, generator_of(*seed, i)))
         return
     generator = generator_of(*seed)
     done = 0
@@ -55,6 +57,16 @@ def round_batches(
             done += 1
         if steps is None:
             return
+
+
+def count_batches(keys: Sequence[bytes], size: int, steps: int | None, sampler: Sampler | None) -> int:
+    """How many batches ``round_batches`` gives."""
+    if steps is not None:
+        return steps
+    if sampler is not None:
+        return max(1, len(keys) // size)
+    lone = size > 1 and len(keys) > size and len(keys) % size == 1  # it joins the batch before
+    return -(-len(keys) // size) - lone
 
 
 class Clock:
@@ -79,8 +91,10 @@ class Clock:
             self._parts[name] = self._parts.get(name, 0.0) + elapsed - self._within
             self._within = outer + elapsed
 
-    def __getitem__(self, name: str) -> float:
-        return self._parts.get(name, 0.0)
+    def seconds(self) -> dict[str, float]:
+        """All seconds and those of a round's parts, named as in a RoundReport."""
+        parts = {f"{name}_seconds": self._parts.get(name, 0.0) for name in ("tail", "write", "read", "train")}
+        return {"seconds": self.elapsed, **parts}
 
     @property
     def elapsed(self) -> float:
@@ -111,6 +125,17 @@ def freeze_batch_norm(module: nn.Module) -> None:
             part.eval()
 
 
+def head_to_train(model: nn.Module, head: nn.Module, frozen: bool) -> None:
+    """The head in train mode (its BatchNorm too unless ``frozen``), the rest in eval mode.
+
+    Dropped layers stay as they are so: their BatchNorm statistics are fixed, their dropout is off.
+    """
+    model.eval()
+    head.train()
+    if frozen:
+        freeze_batch_norm(head)
+
+
 def has_normalisation(model: nn.Module) -> bool:
     """Whether any module normalises (batch, layer, group, instance)."""
     kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -125,6 +150,24 @@ def forget_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.
     for parameter in gone.values():
         optimizer.state.pop(parameter, None)
         parameter.grad = None
+
+
+@contextlib.contextmanager
+def one_sample_explained() -> Iterator[None]:
+    """BatchNorm's refusal of a single value per channel as a TrainingError with the remedy."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError("BatchNorm cannot train on one sample: observe more, or batch_norm='frozen'") from None
+
+
+@torch.no_grad()
+def predicted(model: nn.Module, images: torch.Tensor, size: int, device: torch.device) -> Any:
+    """A model's raw outputs for images [N, ...], ``size`` at a time, in eval mode: it stays in it."""
+    model.eval()
+    return joined([model(part.to(device)) for part in torch.split(images, size)])
 
 
 def joined(outputs: Sequence[Any]) -> Any:

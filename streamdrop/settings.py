@@ -21,6 +21,7 @@ class TunerSettings:
     accumulate: int = 1
     clip_norm: float | None = None
     chunk: int = 64
+    read_ahead: int = 2
 
     def __post_init__(self) -> None:
         if self.strategy not in ("sgd", "freeze", "drop"):
@@ -34,6 +35,7 @@ class TunerSettings:
             ("cut", 0),
             ("accumulate", 1),
             ("chunk", 2),
+            ("read_ahead", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import threading
 import warnings
 
 import numpy as np
@@ -9,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from streamdrop.engine import FineTuner
-from streamdrop.errors import ConfigError, DataError, StoreVersionError, TrainingError
+from streamdrop.errors import ConfigError, DataError, MissingKeyError, StoreVersionError, TrainingError
 from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
+from streamdrop.rounds import count_batches, round_batches
 from streamdrop.split import SplitModel
 from streamdrop.store import LmdbStore, MemoryStore
 from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch, small_tuner
@@ -229,6 +232,91 @@ def test_sampler_steps_and_deadline():
     assert tuner.fit_round(steps=7).iterations == 7
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_reading_ahead_changes_nothing(depth, tmp_path):
+    def trained(read_ahead):
+        with LmdbStore(tmp_path / str(read_ahead)) as store:
+            policy = SchedulePolicy({1: 2, 3: 4})
+            tuner = small_tuner(batch=BATCH, policy=policy, store=store, read_ahead=read_ahead, batch_size=4)
+            reports = [*run(tuner, 4), tuner.fit_round(steps=9), tuner.fit_round(steps=3, sampler=pairs)]
+            assert not any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+            return weights(tuner), [r.loss for r in reports]
+
+    ahead, in_line = trained(depth), trained(0)
+    assert torch.equal(ahead[0], in_line[0])
+    assert ahead[1] == in_line[1]
+
+
+def pairs(keys, iteration, generator):
+    return [keys[i] for i in torch.randperm(len(keys), generator=generator)[:2]]
+
+
+def test_a_deadline_ends_reading_ahead_too(tmp_path):
+    drawn = []
+
+    def sampler(keys, iteration, generator):
+        drawn.append(iteration)
+        return pairs(keys, iteration, generator)
+
+    with LmdbStore(tmp_path / "s") as store:
+        tuner = small_tuner(batch=BATCH, policy=NEVER, store=store)
+        report = tuner.fit_round(steps=50, sampler=sampler, deadline=0.0)
+        assert (report.iterations, report.cut_short, drawn) == (1, True, [0, 1, 2])
+        assert not any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+        assert not tuner.fit_round(steps=1, sampler=sampler, deadline=0.0).cut_short
+        assert tuner.fit_round(deadline=0.0).cut_short
+
+
+def test_a_samplers_mistake_ends_the_round_at_its_batch(tmp_path):
+    def sampler(keys, iteration, generator):
+        return [b"nowhere"] if iteration == 2 else pairs(keys, iteration, generator)
+
+    with LmdbStore(tmp_path / "s") as store:
+        tuner = small_tuner(batch=BATCH, policy=NEVER, store=store)
+        before = weights(tuner)
+        with pytest.raises(MissingKeyError, match="nowhere"):
+            tuner.fit_round(steps=5, sampler=sampler)
+        assert not torch.equal(before, weights(tuner))
+        assert tuner.fit_round().samples == 25
+
+
+@pytest.mark.parametrize("sampler", [None, pairs])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_batches_are_counted_without_drawing_them(size, sampler):
+    for count, steps in itertools.product((1, 2, 3, 4, 8, 9, 10, 25), (None, 0, 1, 7)):
+        keys = BATCH.keys[:count]
+        given = list(round_batches(keys, size, steps, sampler, (0, 1)))
+        assert len(given) == count_batches(keys, size, steps, sampler)
+
+
+def test_encoded_inputs_reach_the_store():
+    class Listening(MemoryStore):
+        given = None
+
+        def put_many(self, samples, targets=None, info=None, sources=None):
+            super().put_many(samples, targets, info)
+            self.given = sources
+
+    tuner = small_tuner(batch=BATCH, policy=NEVER, store=Listening())
+    assert tuner.store.given is None
+    sources = {key: bytes([i]) for i, key in enumerate(BATCH.keys)}
+    tuner.observe(BATCH, sources=sources)
+    assert tuner.store.given == sources
+
+
+def test_a_store_hears_once_that_a_round_is_done():
+    class Listening(MemoryStore):
+        rounds = 0
+
+        def round_done(self):
+            self.rounds += 1
+            self.cut_then = self.cut
+
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), store=Listening())
+    run(tuner, 2)
+    assert (tuner.store.rounds, tuner.store.cut_then) == (2, 3)  # after the move
+
+
 def test_predict_is_the_whole_model_in_eval_mode():
     tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), batch_size=4)
     run(tuner, 3)
@@ -313,6 +401,7 @@ def test_batches_that_cannot_be_used_are_refused_and_nothing_is_stored(batch):
         {"batch_norm": "half"},
         {"batch_size": 0},
         {"warm_up": -1},
+        {"read_ahead": -1},
         {"cut": 9},
         {"policy": SchedulePolicy({3: 5})},
     ],
