@@ -24,10 +24,10 @@ tensor              dtype, shape      what it is
 
 Bytes lie one row after the other; beside ``X`` stands ``X.offsets``, int64 [n + 1]: row i is
 ``X[offsets[i]:offsets[i + 1]]``. The metadata (``tensorfile.py`` says where) is one JSON object: ``format`` (1),
-``cut``, ``version``, ``codec`` and ``error`` of the store, ``stream`` (null: all), ``streams``, ``order`` (per tensor,
-a sample's dimensions from the largest stride to the smallest: restored on import), ``targets`` (none, tensor, tuple or
-encoded), ``export`` (the same in all shards), ``shard`` (from 1), ``first`` (number of the shard's first sample),
-``samples``, ``total``, ``tensors`` (dtype, shape and CRC-32 of each).
+``cut``, ``version``, ``codec`` (null: not known) and ``error`` of the store, ``stream`` (null: all), ``streams``,
+``order`` (per tensor, a sample's dimensions from the largest stride to the smallest: restored on import), ``targets``
+(none, tensor, tuple or encoded), ``export`` (the same in all shards), ``shard`` (from 1), ``first`` (number of the
+shard's first sample), ``samples``, ``total``, ``tensors`` (dtype, shape and CRC-32 of each).
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from streamdrop.errors import ConfigError, DataError, OutputError, StoreCorruptError, StoreError, StoreVersionError
-from streamdrop.store.layout import EXACT
 from streamdrop.store.protocol import FeatureStore
 from streamdrop.store.shards import Shard, pack, target_parts, unpack
 from streamdrop.store.shardset import FORMAT, ShardFile, planned, shard_name
@@ -88,15 +87,17 @@ def export_store(
             part.unlink(missing_ok=True)
 
 
-def import_store(store: FeatureStore, files: Iterable[str | os.PathLike[str]], tell: Tell | None = None) -> int:
+def import_store(
+    store: FeatureStore, files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], tell: Tell | None = None
+) -> int:
     """Put the samples of an export's files into ``store``, durable when it returns; returns how many there were.
 
     All shards must be given, in any order. An empty store at cut 0 takes over cut and version; any other must have
     them. A shard is checked whole before its first sample is stored and is stored whole or not at all; a sample whose
-    key is there is replaced. Raises DataError (missing files), StoreVersionError (other cut, version or format),
-    StoreCorruptError, StoreFullError.
+    key is there is replaced. All count as arriving now. Raises DataError (missing files), StoreVersionError (other cut,
+    version or format), StoreCorruptError, StoreFullError.
     """
-    found = planned([Path(file) for file in files])
+    found = planned([Path(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)])
     _check_fits(store, found)
     done, total = 0, sum(file.facts["samples"] for file in found)
     for file in found:
@@ -143,7 +144,7 @@ def _facts(store: FeatureStore, stream: str | None, keys: Sequence[bytes]) -> Fa
         "format": FORMAT,
         "cut": store.cut,
         "version": store.version,
-        "codec": getattr(store, "codec", EXACT),
+        "codec": getattr(store, "codec", None),
         "error": error() if error is not None else {"max": 0.0, "mean": 0.0},
         "stream": stream,
         "total": len(keys),
@@ -215,15 +216,15 @@ def _publish(parts: Sequence[Path], path: Path) -> list[Path]:
 
 def _check_fits(store: FeatureStore, files: Sequence[ShardFile]) -> None:
     """Raise StoreVersionError unless all files can go into the store, as far as can be said without reading them."""
-    cut, version = (store.cut, store.version) if len(store) or store.cut else files[0].tail
+    blank = not len(store) and not store.cut
+    cut, version = files[0].tail if blank else (store.cut, store.version)
     for file in files:
-        if file.tail == (cut, version):
-            continue
-        holds = f"the store is at cut {cut}, version {version!r}" if len(store) or store.cut else str(files[0].path)
-        raise StoreVersionError(
-            f"{file.path} holds cut {file.facts['cut']} of version {file.facts['version']!r}, {holds}: import into a "
-            "new store, or export from a store at the same cut of the same model"
-        )
+        if file.tail != (cut, version):
+            raise StoreVersionError(
+                f"{file.path} holds cut {file.facts['cut']} of version {file.facts['version']!r}, "
+                f"{files[0].path if blank else 'the store'} cut {cut} of version {version!r}: import into a new store, "
+                "or export from one at the same cut of the same model"
+            )
 
 
 def _read(file: ShardFile) -> Shard:

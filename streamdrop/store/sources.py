@@ -53,7 +53,8 @@ def decode_source(data: bytes) -> Input:
     Any PNG or JPEG file will do: grey ones are H×W, all others H×W×3 RGB, turned as their EXIF orientation says.
     Raises StoreCorruptError.
     """
-    if data[: len(_RAW)] == _RAW:
+    data = bytes(data)  # views too; of bytes this is no copy
+    if is_raw(data):
         return _decode_raw(data)
     if data[: len(_PNG)] == _PNG or data[: len(_JPEG)] == _JPEG:
         return _decode_image(data)
