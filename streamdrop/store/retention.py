@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapreplace, merge
+from heapq import heapify, heapreplace, merge
 from typing import Literal, Protocol, TypeAlias
 
 import xxhash
@@ -207,7 +207,9 @@ class _Ladder:
 
     def largest(self) -> Pool:
         """The pool with the highest count; of several the first name, no label, the smallest label."""
-        self._heap = self._heap or sorted(map(self._step, self.counts))
+        if not self._heap:
+            self._heap = [self._step(pool) for pool in self.counts]
+            heapify(self._heap)
         while (step := self._step(self._heap[0][-1])) != self._heap[0]:  # it has fallen since it was noted
             heapreplace(self._heap, step)
         return step[-1]
@@ -230,13 +232,15 @@ class _Stock:
         self._labels: dict[str, _Ladder] = defaultdict(_Ladder)
         self.kept: Counter[str] = Counter()  # pinned samples by stream
         self._queues: dict[Pool, Iterator[Candidate]] = {}
-        for pool, (free, pinned) in shelf.pools().items():
-            self._tally(pool, free, pinned)
+        self._new: dict[Pool, list[Candidate]] = defaultdict(list)  # unpinned arrivals
+        self._count(shelf.pools())
         for candidate in arriving:
             old = shelf.find(candidate.key)
             if old is not None:
                 self._move(old, -1)
             self._move(candidate, 1)
+            if not candidate.pinned:
+                self._new[candidate.pool].append(candidate)
 
     def aged(self, before: float) -> Iterator[Candidate]:
         """Unpinned samples that arrived earlier than that."""
@@ -252,8 +256,7 @@ class _Stock:
         pool = self._labels[stream].largest()
         if pool not in self._queues:
             live = (c for c in self._shelf.candidates(pool) if c.key not in self.arriving)
-            new = sorted((c for c in self.arriving.values() if c.pool == pool and not c.pinned), key=_first)
-            self._queues[pool] = merge(live, new, key=_first)
+            self._queues[pool] = merge(live, sorted(self._new[pool], key=_first), key=_first)
         for candidate in self._queues[pool]:
             if candidate.key not in self.evicted and candidate.key not in self.refused:
                 return self.leave(candidate)
@@ -267,16 +270,23 @@ class _Stock:
         else:
             self.evicted[candidate.key] = None
 
+    def _count(self, pools: Mapping[Pool, tuple[int, int]]) -> None:
+        for pool, (free, pinned) in pools.items():  # there may be thousands
+            self._labels[pool[0]].counts[pool] = free
+            self.kept[pool[0]] += pinned
+        self.pinned = sum(self.kept.values())
+        self.streams.counts = {(stream, None): sum(of.counts.values()) for stream, of in self._labels.items()}
+
     def _move(self, candidate: Candidate, by: int) -> None:
         self.count += by
         self.nbytes += by * candidate.nbytes
-        self._tally(candidate.pool, by * (not candidate.pinned), by * candidate.pinned)
-
-    def _tally(self, pool: Pool, free: int, pinned: int) -> None:
-        self.pinned += pinned
-        self.kept[pool[0]] += pinned
-        self.streams.add((pool[0], None), free)
-        self._labels[pool[0]].add(pool, free)
+        stream = candidate.pool[0]
+        if candidate.pinned:
+            self.pinned += by
+            self.kept[stream] += by
+        else:
+            self.streams.add((stream, None), by)
+            self._labels[stream].add(candidate.pool, by)
 
 
 def _first(candidate: Candidate) -> tuple[int, int]:
