@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from streamdrop.store.examination import repair as repair
 from streamdrop.store.exchange import export_store as export_store
 from streamdrop.store.exchange import import_store as import_store
+from streamdrop.store.files import remove_store as remove_store
 from streamdrop.store.inspection import store_info as store_info
 from streamdrop.store.inspection import verify as verify
 from streamdrop.store.lmdb import LmdbStore as LmdbStore

@@ -31,6 +31,13 @@ def packer_of(state: State) -> Packer:
     return Packer(state.layout, state.compression)
 
 
+def remove_store(path: Path) -> None:
+    """Delete the files of a store that nobody has open, and nothing else."""
+    for pattern in ("data.mdb", "lock.mdb", "seal.json", *(f"{kind}-*.bin" for kind in _NAMES.values())):
+        for file in path.glob(pattern):
+            file.unlink()
+
+
 class Files:
     """Open slabs of the store in ``path``."""
 
@@ -101,6 +108,11 @@ class Files:
                 if file not in paths:
                     with suppress(OSError):
                         file.unlink()
+
+    def close(self) -> None:
+        """Let go of all slabs. Who still reads one keeps it until he lets go."""
+        with self._lock:
+            self._open.clear()
 
     def check(self, state: State) -> None:
         """Raise StoreCorruptError when a slab ends before the rows that the state shows."""

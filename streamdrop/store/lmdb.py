@@ -104,6 +104,11 @@ class LmdbStore:
         """The (cut, version) of every promotion's origin, oldest first."""
         return self.now().lineage
 
+    @property
+    def codec(self) -> str:
+        """How floating tensors are kept: "float32" (exact), "float16", "bfloat16", "int8"."""
+        return self.now().codec
+
     def error(self) -> dict[str, float]:
         """{"max", "mean"} absolute error of what was stored at this cut; 0 for the exact codec."""
         return self.now().drift.report()
@@ -334,6 +339,7 @@ class LmdbStore:
                 self.flush()
             finally:
                 self._let_go()
+                self.files.close()
 
     def __enter__(self) -> Self:
         return self

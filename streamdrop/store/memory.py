@@ -65,6 +65,11 @@ class MemoryStore:
         """Digest of the tail that made the activations."""
         return self._state.version
 
+    @property
+    def codec(self) -> str:
+        """How floating tensors are kept: "float32" (exact), "float16", "bfloat16", "int8"."""
+        return self._state.codec
+
     def error(self) -> dict[str, float]:
         """{"max", "mean"} absolute error of what was stored at this cut; 0 for the exact codec."""
         return self._state.drift.report()
@@ -257,7 +262,8 @@ class MemoryStore:
         self._state = state
         self._held = [(died, replace(r, row=rows[r.born])) for died, r in self._held]
         self._shelf.replace_rows(rows, state.layout.nbytes if state.layout else 0)
-        self._remove(retain(self.retention, self._shelf, (), self._clock())[1])
+        if self.retention.max_bytes is not None:
+            self._remove(retain(self.retention, self._shelf, (), self._clock())[1])
 
     def _shelf_of(self, records: Iterable[Record], state: State) -> MemoryShelf:
         ordered = sorted(records, key=lambda r: r.born)

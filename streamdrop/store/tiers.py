@@ -109,6 +109,11 @@ class TieredStore:
         return self.durable.lineage
 
     @property
+    def codec(self) -> str:
+        """How floating tensors are kept: "float32" (exact), "float16", "bfloat16", "int8"."""
+        return self.durable.codec
+
+    @property
     def waiting(self) -> int:
         """Samples that wait for their commit."""
         with self._lock:

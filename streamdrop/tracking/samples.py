@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from streamdrop.rounds import Sampler
-from streamdrop.store import FeatureStore, LmdbStore, MemoryStore
+from streamdrop.store import FeatureStore, MemoryStore, TieredStore, remove_store
 from streamdrop.streams import sample_key
 from streamdrop.tracking.config import TrackerConfig
 
@@ -35,10 +35,9 @@ class Keys:
 def new_store(config: TrackerConfig) -> FeatureStore:
     """An empty store for a new target. An earlier run's on disk is replaced. Raises StoreError."""
     store = open_store(config)
-    if isinstance(store, LmdbStore) and (len(store) or store.cut):
+    if isinstance(store, TieredStore) and (len(store) or store.cut):
         store.close()
-        for file in store.path.glob("*.mdb"):
-            file.unlink()
+        remove_store(store.path)
         store = open_store(config)
     return store
 
@@ -46,7 +45,7 @@ def new_store(config: TrackerConfig) -> FeatureStore:
 def open_store(config: TrackerConfig) -> FeatureStore:
     """The configured store, bounded to the memory's size (pinned samples stay). Raises StoreError."""
     room = config.first_frame.crops + config.update.memory
-    return MemoryStore(max_samples=room) if config.store is None else LmdbStore(config.store, max_samples=room)
+    return MemoryStore(max_samples=room) if config.store is None else TieredStore(config.store, max_samples=room)
 
 
 def first_frame_sampler(batch: int) -> Sampler:
