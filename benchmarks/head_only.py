@@ -1,8 +1,20 @@
-"""What the store costs a round: all but the last layer dropped, against that head on tensors in memory.
+"""What the store costs training: the rest of a network from a cut on, fed by a store and by tensors in memory.
 
-    python benchmarks/head_only.py [--samples 1500] [--runs 7]
+    python benchmarks/head_only.py [--heads 4KB 64KB ...] [--runs 7] [--ahead 0 2] [--output FILE]
 
-Same head, batches and optimiser; the rival is a bare loop over tensors that lie batched in memory. They take turns.
+The rival is a bare loop: the same head, optimiser and batches in the same order, gathered by ``index_select`` out of
+tensors that hold all samples. Epochs take turns, so that a slow moment of the machine meets all; a ratio compares
+epochs of the same turn. All arms must end in the same weights. The store's files lie in the system's cache.
+
+Heads: the activations of a sample at the cut, and what is trained on them:
+
+    4KB         [256, 2, 2]      ResNet-18 at 32 px from its fourth stage on
+    64KB        [256, 8, 8]      ResNet-18 at 128 px from its fourth stage on
+    512KB       [128, 32, 32]    ResNet-18 at 256 px from its third stage on
+    16KB-light  [512, 2, 2] × 2  ResNet-18's last convolution at 64 px
+    61KB-light  [320, 7, 7]      MobileNetV2's last convolution at 224 px
+
+The light ones are the hardest for a store: little is computed on what is read.
 """
 
 from __future__ import annotations
@@ -12,104 +24,204 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torchvision
+from torch import nn
 from torch.nn import functional
 
 import streamdrop as sd
 from streamdrop.evaluation.hardware import describe_hardware
+from streamdrop.rounds import round_batches
+from streamdrop.store import FeatureStore, LmdbStore, MemoryStore
+
+RIVAL = "tensors in memory"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Head:
+    """A network, its input's size, the first layer that is trained, and about a second's worth of samples."""
+
+    model: str
+    pixels: int
+    first: str
+    samples: int
+    batch: int
+
+    def split(self) -> tuple[sd.SplitModel, int]:
+        torch.manual_seed(SEED)
+        steady = {"dropout": 0.0} if self.model.startswith("mobilenet") else {}  # arms would draw differently
+        model = torchvision.models.get_model(self.model, weights=None, num_classes=10, **steady)
+        split = sd.SplitModel(model, torch.zeros(2, 3, self.pixels, self.pixels))
+        return split, split.layers.index(self.first)
+
+
+HEADS = {
+    "4KB": Head("resnet18", 32, "layer4.0.conv1", 1536, 64),
+    "64KB": Head("resnet18", 128, "layer4.0.conv1", 128, 32),
+    "512KB": Head("resnet18", 256, "layer3.0.conv1", 32, 16),
+    "16KB-light": Head("resnet18", 64, "layer4.1.conv2", 2048, 64),
+    "61KB-light": Head("mobilenet_v2", 224, "features.18.0", 512, 64),
+}
+
+
+@dataclass(frozen=True)
+class Samples:
+    keys: list[bytes]
+    activations: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--samples", type=int, default=1500)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="write JSON here")
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS, metavar="HEAD")
+    parser.add_argument("--runs", type=int, default=7, help="epochs of each arm")
+    parser.add_argument("--scale", type=float, default=1.0, help="times as many samples")
+    parser.add_argument("--ahead", type=int, nargs="+", default=[0, 2], help="read_ahead of the store on disk")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--folder", type=Path, help="where stores lie (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(options, folder)
-    rival = statistics.median(seconds["tensors in memory"])
-    print(f"{options.model}, {options.samples} samples at {options.size} px, all but the last layer dropped")
-    print(describe_hardware())
-    print(f"{'epoch from':<22}{'median ms':>10}{'min':>8}{'max':>8}{'ratio':>8}   n = {options.runs}")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(
-            f"{name:<22}{1e3 * median:>10.0f}{1e3 * min(values):>8.0f}{1e3 * max(values):>8.0f}{median / rival:>8.2f}"
-        )
+    torch.set_num_threads(options.threads)
+    print(f"{describe_hardware()}; n = {options.runs}")
+    results = {}
+    for name in options.heads:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            results[name] = measure(HEADS[name], options, Path(folder))
+        print(table(name, results[name]), flush=True)
     if options.output:
-        options.output.write_text(json.dumps({"hardware": describe_hardware(), "seconds": seconds}, indent=1))
+        facts = {"hardware": describe_hardware(), "threads": options.threads, "runs": options.runs}
+        options.output.write_text(json.dumps({**facts, "heads": results}, indent=1))
 
 
-def measure(options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    images = torch.rand(options.samples, 3, options.size, options.size)
-    labels = torch.randint(0, 10, (options.samples,))
-    tuners = {
-        "LmdbStore": tuner(options, images, labels, sd.LmdbStore(Path(folder) / "s")),
-        "MemoryStore": tuner(options, images, labels, sd.MemoryStore()),
-    }
-    plain = bare_loop(options, images, labels)
-    seconds: dict[str, list[float]] = {"tensors in memory": [], **{name: [] for name in tuners}}
-    for run in range(options.runs + 1):
-        start = time.perf_counter()
-        plain()
-        taken = {"tensors in memory": time.perf_counter() - start}
-        taken |= {name: each.fit_round().seconds for name, each in tuners.items()}
-        for name, value in taken.items():
+def measure(head: Head, options: argparse.Namespace, folder: Path) -> dict:
+    samples = made_up(head, int(head.samples * options.scale))
+    tuners = {"MemoryStore": tuner(head, samples, MemoryStore(), 2)}
+    for ahead in options.ahead:
+        store = LmdbStore(folder / str(ahead))
+        tuners[f"LmdbStore, {ahead} ahead" if ahead else "LmdbStore, in line"] = tuner(head, samples, store, ahead)
+    epoch, model = bare_loop(head, samples)
+    arms = {RIVAL: epoch, **{name: each.fit_round for name, each in tuners.items()}}
+    seconds = in_turns(arms, options.runs)
+    for name, each in tuners.items():
+        assert same_weights(model, each.split.model), f"{name} did not train what the bare loop trained"
+        each.store.close()
+    shapes = [list(tensor.shape[1:]) for tensor in samples.activations]
+    nbytes = sum(tensor[0].nbytes for tensor in samples.activations)
+    facts = {"model": head.model, "pixels": head.pixels, "first": head.first, "shapes": shapes, "bytes": nbytes}
+    return {**facts, "samples": len(samples.keys), "batch": head.batch, "arms": summary(seconds)}
+
+
+def in_turns(arms: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of every arm's epochs; who begins changes from turn to turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    for run in range(runs + 1):
+        for name in names[run % len(names) :] + names[: run % len(names)]:
+            start = time.perf_counter()
+            arms[name]()
             if run:  # the first warms up
-                seconds[name].append(value)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def build(options: argparse.Namespace) -> tuple[sd.SplitModel, int]:
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(options.model, weights=None, num_classes=10)
-    split = sd.SplitModel(model, torch.zeros(2, 3, options.size, options.size))
-    return split, len(split.layers) - 1
+def made_up(head: Head, count: int) -> Samples:
+    """Samples with activations as after a ReLU: what the head computes does not depend on the values."""
+    split, cut = head.split()
+    shapes = [tensor.shape[1:] for tensor in split.tail(cut)(torch.zeros(2, 3, head.pixels, head.pixels))]
+    generator = torch.Generator().manual_seed(1)
+    activations = tuple(torch.randn(count, *shape, generator=generator).relu() for shape in shapes)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    return Samples([n.to_bytes(8, "big") for n in range(count)], activations, labels)
 
 
-def optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, 0.01, 0.9)
+def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 1e-3, 0.9)
 
 
-def tuner(options: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor, store: object) -> sd.FineTuner:
-    split, last = build(options)
+def tuner(head: Head, samples: Samples, store: FeatureStore, ahead: int) -> sd.FineTuner:
+    split, cut = head.split()
     made = sd.FineTuner(
         split,
         loss=functional.cross_entropy,
         optimizer=optimizer,
         store=store,
         policy=sd.SchedulePolicy(),
-        cut=last,
-        batch_size=options.batch,
+        cut=cut,
+        batch_size=head.batch,
+        seed=SEED,
+        read_ahead=ahead,
     )
-    for i in range(0, options.samples, 250):
-        keys = [n.to_bytes(8, "big") for n in range(i, min(i + 250, options.samples))]
-        made.observe(sd.Batch(keys, images[i : i + 250], labels[i : i + 250]))
+    for i in range(0, len(samples.keys), 128):
+        part = slice(i, i + 128)
+        activations = tuple(tensor[part] for tensor in samples.activations)
+        made.observe_activations(samples.keys[part], activations, samples.labels[part])
     return made
 
 
-def bare_loop(options: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor):
-    split, last = build(options)
-    tail, head = split.tail(last).eval(), split.head(last)
-    with torch.no_grad():
-        parts = [tail(chunk) for chunk in images.split(100)]
-    activations = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    updates = optimizer(list(split.head_parameters(last).values()))
+def bare_loop(head: Head, samples: Samples) -> tuple[Callable[[], None], nn.Module]:
+    split, cut = head.split()
+    rest = split.head(cut)
+    updates = optimizer(list(split.head_parameters(cut).values()))
+    rounds = 0
 
     def epoch() -> None:
-        head.train()
-        for chosen in torch.randperm(options.samples).split(options.batch):
+        nonlocal rounds
+        rounds += 1
+        split.model.eval()
+        rest.train()
+        for keys in round_batches(samples.keys, head.batch, None, None, (SEED, rounds)):
+            chosen = torch.tensor([int.from_bytes(key, "big") for key in keys])
             updates.zero_grad(set_to_none=True)
-            functional.cross_entropy(head(tuple(t[chosen] for t in activations)), labels[chosen]).backward()
+            batch = tuple(tensor.index_select(0, chosen) for tensor in samples.activations)
+            functional.cross_entropy(rest(batch), samples.labels[chosen]).backward()
             updates.step()
 
-    return epoch
+    return epoch, split.model
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def summary(seconds: dict[str, list[float]]) -> dict[str, dict]:
+    rival = seconds[RIVAL]
+    return {
+        name: {
+            "seconds": spread(values),
+            "ratio": spread([value / base for value, base in zip(values, rival, strict=True)]),
+            "all_seconds": values,
+        }
+        for name, values in seconds.items()
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, _, high = statistics.quantiles(values, n=4)
+    return {"median": statistics.median(values), "quartiles": [low, high], "min": min(values), "max": max(values)}
+
+
+def table(name: str, result: dict) -> str:
+    shapes = " + ".join(map(str, result["shapes"]))
+    lines = [
+        f"\n{name}: {shapes}, {result['bytes'] / 1024:.0f} KB a sample, {result['model']} at {result['pixels']} px from "
+        f"{result['first']} on, {result['samples']} samples in batches of {result['batch']}",
+        f"{'epoch from':<22}{'median ms':>10}{'min':>8}{'max':>8}{'ratio':>8}  quartiles    of minima",
+    ]
+    least = result["arms"][RIVAL]["seconds"]["min"]
+    for arm, found in result["arms"].items():
+        took, ratio = found["seconds"], found["ratio"]
+        quartiles = f"{ratio['quartiles'][0]:.2f}-{ratio['quartiles'][1]:.2f}"
+        lines.append(
+            f"{arm:<22}{1e3 * took['median']:>10.0f}{1e3 * took['min']:>8.0f}{1e3 * took['max']:>8.0f}"
+            f"{ratio['median']:>8.3f}  {quartiles:<12} {took['min'] / least:.3f}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

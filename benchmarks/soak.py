@@ -28,7 +28,6 @@ from storebench.measure import disk_bytes, files_in, key_of, resident
 import streamdrop as sd
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.store import verify
-from streamdrop.store.retention import Retention
 
 BATCH, LABELS, LIMIT = 256, 8, 1.2
 Report = dict[str, float]
@@ -58,7 +57,7 @@ def main() -> None:
 
 
 def opened(path: Path, options: argparse.Namespace) -> Any:
-    retention = Retention(max_samples=options.bound, policy=options.policy)
+    retention = sd.Retention(max_samples=options.bound, policy=options.policy)
     if options.store == "lmdb":
         return sd.LmdbStore(path, retention=retention)
     return sd.TieredStore(path, retention=retention, memory_bytes=options.memory_mb << 20)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from storebench.ours import chosen, makers
 PARTS = ("open", "len", "keys()[:1]", "get_many of 32")
 COUNT = 1_000_000
 LIMIT_MS = 50
+HERE = Path(__file__).parents[1]
 
 
 def million(options: argparse.Namespace, work: Path) -> Iterator[list[Row]]:
@@ -32,7 +36,10 @@ def million(options: argparse.Namespace, work: Path) -> Iterator[list[Row]]:
         places = {
             "same process": lambda path=path, name=name: probe(path, name),
             "fresh process": lambda path=path, name=name: fresh(path, name),
-            "fresh process, page cache dropped": lambda path=path, name=name: fresh(path, name, cold=True),
+            "fresh process, page cache dropped": lambda path=path, name=name: fresh(path, name, drop_cache),
+            "fresh process, after a kill": lambda path=path, name=name: fresh(
+                path, name, partial(killed, name, options)
+            ),
         }
         found: dict[str, list[float]] = {}
 
@@ -75,15 +82,32 @@ def probe(path: Path, name: str) -> dict[str, float]:
     return dict(zip(PARTS, (1e3 * seconds for seconds in took), strict=True))
 
 
-def fresh(path: Path, name: str, cold: bool = False) -> dict[str, float]:
-    """The same in a new process, its imports not counted."""
-    if cold:
-        drop_cache(path)
-    command = [sys.executable, "-m", "storebench.opening", name, str(path.resolve())]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+def fresh(path: Path, name: str, before: Callable[[Path], None] = lambda path: None) -> dict[str, float]:
+    """The same in a new process, its imports not counted; ``before`` does something to the store first."""
+    before(path)
+    done = subprocess.run(command(name, path), check=True, capture_output=True, text=True, cwd=HERE)
     values: dict[str, float] = json.loads(done.stdout)
     return values
 
 
+def killed(name: str, options: argparse.Namespace, path: Path) -> None:
+    """Have a process put one sample anew and die while the store is open."""
+    done = subprocess.run([*command(name, path), str(options.million_bytes)], capture_output=True, text=True, cwd=HERE)
+    if done.returncode != -signal.SIGKILL:
+        raise SystemExit(f"{path}: the process that was to be killed says: {done.stderr}")
+
+
+def command(name: str, path: Path) -> list[str]:
+    return [sys.executable, "-m", "storebench.opening", name, str(path.resolve())]
+
+
+def put_and_die(name: str, path: Path, size: int) -> None:
+    store = makers(256 << 20)[name](path)
+    store.put_many({key_of(0): (torch.zeros(max(1, size // 4)),)}, [0])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        put_and_die(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
     print(json.dumps(probe(Path(sys.argv[2]), sys.argv[1])))

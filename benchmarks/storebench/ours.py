@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-import streamdrop as sd
 from storebench.measure import key_of, put_all
 from storebench.rivals import Place, Read, Reader, Write, Writer
+from streamdrop.store import LmdbStore, TieredStore
 
 CHECKED, UNCHECKED, TIERED = "LmdbStore", "LmdbStore verify=False", "TieredStore"
 REUSED = "LmdbStore buffers reused"
@@ -24,9 +25,9 @@ Make: TypeAlias = Callable[[Path], Any]
 def makers(memory: int) -> dict[str, Make]:
     """How each store is opened; ``memory``: bytes of TieredStore's ring."""
     return {
-        CHECKED: lambda path: sd.LmdbStore(path),
-        UNCHECKED: lambda path: sd.LmdbStore(path, verify=False),
-        TIERED: lambda path: sd.TieredStore(path, memory_bytes=memory),
+        CHECKED: LmdbStore,
+        UNCHECKED: partial(LmdbStore, verify=False),
+        TIERED: partial(TieredStore, memory_bytes=memory),
     }
 
 
