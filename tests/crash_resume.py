@@ -7,6 +7,7 @@ Run by test_engine_resume.py as a process of its own: torch is imported once, ev
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -22,15 +23,19 @@ from streamdrop import checkpoint  # noqa: E402
 from streamdrop.engine import FineTuner  # noqa: E402
 from streamdrop.policies import SchedulePolicy  # noqa: E402
 from streamdrop.split import SplitModel  # noqa: E402
-from streamdrop.store import LmdbStore  # noqa: E402
-from streamdrop.store.promotion import LmdbStage  # noqa: E402
+from streamdrop.store import LmdbStore, TieredStore  # noqa: E402
+from streamdrop.store.promotion import LmdbStage, Making  # noqa: E402
 from streamdrop.testing.tuners import SmallNet, labelled_batch, small_tuner  # noqa: E402
 
 ROUNDS = 7
 POLICY = SchedulePolicy({2: 2, 5: 4})
 
 
-def train(folder: Path, every: int) -> bytes:
+RUNS = [(LmdbStore, 1), (LmdbStore, 3), (TieredStore, 3)]
+"""Stores, and after how many rounds each saves."""
+
+
+def train(folder: Path, kind: Callable[..., LmdbStore | TieredStore], every: int) -> bytes:
     """Train to ROUNDS, going on from a checkpoint if there is one; observes, discards and checkpoints on the way."""
     torch.manual_seed(0)
     first = labelled_batch(13)
@@ -41,11 +46,11 @@ def train(folder: Path, every: int) -> bytes:
             SplitModel(model, first.images[:2]),
             loss=torch.nn.functional.cross_entropy,
             optimizer=lambda p: torch.optim.SGD(p, 0.02, 0.9, weight_decay=1e-3),
-            store=LmdbStore(folder / "store"),
+            store=kind(folder / "store"),
             policy=POLICY,
         )
     else:
-        tuner = small_tuner(batch=first, policy=POLICY, store=LmdbStore(folder / "store"))
+        tuner = small_tuner(batch=first, policy=POLICY, store=kind(folder / "store"))
         tuner.save(folder / "c")
     while tuner.round < ROUNDS:
         number = tuner.round
@@ -105,22 +110,24 @@ def in_child(work: Callable[[], bytes], answer: Path) -> int:
 
 def main(root: Path) -> None:
     checked = 0
-    for every in (1, 3):
-        expected_path = root / f"expected-{every}"
-        in_child(lambda every=every: train(root / f"whole-{every}", every), expected_path)
-        expected = expected_path.read_bytes()
+    for kind, every in RUNS:
+        run = f"{kind.__name__}-{every}"
+        in_child(lambda run=run, kind=kind, every=every: train(root / run, kind, every), root / "expected")
+        expected = (root / "expected").read_bytes()
         for stage, owner, name, before in STAGES:
+            if (name == "apply") != (kind is TieredStore) and name in ("apply", "put_many", "discard"):
+                continue  # only a tier applies; only the durable store itself puts and discards here
             for count in range(1, 7) if "--long" in sys.argv else (COUNT.get(stage, 2),):
-                folder = root / f"{every}-{stage}-{count}"
+                work = functools.partial(train, root / f"{run}-{stage}-{count}", kind, every)
 
-                def killed(folder=folder, every=every, owner=owner, name=name, before=before, count=count) -> bytes:
+                def killed(work=work, owner=owner, name=name, before=before, count=count) -> bytes:
                     hook_into(owner, name, die_at(count), before)
-                    return train(folder, every)
+                    return work()
 
                 ended = in_child(killed, root / "ignored")
-                in_child(lambda folder=folder, every=every: train(folder, every), root / "resumed")
+                in_child(work, root / "resumed")
                 same = (root / "resumed").read_bytes() == expected
-                print(f"{every} {stage} {count} killed={ended == signal.SIGKILL} same={same}")
+                print(f"{run} {stage} {count} killed={ended == signal.SIGKILL} same={same}")
                 if not same:
                     raise SystemExit("weights differ")
                 checked += ended == signal.SIGKILL
@@ -135,9 +142,11 @@ STAGES = [
     ("before-stage", LmdbStore, "stage", True),
     ("after-stage", LmdbStore, "stage", False),
     ("before-commit", LmdbStage, "commit", True),
-    ("before-flip", LmdbStage, "_flip", True),
+    ("before-flip", Making, "flip", True),
     ("after-commit", LmdbStage, "commit", False),
     ("after-put", LmdbStore, "put_many", False),
+    ("before-apply", LmdbStore, "apply", True),
+    ("after-apply", LmdbStore, "apply", False),
     ("after-discard", LmdbStore, "discard", False),
 ]
 COUNT = {"after-put": 6, "after-discard": 4, "before-checkpoint": 3, "before-pointer": 3, "after-checkpoint": 3}

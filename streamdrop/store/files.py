@@ -41,8 +41,8 @@ def remove_store(path: Path) -> None:
 class Files:
     """Open slabs of the store in ``path``."""
 
-    def __init__(self, path: Path, environment: Environment) -> None:
-        self._path, self._environment = path, environment
+    def __init__(self, path: Path, environment: Environment, map_bytes: int) -> None:
+        self._path, self._environment, self._map_bytes = path, environment, map_bytes
         self._open: dict[tuple[bytes, int], RowFile] = {}
         self._lock = threading.Lock()
 
@@ -57,7 +57,9 @@ class Files:
             if found is None or found.slab.unit != unit:
                 for stale in [name for name in self._open if name[0] == table and name[1] < generation]:
                     del self._open[stale]
-                found = self._open[table, generation] = RowFile(self.path(table, generation), unit, None)
+                found = self._open[table, generation] = RowFile(
+                    self.path(table, generation), unit, None, self._map_bytes
+                )
             return found
 
     def writing(self, tables: Tables, state: State, table: bytes, unit: int) -> RowFile:
@@ -75,7 +77,7 @@ class Files:
     def adopt(self, table: bytes, generation: int, unit: int, end: int) -> RowFile:
         """A generation's rows, to write after ``end`` units."""
         with self._lock:
-            found = RowFile(self.path(table, generation), unit, Space(end))
+            found = RowFile(self.path(table, generation), unit, Space(end), self._map_bytes)
             self._open[table, generation] = found
             return found
 

@@ -32,9 +32,10 @@ from streamdrop.store.promotion import LmdbStage, compact, staged_generation, th
 from streamdrop.store.protocol import Sources, Step, Targets
 from streamdrop.store.retention import Retention, retain
 from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, gather, read_row
+from streamdrop.store.slab import MAP_BYTES
 from streamdrop.store.state import State
 from streamdrop.store.tables import BATCH, SOURCES, VALUES, Tables
-from streamdrop.store.writing import put_records, put_samples
+from streamdrop.store.writing import RECORDS, put_records, put_samples
 from streamdrop.types import Activations, SampleInfo, Target
 
 KNOWN = 1 << 18
@@ -49,8 +50,8 @@ class LmdbStore:
     returned; neither can tear the store. ``max_samples`` or a whole ``retention`` bound it. ``dtype`` "float16",
     "bfloat16" or "int8" shrinks floating tensors (``error`` tells at what error), ``compression`` "lz4" or "zstd" loses
     nothing; both are the store's own from its first opening on, None takes what it has. ``verify`` checks every row
-    that is read against its checksum. ``clock`` gives seconds, for ages. Threads may share a store; a forked child must
-    open its own.
+    that is read against its checksum; ``map_bytes`` bounds how much of the slab stays mapped in this process's memory.
+    ``clock`` gives seconds, for ages. Threads may share a store; a forked child must open its own.
 
     Raises StoreLockedError, StoreVersionError (foreign, newer, other ``dtype``), StoreCorruptError, StoreError.
     """
@@ -64,6 +65,7 @@ class LmdbStore:
         dtype: str | torch.dtype | None = None,
         compression: str | None = None,
         verify: bool = True,
+        map_bytes: int = MAP_BYTES,
         read_only: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -79,7 +81,7 @@ class LmdbStore:
         if compression is not None:
             compressor(compression)
         self.environment = attach(self.path, read_only)
-        self.files = Files(self.path, self.environment)
+        self.files = Files(self.path, self.environment, map_bytes)
         self._let_go = weakref.finalize(self, detach, self.environment, read_only)  # also when nobody calls close
         try:
             self._settle(codec, compression)
@@ -232,7 +234,10 @@ class LmdbStore:
     def discard(self, keys: Iterable[bytes]) -> None:
         """Remove samples; keys that are not there are ignored. Durable after ``flush``."""
         wanted = list(dict.fromkeys(check_keys(list(keys))))
+        for at in range(0, len(wanted), RECORDS):
+            self._discard(wanted[at : at + RECORDS])
 
+    def _discard(self, wanted: Sequence[bytes]) -> None:
         def work(tables: Tables, state: State) -> State:
             found = zip(wanted, tables.find_each(wanted), strict=True)
             gone = [(key, seq) for key, seq in found if seq is not None]

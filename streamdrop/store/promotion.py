@@ -38,7 +38,7 @@ def staged_generation(tables: Tables, state: State) -> int:
     return state.generation + (tables.meta(b"staged") is not None)
 
 
-class _Making:
+class Making:
     """A new generation of values in the making: its slab, its records, what a killed process left of it."""
 
     def __init__(self, store: LmdbStore, cut: int, version: str) -> None:
@@ -183,7 +183,7 @@ class LmdbStage:
             empty = not state.count and not tables.count(b"held")
         self._store = store
         self._needed = state.check_cut(cut, version, empty)
-        self._making = _Making(store, cut, version) if self._needed else None
+        self._making = Making(store, cut, version) if self._needed else None
         self._done = False
 
     def put_many(self, samples: Mapping[bytes, Activations]) -> None:
@@ -254,7 +254,7 @@ def forget_staged(store: LmdbStore) -> None:
     store.sweep()
 
 
-def _chunks(store: LmdbStore, making: _Making, chunk: int) -> Iterator[tuple[list[int], Activations]]:
+def _chunks(store: LmdbStore, making: Making, chunk: int) -> Iterator[tuple[list[int], Activations]]:
     """Samples that the new generation lacks, ``chunk`` at a time in order of arrival, held ones too."""
     state = store.now()
     if state.layout is None:
@@ -267,7 +267,7 @@ def _chunks(store: LmdbStore, making: _Making, chunk: int) -> Iterator[tuple[lis
         yield [seq for seq, _ in found], packer.layout.decode(columns)
 
 
-def _pages(store: LmdbStore, making: _Making, chunk: int) -> Iterator[list[Found]]:
+def _pages(store: LmdbStore, making: Making, chunk: int) -> Iterator[list[Found]]:
     start: int | None = 0
     waiting: list[Found] = []
     while start is not None:
@@ -297,7 +297,7 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
     if cut > state.cut:
         raise StoreError(f"the store is at cut {state.cut}, below {cut}: advance promotes it without the sources")
     forget_staged(store)
-    making = _Making(store, cut, version)
+    making = Making(store, cut, version)
     try:
         for found in _pages(store, making, chunk):
             seqs = [seq for seq, _ in found]
@@ -345,11 +345,11 @@ def _compact(store: LmdbStore, table: bytes) -> None:
     with store.environment.errors(sum(place.length for _, place in places)):
         for at in range(0, len(places), 256):
             part = places[at : at + 256]
-            rows = [read_row(old.slab, seq, place, verify=True) for seq, place in part]
-            put = new.place(rows, [seq for seq, _ in part])
-            new.write(rows, put)
+            with old.slab.reading([place for _, place in part]):
+                rows = [read_row(old.slab, seq, place, verify=True) for seq, place in part]
+                put = new.place(rows, [seq for seq, _ in part])
+                new.write(rows, put)
             moved += [(seq, place) for (seq, _), place in zip(part, put, strict=True)]
-            old.slab.trim()
         new.slab.sync()
 
     def work(tables: Tables, state: State) -> State:

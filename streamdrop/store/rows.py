@@ -28,8 +28,8 @@ Found: TypeAlias = tuple[int, Place]
 class RowFile:
     """The rows in one slab. ``space`` knows what is free; a reader has none."""
 
-    def __init__(self, path: Path, unit: int, space: Space | None) -> None:
-        self.slab = Slab(path, unit, writable=space is not None)
+    def __init__(self, path: Path, unit: int, space: Space | None, map_bytes: int) -> None:
+        self.slab = Slab(path, unit, space is not None, map_bytes)
         self._space = space
 
     @property
@@ -143,7 +143,12 @@ def gather(
     file: RowFile, packer: Packer, found: Sequence[Found], columns: Sequence[torch.Tensor], verify: bool
 ) -> None:
     """Rows of samples into ``columns`` [N, ...]. Raises StoreCorruptError for a row that has changed."""
-    layout, slab = packer.layout, file.slab
+    with file.slab.reading([place for _, place in found]):
+        _gather(file.slab, packer, found, columns, verify)
+
+
+def _gather(slab: Slab, packer: Packer, found: Sequence[Found], columns: Sequence[torch.Tensor], verify: bool) -> None:
+    layout = packer.layout
     if packer.compression is None and len(columns) == 1 and layout.nbytes:
         slab.rows([place.start for _, place in found], columns[0])
         if verify:
@@ -156,7 +161,6 @@ def gather(
         unpack = unpacker(packer)
         for i, (seq, place) in enumerate(found):
             _spread(unpack(read_row(slab, seq, place, verify), seq), layout, views, i)
-    slab.trim()
 
 
 def read_row(slab: Slab, seq: int, place: Place, verify: bool) -> memoryview:

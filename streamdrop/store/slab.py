@@ -6,7 +6,8 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ from streamdrop.store.layout import byte_view
 
 GROWTH = 16
 """The file grows by a sixteenth at least, so that maps of it last."""
-RESIDENT = 512 << 20
+MAP_BYTES = 512 << 20
 """Bytes read through a map before its pages are let go: they stay in the system's cache, not in this process."""
+_SLOW = 1e9
+"""Bytes per second below which rows seem to come from the disk: the next ones are asked for ahead."""
 
 
 class Place(NamedTuple):
@@ -40,14 +43,14 @@ def checksum(row: memoryview | bytes, seq: int) -> int:
 class Slab:
     """Rows in the file ``path``, each starting at a multiple of ``unit`` bytes."""
 
-    def __init__(self, path: Path, unit: int, writable: bool) -> None:
-        self.path, self.unit = path, unit
+    def __init__(self, path: Path, unit: int, writable: bool, map_bytes: int = MAP_BYTES) -> None:
+        self.path, self.unit, self._map_bytes = path, unit, map_bytes
         flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
         self._fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644)
         self._view = memoryview(b"")
         self._rows: np.ndarray[tuple[int, int], np.dtype[np.uint8]] | None = None
         self._map: mmap.mmap | None = None
-        self._touched = 0
+        self._touched, self._slow = 0, False
         self._lock = threading.Lock()
         self.dirty = False
 
@@ -121,9 +124,20 @@ class Slab:
         np.take(rows, np.array(starts), axis=0, out=flat, mode="clip")
         self._touched += flat.size
 
+    @contextlib.contextmanager
+    def reading(self, places: Sequence[Place]) -> Iterator[None]:
+        """Around reading rows: a slow disk is told of all of them, in its order, before the first is waited for."""
+        if self._slow and hasattr(os, "posix_fadvise"):
+            for place in sorted(places):
+                os.posix_fadvise(self._fd, place.start * self.unit, place.length, os.POSIX_FADV_WILLNEED)
+        before, start = self._touched, time.perf_counter()
+        yield
+        self._slow = self._touched - before < _SLOW * (time.perf_counter() - start)
+        self.trim()
+
     def trim(self) -> None:
         """Let go of the map's pages once enough was read through it: memory stays bounded."""
-        if self._touched > RESIDENT and self._map is not None and hasattr(self._map, "madvise"):
+        if self._touched > self._map_bytes and self._map is not None and hasattr(self._map, "madvise"):
             self._touched = 0
             self._map.madvise(mmap.MADV_DONTNEED)
 
