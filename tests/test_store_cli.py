@@ -181,7 +181,7 @@ def wrong_count(tables, state):
 )  # fmt: skip
 def test_every_kind_of_damage_is_found_and_repaired(path, damage, left):
     with LmdbStore(filled(path, 4)) as store:
-        store.change(damage)
+        store.folder.change(damage)
     problems = verify(path)["problems"]
     assert problems
     assert all("\n" not in line for line in problems)
@@ -201,7 +201,7 @@ def test_damaged_held_samples_go_too(path):
     with LmdbStore(filled(path, 4)) as store:
         mark = store.mark()
         store.discard([name(1), name(2)])
-        store.change(no_row)
+        store.folder.change(no_row)
     assert len(verify(path)["problems"]) == 1
     assert repair(path)["dropped"] == [repr(name(1))]
     assert verify(path) == {"path": str(path), "samples": 2, "held": 1, "problems": []}

@@ -394,7 +394,7 @@ def test_leftovers_of_an_unfinished_promotion_take_no_room(path):
         store.put_many(samples(range(20)))
 
         def left():
-            with store.reading() as (tables, _):
+            with store.folder.reading() as (tables, _):
                 placed = [len(list(tables.placed(VALUES, generation))) for generation in (0, 1)]
             return placed, sorted(file.name for file in path.glob("*.bin"))
 
@@ -411,6 +411,6 @@ def test_a_state_that_does_not_decode_is_corrupt(path):
     filled(path)
     with LmdbStore(path) as store:
         broken = replace(store.now(), codec="float99")
-        store.change(lambda tables, state: broken)
+        store.folder.change(lambda tables, state: broken)
         with pytest.raises(StoreVersionError, match="float99"):
             len(store)

@@ -98,8 +98,10 @@ class Environment:
         with self._gate:
             self._readers += 1
         try:
-            with self.errors(0), self._begin_read() as txn:
+            with self._begin_read() as txn:
                 yield txn
+        except (lmdb.Error, OSError) as error:
+            raise self._translated(error, 0) from error
         finally:
             with self._gate:
                 self._readers -= 1
@@ -170,17 +172,20 @@ class Environment:
 
     @contextmanager
     def errors(self, need: int) -> Iterator[None]:
-        """LMDB's errors as ours."""
+        """LMDB's and the system's errors as ours; ``need``: bytes being written."""
         try:
             yield
-        except _DAMAGE as error:
-            raise StoreCorruptError(f"{self.path} is damaged ({error}): restore it, or start anew") from error
-        except lmdb.VersionMismatchError as error:
-            raise StoreVersionError(f"{self.path} has another LMDB version ({error}): use another path") from error
-        except lmdb.ReadersFullError as error:
-            raise StoreError(f"{self.path} has too many readers ({error}): close some") from error
         except (lmdb.Error, OSError) as error:
-            raise self._system_error(error, need) from error
+            raise self._translated(error, need) from error
+
+    def _translated(self, error: Exception, need: int) -> StoreError:
+        if isinstance(error, _DAMAGE):
+            return StoreCorruptError(f"{self.path} is damaged ({error}): restore it, or start anew")
+        if isinstance(error, lmdb.VersionMismatchError):
+            return StoreVersionError(f"{self.path} has another LMDB version ({error}): use another path")
+        if isinstance(error, lmdb.ReadersFullError):
+            return StoreError(f"{self.path} has too many readers ({error}): close some")
+        return self._system_error(error, need)
 
     def _system_error(self, error: Exception, need: int) -> StoreError:
         code = getattr(error, "code", None) or getattr(error, "errno", None)

@@ -84,7 +84,7 @@ class _Rows:
         if found is None:
             unit = self._packer.unit if table == VALUES and self._packer is not None else PACKED_UNIT
             try:
-                found = self._store.files.reading(table, self._generation(table), unit).slab
+                found = self._store.folder.files.reading(table, self._generation(table), unit).slab
             except FileNotFoundError:
                 raise StoreError(f"{self._store.path} was promoted while it was being read: verify it again") from None
             self._slabs[table] = found
@@ -141,10 +141,10 @@ def repair(path: str | PathLike[str]) -> dict[str, list[str]]:
     """
     check_file(Path(path), read_only=True)
     with LmdbStore(path) as store:
-        with store.reading() as (tables, state):
+        with store.folder.reading() as (tables, state):
             found = list(examine(store, tables, state))
         if found:
-            store.change(lambda tables, state: _without(store.ledger(tables), state, found))
+            store.folder.change(lambda tables, state: _without(store.folder.ledger(tables), state, found))
             store.flush()
     return {
         "dropped": [_name(problem) for problem in found if problem.seq is not None],

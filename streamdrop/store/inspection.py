@@ -34,7 +34,7 @@ def store_info(path: str | PathLike[str]) -> dict[str, Any]:
     ranked for (None: by arrival, or not bounded). Opens read-only, beside a writer too, and never creates. Raises
     StoreError when nothing is there, StoreVersionError, StoreCorruptError.
     """
-    with LmdbStore(path, read_only=True) as store, store.reading() as (tables, state):
+    with LmdbStore(path, read_only=True) as store, store.folder.reading() as (tables, state):
         parts = state.layout.tensors if state.layout else ()
         streams = Counter(decode(raw).info.stream for _, raw in tables.living(state.last))
         return {
@@ -88,7 +88,7 @@ def verify(
     with LmdbStore(path, read_only=True) as store:
         problems = [problem.text for problem in _examined(store, tell)]
         result: dict[str, Any] = {"path": str(store.path), "samples": len(store)}
-        with store.reading() as (tables, _):
+        with store.folder.reading() as (tables, _):
             result["held"] = tables.count(b"held")
         if recompute is not None:
             keys, sources = _chosen(store, samples)
@@ -101,13 +101,13 @@ def verify(
 
 
 def _examined(store: LmdbStore, tell: Tell | None) -> Iterator[Problem]:
-    with store.reading() as (tables, state):
+    with store.folder.reading() as (tables, state):
         yield from examine(store, tables, state, tell)
 
 
 def _chosen(store: LmdbStore, count: int) -> tuple[list[bytes], list[bytes]]:
     """Keys and sources of up to ``count`` samples that keep theirs: a uniform choice that depends on the keys alone."""
-    with store.reading() as (tables, state):
+    with store.folder.reading() as (tables, state):
         sourced = {seq for seq, _ in tables.placed(SOURCES, state.source_generation)}
         keys = (decode(raw).key for seq, raw in tables.living(state.last) if seq in sourced)
         chosen = heapq.nsmallest(count, keys, key=xxhash.xxh3_64_intdigest)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from os import PathLike
@@ -14,32 +11,27 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from lmdb import Transaction
 from typing_extensions import Self
 
-from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
+from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store.batches import stack_or_none
 from streamdrop.store.compress import compressor
 from streamdrop.store.drift import Drift
 from streamdrop.store.entries import Entry, checked, decode, key_of, target_of
-from streamdrop.store.environment import attach, detach
-from streamdrop.store.files import Files
+from streamdrop.store.folder import Folder
 from streamdrop.store.intake import check_keys, take_in
-from streamdrop.store.layout import EXACT, Layout, codec_name
-from streamdrop.store.ledger import Ledger, LmdbShelf
+from streamdrop.store.layout import Layout, codec_name
+from streamdrop.store.ledger import LmdbShelf
 from streamdrop.store.memory_shelf import Record
-from streamdrop.store.promotion import LmdbStage, compact, staged_generation, thaw
+from streamdrop.store.promotion import LmdbStage, compact, thaw
 from streamdrop.store.protocol import Sources, Step, Targets
 from streamdrop.store.retention import Retention, retain
-from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, gather, read_row
+from streamdrop.store.rows import PACKED_UNIT, Packer, gather, read_row
 from streamdrop.store.slab import MAP_BYTES
 from streamdrop.store.state import State
 from streamdrop.store.tables import BATCH, SOURCES, VALUES, Tables
 from streamdrop.store.writing import RECORDS, put_records, put_samples
 from streamdrop.types import Activations, SampleInfo, Target
-
-KNOWN = 1 << 18
-"""Places kept in memory; more are looked up again."""
 
 
 class LmdbStore:
@@ -71,23 +63,12 @@ class LmdbStore:
     ) -> None:
         self.path, self.read_only, self.verify, self.clock = Path(path), read_only, verify, clock
         self.retention = Retention.of(max_samples, retention)
-        self._seen: tuple[bytes, State] | None = None
-        self._listed: tuple[State, list[bytes]] | None = None
-        self._known: tuple[int, dict[bytes, Found]] = (-1, {})  # an epoch, and places found in it
-        self._known_lock = threading.Lock()
-        self._staged: LmdbStage | None = None
-        self._ledger: Ledger | None = None
         codec = codec_name(dtype)
         if compression is not None:
             compressor(compression)
-        self.environment = attach(self.path, read_only)
-        self.files = Files(self.path, self.environment, map_bytes)
-        self._let_go = weakref.finalize(self, detach, self.environment, read_only)  # also when nobody calls close
-        try:
-            self._settle(codec, compression)
-        except BaseException:
-            self._let_go()
-            raise
+        self.folder = Folder(self.path, read_only, self.retention, map_bytes, codec, compression)
+        self._listed: tuple[State, list[bytes]] | None = None
+        self._staged: LmdbStage | None = None
 
     # ---------------------------------------------------------------- what it is
 
@@ -117,8 +98,7 @@ class LmdbStore:
 
     def now(self) -> State:
         """The facts about the store as last committed."""
-        with self.reading() as (_, state):
-            return state
+        return self.folder.now()
 
     def __len__(self) -> int:
         return self.now().count
@@ -126,12 +106,12 @@ class LmdbStore:
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, bytes) or not key:
             return False
-        with self.reading() as (tables, _):
+        with self.folder.reading() as (tables, _):
             return tables.find_each([key])[0] is not None
 
     def keys(self, stream: str | None = None) -> list[bytes]:
         """All keys, or those of one stream, oldest arrival first."""
-        with self.reading() as (tables, state):
+        with self.folder.reading() as (tables, state):
             if stream is not None:
                 return tables.stream_keys(stream, state.last)
             listed = self._listed
@@ -149,7 +129,7 @@ class LmdbStore:
         sources: Sources | None = None,
     ) -> None:
         """Store samples, all or none. Raises DataError before anything is written, StoreFullError."""
-        with self.writing():
+        with self.folder.writing():
             state = self.now()
             incoming, layout = take_in(samples, targets, info, state.layout, state.codec, sources)
             if layout is not None and incoming:
@@ -157,7 +137,7 @@ class LmdbStore:
 
     def apply(self, records: Sequence[Record], layout: Layout, gone: Sequence[bytes], drift: Drift) -> None:
         """One commit for a tier that has settled what comes, encoded already, and what leaves. Raises StoreError."""
-        with self.writing():
+        with self.folder.writing():
             put_records(self, layout, records, gone, drift)
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
@@ -176,16 +156,16 @@ class LmdbStore:
         self, keys: Sequence[bytes], buffers: Sequence[torch.Tensor] | None = None
     ) -> tuple[Layout | None, Sequence[torch.Tensor]]:
         """Samples as stored: the layout, and a tensor [N, ...] for each of its columns."""
-        wanted = check_keys(keys)
+        locate = self.folder.known.locate
         while True:
-            with self.reading() as (tables, state):
+            with self.folder.reading() as (tables, state):
                 if state.layout is None:
-                    self._locate(tables, state, wanted)
+                    locate(tables, state, keys)
                     return None, ()
-                found = self._locate(tables, state, wanted)
+                found = locate(tables, state, keys)
                 packer = Packer(state.layout, state.compression)
                 try:
-                    file = self.files.reading(VALUES, state.generation, packer.unit) if found else None
+                    file = self.folder.files.reading(VALUES, state.generation, packer.unit) if found else None
                 except FileNotFoundError:
                     self._still_there(state)
                     continue
@@ -196,8 +176,8 @@ class LmdbStore:
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
         """Targets stacked to [N, ...], or None. Raises MissingKeyError, DataError when only some have one."""
-        with self.reading() as (tables, state):
-            found = [seq for seq, _ in self._locate(tables, state, check_keys(keys))]
+        with self.folder.reading() as (tables, state):
+            found = [seq for seq, _ in self.folder.known.locate(tables, state, keys)]
             return stack_or_none(keys, [target_of(checked(raw)) for raw in tables.raw_entries(found)])
 
     def get_info(self, keys: Sequence[bytes]) -> list[SampleInfo]:
@@ -206,15 +186,15 @@ class LmdbStore:
 
     def entries(self, keys: Sequence[bytes]) -> list[Entry]:
         """Everything beside the rows: info, arrival, encoded target. Raises MissingKeyError, StoreCorruptError."""
-        with self.reading() as (tables, state):
-            found = [seq for seq, _ in self._locate(tables, state, check_keys(keys))]
+        with self.folder.reading() as (tables, state):
+            found = [seq for seq, _ in self.folder.known.locate(tables, state, keys)]
             return [decode(raw) for raw in tables.raw_entries(found)]
 
     def get_sources(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The encoded inputs, None where none was given. Raises MissingKeyError, StoreCorruptError."""
         while True:
-            with self.reading() as (tables, state):
-                found = [seq for seq, _ in self._locate(tables, state, check_keys(keys))]
+            with self.folder.reading() as (tables, state):
+                found = [seq for seq, _ in self.folder.known.locate(tables, state, keys)]
                 try:
                     return self.sources_of(tables, state, found)
                 except FileNotFoundError:
@@ -225,7 +205,7 @@ class LmdbStore:
         places = tables.places(SOURCES, state.source_generation, found)
         if all(place is None for place in places):
             return [None] * len(places)
-        slab = self.files.reading(SOURCES, state.source_generation, PACKED_UNIT).slab
+        slab = self.folder.files.reading(SOURCES, state.source_generation, PACKED_UNIT).slab
         return [
             None if place is None else bytes(read_row(slab, seq, place, self.verify))
             for seq, place in zip(found, places, strict=True)
@@ -242,15 +222,15 @@ class LmdbStore:
             found = zip(wanted, tables.find_each(wanted), strict=True)
             gone = [(key, seq) for key, seq in found if seq is not None]
             state = replace(state, last=state.last + bool(gone))
-            return self.ledger(tables).remove(state, gone, state.last)
+            return self.folder.ledger(tables).remove(state, gone, state.last)
 
-        self.change(work)
+        self.folder.change(work)
 
     def flush(self) -> None:
         """Everything put and discarded so far survives a power cut when this returns."""
-        self._check_open()
+        self.folder.check_open()
         if not self.read_only:
-            self.environment.sync()
+            self.folder.environment.sync()
 
     # ---------------------------------------------------------------- other cuts
 
@@ -264,7 +244,7 @@ class LmdbStore:
 
         Raises StoreError, StoreVersionError.
         """
-        with self.writing():
+        with self.folder.writing():
             if self._staged is not None:
                 raise StoreError("another promotion of this store is under way: leave or commit it first")
             self._staged = LmdbStage(self, cut, version)
@@ -280,14 +260,14 @@ class LmdbStore:
 
         All or none, durable when it returns. Raises StoreError for a sample without a source, DataError.
         """
-        with self.writing():
+        with self.folder.writing():
             if self._staged is not None:
                 raise StoreError("a promotion of this store is under way: leave or commit it first")
             thaw(self, cut, embed, version, chunk)
 
     def compact(self) -> None:
         """Rewrite the slabs without gaps and give the room back. Needs room for a copy. Raises StoreFullError."""
-        with self.writing():
+        with self.folder.writing():
             if self._staged is not None:
                 raise StoreError("a promotion of this store is under way: leave or commit it first")
             compact(self)
@@ -296,7 +276,7 @@ class LmdbStore:
 
     def mark(self) -> int:
         """Make all durable and return a mark for ``rollback``; from now on what is removed is held."""
-        self.change(lambda _, state: state.marked())
+        self.folder.change(lambda _, state: state.marked())
         self.flush()
         return self.now().last
 
@@ -305,7 +285,7 @@ class LmdbStore:
 
         def work(tables: Tables, state: State) -> State:
             state.check_mark(mark)
-            ledger = self.ledger(tables)
+            ledger = self.folder.ledger(tables)
             held = [(seq, raw) for seq, died, raw in tables.held() if died > mark]
             newer = [(key_of(raw), seq) for seq, raw in tables.living(state.last, mark + 1)]
             state = ledger.remove(state, newer, None)
@@ -316,7 +296,7 @@ class LmdbStore:
                     state = ledger.revive(state, seq, raw)
             return state.rolled_back(mark)
 
-        self.change(work)
+        self.folder.change(work)
         self.flush()
 
     def release(self, mark: int) -> None:
@@ -325,7 +305,7 @@ class LmdbStore:
 
         def work(tables: Tables, state: State) -> State:
             nonlocal more
-            ledger = self.ledger(tables)
+            ledger = self.folder.ledger(tables)
             dead = list(islice((seq for seq, died, _ in tables.held() if died <= mark), BATCH))
             for seq in dead:
                 ledger.release(state, seq)
@@ -333,7 +313,7 @@ class LmdbStore:
             return state.released(mark)
 
         while more:
-            self.change(work)
+            self.folder.change(work)
 
     # ---------------------------------------------------------------- open and closed
 
@@ -343,8 +323,7 @@ class LmdbStore:
             try:
                 self.flush()
             finally:
-                self._let_go()
-                self.files.close()
+                self.folder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -357,163 +336,23 @@ class LmdbStore:
     @property
     def closed(self) -> bool:
         """Whether ``close`` was called."""
-        return not self._let_go.alive
+        return self.folder.closed
 
     # ---------------------------------------------------------------- for the parts of this package
-
-    @contextmanager
-    def reading(self) -> Iterator[tuple[Tables, State]]:
-        """The tables and the state in one consistent view."""
-        self._check_open()
-        with self.environment.read() as txn:
-            tables = Tables(txn, self.environment.tables)
-            yield tables, self._state_in(tables)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """One thread at a time; refused when read-only."""
-        self._check_open()
-        if self.read_only:
-            raise StoreError(f"{self.path} was opened read-only: open it without read_only to change it")
-        self.environment.check_process()
-        with self.environment.turn:
-            yield
-
-    def change(self, work: Callable[[Tables, State], State], need: int = 0) -> None:
-        """One transaction: ``work`` writes and returns the state that makes it visible."""
-        before = after = State(EXACT)
-
-        def run(txn: Transaction) -> None:
-            nonlocal before, after
-            self._ledger = None
-            tables = Tables(txn, self.environment.tables)
-            before = self._state_in(tables)
-            after = work(tables, before)
-            if after != before:
-                tables.set_meta(b"state", after.to_bytes())
-
-        with self.writing():
-            self.environment.write(run, need)
-            if self._ledger is not None:
-                self.files.freed(self._ledger.freed)
-                self._forget_known(self._ledger.gone, before.epoch, after.epoch)
-
-    def ledger(self, tables: Tables) -> Ledger:
-        """The ledger of the transaction under way."""
-        self._ledger = Ledger(tables, self.retention)
-        return self._ledger
-
-    def row_file(self, table: bytes, unit: int) -> RowFile:
-        """The present rows, to add to. The writer's turn only."""
-        with self.reading() as (tables, state):
-            return self.files.writing(tables, state, table, unit)
 
     def shrink(self) -> None:
         """Rows have become larger: evict down to the limits."""
         if self.retention.max_bytes is not None:
-            with self.reading() as (tables, state):
+            with self.folder.reading() as (tables, state):
                 _, gone = retain(self.retention, LmdbShelf(tables, state, self.retention), (), self.clock())
             if gone:
                 self.discard(gone)
 
-    def sweep(self) -> None:
-        """Delete, in bounded transactions, what no state shows."""
-        more = True
-
-        def work(tables: Tables, state: State) -> State:
-            nonlocal more
-            staged = staged_generation(tables, state)
-            wanted = {(VALUES, state.generation), (VALUES, staged), (SOURCES, state.source_generation)}
-            more = tables.sweep(state.last, wanted) == BATCH
-            if not more:
-                self.files.keep_only(wanted)
-            return state
-
-        while more:
-            self.change(work)
-
-    def _settle(self, codec: str | None, compression: str | None) -> None:
-        def begin(tables: Tables) -> None:
-            if tables.meta(b"state") is None:
-                tables.set_meta(b"state", State(codec or EXACT, compression=compression).to_bytes())
-
-        if not self.read_only:
-            self.environment.write(lambda txn: begin(Tables(txn, self.environment.tables)))
-        state = self.now()
-        for what, asked, kept in (("dtype", codec, state.codec), ("compression", compression, state.compression)):
-            if asked is not None and asked != kept:
-                raise StoreVersionError(
-                    f"{self.path} keeps {what} {kept}, not {asked}: open it with {what}={kept!r}, or use a new path"
-                )
-        if state.compression is not None:
-            compressor(state.compression)
-        self.files.check(state)
-        if not self.read_only:
-            self.sweep()
-            self._rank()
-
-    def _rank(self) -> None:
-        """The ranks are sorted for one retention: sort them anew for another."""
-        wanted = repr(replace(self.retention, max_samples=None, max_bytes=None, max_age=None))
-        ranking = wanted if self.retention.ranked else ""
-
-        def work(tables: Tables, state: State) -> State:
-            if state.ranking != ranking:
-                self.ledger(tables).rank_all(state.last)
-            return replace(state, ranking=ranking)
-
-        if self.now().ranking != ranking:
-            self.change(work)
-
-    def _state_in(self, tables: Tables) -> State:
-        raw = tables.meta(b"state")
-        if raw is None:
-            raise StoreError(f"{self.path} is an empty store that was never finished: open it for writing once")
-        seen = self._seen
-        if seen is None or seen[0] != raw:
-            self._seen = seen = (bytes(raw), State.from_bytes(bytes(raw)))
-        return seen[1]
-
-    def _locate(self, tables: Tables, state: State, keys: Sequence[bytes]) -> list[Found]:
-        """Sequence number and place of each key; what was found once is known until something leaves."""
-        epoch, known = self._known
-        if epoch == state.epoch:
-            try:
-                return [known[key] for key in keys]
-            except KeyError:
-                pass
-        seqs = tables.find_all(keys)
-        places = tables.places(VALUES, state.generation, seqs)
-        found = []
-        for seq, place in zip(seqs, places, strict=True):
-            if place is None:
-                raise StoreCorruptError(f"the row of sample {seq} is missing: restore the store from a copy")
-            found.append((seq, place))
-        with self._known_lock:
-            epoch, known = self._known
-            if epoch != state.epoch or len(known) + len(found) > KNOWN:
-                self._known = (state.epoch, known := {})
-            known.update(zip(keys, found, strict=True))
-        return found
-
-    def _forget_known(self, gone: Sequence[bytes], before: int, after: int) -> None:
-        with self._known_lock:
-            epoch, known = self._known
-            if epoch == before:
-                for key in gone:
-                    known.pop(key, None)
-                self._known = (after, known)
-
     def _still_there(self, state: State) -> None:
         """Raise StoreCorruptError unless a later state explains why a slab is gone."""
         if self.now().generation == state.generation:
-            raise StoreCorruptError(
-                f"{self.files.path(VALUES, state.generation)} is missing: restore the store from a copy, or start anew"
-            )
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise StoreError(f"{self.path} is closed: open it again")
+            file = self.folder.files.path(VALUES, state.generation)
+            raise StoreCorruptError(f"{file} is missing: restore the store from a copy, or start anew")
 
 
 def fitting(layout: Layout, count: int, buffers: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor]:

@@ -33,11 +33,6 @@ _AHEAD = 2
 """Writes under way at most: a promotion waits for the disk rather than filling the memory."""
 
 
-def staged_generation(tables: Tables, state: State) -> int:
-    """The generation of a promotion in the making, or of one that was killed; the present one where there is none."""
-    return state.generation + (tables.meta(b"staged") is not None)
-
-
 class Making:
     """A new generation of values in the making: its slab, its records, what a killed process left of it."""
 
@@ -56,7 +51,7 @@ class Making:
 
     def _go_on(self, state: State) -> None:
         """Take up what was recorded of the same promotion; do away with any other."""
-        with self.store.reading() as (tables, _):
+        with self.store.folder.reading() as (tables, _):
             raw = tables.meta(b"staged")
             left: dict[str, Any] = json.loads(bytes(raw)) if raw is not None else {}
         if left and left["aim"] == self._aim(state):
@@ -71,13 +66,13 @@ class Making:
     def _open(self, end: int) -> RowFile:
         assert self.layout is not None
         unit = Packer(self.layout, self.compression).unit
-        self._file = self.store.files.adopt(VALUES, self.generation, unit, end)
+        self._file = self.store.folder.files.adopt(VALUES, self.generation, unit, end)
         return self._file
 
     def _begin(self) -> RowFile:
         """A slab of this promotion's own, noted so that a sweep leaves it alone."""
         file = self._open(0)
-        self.store.change(self._note)
+        self.store.folder.change(self._note)
         return file
 
     def fit(self, samples: Mapping[bytes, Activations]) -> None:
@@ -112,7 +107,7 @@ class Making:
 
     def _wait(self, most: int) -> None:
         while len(self._writes) > most:
-            with self.store.environment.errors(self._weight):
+            with self.store.folder.environment.errors(self._weight):
                 self._writes.pop(0).result()
 
     def record(self) -> None:
@@ -120,7 +115,7 @@ class Making:
         self._wait(0)
         if not self._written or self._file is None:
             return
-        with self.store.environment.errors(self._weight):
+        with self.store.folder.environment.errors(self._weight):
             self._file.slab.sync()
 
         def work(tables: Tables, state: State) -> State:
@@ -129,7 +124,7 @@ class Making:
             tables.put_places(VALUES, self.generation, kept)
             return self._note(tables, state)
 
-        self.store.change(work, 64 * len(self._written))
+        self.store.folder.change(work, 64 * len(self._written))
         self._written, self._weight = {}, 0
 
     def _note(self, tables: Tables, state: State) -> State:
@@ -143,7 +138,7 @@ class Making:
 
     def missing(self, found: Sequence[int]) -> list[int]:
         """Those of some samples that have no row in this generation yet."""
-        with self.store.reading() as (tables, _):
+        with self.store.folder.reading() as (tables, _):
             places = tables.places(VALUES, self.generation, found)
         return [seq for seq, place in zip(found, places, strict=True) if place is None and seq not in self._written]
 
@@ -158,9 +153,9 @@ class Making:
             nbytes = state.source_bytes + _live_bytes(tables, state)
             return replace(state, nbytes=nbytes, units=self._file.space.end if self._file else 0)
 
-        self.store.change(work)
+        self.store.folder.change(work)
         self.store.flush()
-        self.store.sweep()
+        self.store.folder.sweep()
 
     def close(self) -> None:
         """Wait for what is under way, whatever became of it."""
@@ -179,7 +174,7 @@ class LmdbStage:
     """A later cut of an LmdbStore in the making; the present one stays readable."""
 
     def __init__(self, store: LmdbStore, cut: int, version: str) -> None:
-        with store.reading() as (tables, state):
+        with store.folder.reading() as (tables, state):
             empty = not state.count and not tables.count(b"held")
         self._store = store
         self._needed = state.check_cut(cut, version, empty)
@@ -188,14 +183,14 @@ class LmdbStage:
 
     def put_many(self, samples: Mapping[bytes, Activations]) -> None:
         """Keep activations at the later cut for keys of the store. Raises MissingKeyError, DataError."""
-        with self._store.writing():
+        with self._store.folder.writing():
             self._check_running()
             making = self._making
             if making is None:
                 check_activations(samples, None, self._store.now().codec)
             else:
                 making.fit(samples)
-            with self._store.reading() as (tables, _):
+            with self._store.folder.reading() as (tables, _):
                 found = dict(zip(samples, tables.find_each(list(samples)), strict=True))
             if None in found.values():
                 raise missing(key for key, seq in found.items() if seq is None)
@@ -207,7 +202,7 @@ class LmdbStage:
     def commit(self, step: Step, chunk: int = 64) -> None:
         """Promote what was not staged with ``step``, then flip. Durable when it returns. Raises DataError."""
         check_chunk(chunk)
-        with self._store.writing():
+        with self._store.folder.writing():
             self._check_running()
             making = self._making
             if making is not None:
@@ -242,7 +237,7 @@ class LmdbStage:
 
 def forget_staged(store: LmdbStore) -> None:
     """Do away with a promotion in the making, if there is one."""
-    with store.reading() as (tables, _):
+    with store.folder.reading() as (tables, _):
         if tables.meta(b"staged") is None:
             return
 
@@ -250,8 +245,8 @@ def forget_staged(store: LmdbStore) -> None:
         tables.set_meta(b"staged", None)
         return state
 
-    store.change(work)
-    store.sweep()
+    store.folder.change(work)
+    store.folder.sweep()
 
 
 def _chunks(store: LmdbStore, making: Making, chunk: int) -> Iterator[tuple[list[int], Activations]]:
@@ -261,7 +256,7 @@ def _chunks(store: LmdbStore, making: Making, chunk: int) -> Iterator[tuple[list
         return
     packer = Packer(state.layout, state.compression)
     for found in _pages(store, making, chunk):
-        file = store.files.reading(VALUES, state.generation, packer.unit)
+        file = store.folder.files.reading(VALUES, state.generation, packer.unit)
         columns = packer.layout.allocate(len(found))
         gather(file, packer, found, columns, store.verify)
         yield [seq for seq, _ in found], packer.layout.decode(columns)
@@ -282,7 +277,7 @@ def _pages(store: LmdbStore, making: Making, chunk: int) -> Iterator[list[Found]
 def _page(store: LmdbStore, start: int, size: int = 1024) -> tuple[list[Found], int | None]:
     """Places of the present generation from ``start`` on, and where to go on."""
     seen: list[Found] = []
-    with store.reading() as (tables, state):
+    with store.folder.reading() as (tables, state):
         for one in tables.placed(VALUES, state.generation, start):
             seen.append(one)
             if len(seen) == size:
@@ -301,7 +296,7 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
     try:
         for found in _pages(store, making, chunk):
             seqs = [seq for seq, _ in found]
-            with store.reading() as (tables, now):
+            with store.folder.reading() as (tables, now):
                 sources = store.sources_of(tables, now, seqs)
             known = [source for source in sources if source is not None]
             if len(known) < len(sources):
@@ -319,7 +314,7 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
 
 
 def _name(store: LmdbStore, seq: int) -> bytes | int:
-    with store.reading() as (tables, state):
+    with store.folder.reading() as (tables, state):
         return next((tables.entry(seq).key for found, _ in tables.living(state.last, seq) if found == seq), seq)
 
 
@@ -334,18 +329,18 @@ def _compact(store: LmdbStore, table: bytes) -> None:
     """Rows stay as they are, bit for bit, and are checked on the way."""
     state = store.now()
     generation = state.generation if table == VALUES else state.source_generation
-    with store.reading() as (tables, _):
+    with store.folder.reading() as (tables, _):
         places = list(tables.placed(table, generation))
     if not places:
         return
     unit = PACKED_UNIT if table == SOURCES else packer_of(state).unit
-    old = store.files.reading(table, generation, unit)
-    new = store.files.adopt(table, generation + 1, unit, 0)
+    old = store.folder.files.reading(table, generation, unit)
+    new = store.folder.files.adopt(table, generation + 1, unit, 0)
     moved: list[tuple[int, Place]] = []
-    with store.environment.errors(sum(place.length for _, place in places)):
+    with store.folder.environment.errors(sum(place.length for _, place in places)):
         for at in range(0, len(places), 256):
             part = places[at : at + 256]
-            with old.slab.reading([place for _, place in part]):
+            with old.slab.reading(part):
                 rows = [read_row(old.slab, seq, place, verify=True) for seq, place in part]
                 put = new.place(rows, [seq for seq, _ in part])
                 new.write(rows, put)
@@ -358,6 +353,6 @@ def _compact(store: LmdbStore, table: bytes) -> None:
             return replace(state, generation=generation + 1, units=new.space.end, epoch=state.epoch + 1)
         return replace(state, source_generation=generation + 1, source_units=new.space.end, epoch=state.epoch + 1)
 
-    store.change(work, 64 * len(moved))
+    store.folder.change(work, 64 * len(moved))
     store.flush()
-    store.sweep()
+    store.folder.sweep()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
+import xxhash
 
 from streamdrop.errors import StoreCorruptError
 from streamdrop.store.compress import compressor
@@ -143,24 +144,26 @@ def gather(
     file: RowFile, packer: Packer, found: Sequence[Found], columns: Sequence[torch.Tensor], verify: bool
 ) -> None:
     """Rows of samples into ``columns`` [N, ...]. Raises StoreCorruptError for a row that has changed."""
-    with file.slab.reading([place for _, place in found]):
-        _gather(file.slab, packer, found, columns, verify)
-
-
-def _gather(slab: Slab, packer: Packer, found: Sequence[Found], columns: Sequence[torch.Tensor], verify: bool) -> None:
-    layout = packer.layout
-    if packer.compression is None and len(columns) == 1 and layout.nbytes:
-        slab.rows([place.start for _, place in found], columns[0])
-        if verify:
-            data, size = byte_view(columns[0]), layout.nbytes
-            for i, (seq, place) in enumerate(found):
-                if checksum(data[i * size : (i + 1) * size], seq) != place.checksum:
-                    raise changed(seq)
-    else:
+    layout, slab = packer.layout, file.slab
+    with slab.reading(found):
+        if packer.compression is None and len(columns) == 1 and layout.nbytes:
+            slab.rows([place.start for _, place in found], columns[0])
+            if verify:
+                _check(found, byte_view(columns[0]), layout.nbytes)
+            return
         views = [byte_view(column) for column in columns]
         unpack = unpacker(packer)
         for i, (seq, place) in enumerate(found):
             _spread(unpack(read_row(slab, seq, place, verify), seq), layout, views, i)
+
+
+def _check(found: Sequence[Found], data: memoryview, size: int) -> None:
+    """Rows one after the other against their checksums."""
+    at, digest = 0, xxhash.xxh3_64_intdigest
+    for seq, place in found:
+        if digest(data[at : at + size], seq) != place.checksum:
+            raise changed(seq)
+        at += size
 
 
 def read_row(slab: Slab, seq: int, place: Place, verify: bool) -> memoryview:

@@ -125,10 +125,10 @@ class Slab:
         self._touched += flat.size
 
     @contextlib.contextmanager
-    def reading(self, places: Sequence[Place]) -> Iterator[None]:
+    def reading(self, found: Sequence[tuple[int, Place]]) -> Iterator[None]:
         """Around reading rows: a slow disk is told of all of them, in its order, before the first is waited for."""
         if self._slow and hasattr(os, "posix_fadvise"):
-            for place in sorted(places):
+            for place in sorted(place for _, place in found):
                 os.posix_fadvise(self._fd, place.start * self.unit, place.length, os.POSIX_FADV_WILLNEED)
         before, start = self._touched, time.perf_counter()
         yield

@@ -24,7 +24,7 @@ class TierShelf:
     def __init__(self, durable: LmdbStore, row_bytes: int) -> None:
         self._durable, self._retention = durable, durable.retention
         self.fresh = MemoryShelf(self._retention, (), row_bytes)
-        with durable.reading() as (tables, state):
+        with durable.folder.reading() as (tables, state):
             self._count, self._nbytes = state.count, state.nbytes
             self._pools = dict(LmdbShelf(tables, state, self._retention).pools())
 
@@ -55,7 +55,7 @@ class TierShelf:
     @contextmanager
     def viewed(self, gone: set[bytes]) -> Iterator[TierView]:
         """One view of both, for as long as the block lasts; ``gone`` are keys that the durable store still shows."""
-        with self._durable.reading() as (tables, state):
+        with self._durable.folder.reading() as (tables, state):
             yield TierView(self, LmdbShelf(tables, state, self._retention), gone, self._tally)
 
     def _tally(self, candidate: Candidate, by: int) -> None:

@@ -381,7 +381,7 @@ class TieredStore:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError(f"{self.path} is closed: open it again")
-        self.durable.environment.check_process()  # a forked child has no thread to commit
+        self.durable.folder.environment.check_process()  # a forked child has no thread to commit
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -72,7 +72,7 @@ def _chosen(
         retention.candidate(item.key, seq, layout.nbytes + len(item.source or b""), item.info, now)
         for seq, item in enumerate(incoming, state.last + 1)
     ]
-    with store.reading() as (tables, state):
+    with store.folder.reading() as (tables, state):
         kept, gone = retain(retention, LmdbShelf(tables, state, retention), arriving, now)
     stay = {candidate.seq for candidate in kept}
     refused = [c.key for c in arriving if c.seq not in stay]  # what they would have replaced leaves all the same
@@ -95,11 +95,11 @@ def _put(
     drift: Callable[[], Drift],
 ) -> None:
     packer = Packer(layout, store.now().compression)
-    rows = store.row_file(VALUES, packer.unit)
-    sources = store.row_file(SOURCES, PACKED_UNIT) if any(one[-1] is not None for one in values) else None
+    rows = store.folder.row_file(VALUES, packer.unit)
+    sources = store.folder.row_file(SOURCES, PACKED_UNIT) if any(one[-1] is not None for one in values) else None
     taken: list[tuple[RowFile, Sequence[Place], int]] = []
     end = rows.space.end
-    with store.environment.errors(len(values) * layout.nbytes + sum(len(one[-1] or b"") for one in values)):
+    with store.folder.environment.errors(len(values) * layout.nbytes + sum(len(one[-1] or b"") for one in values)):
         try:
             places = write_samples(rows, packer, parts, numbers)
             taken.append((rows, places, end))
@@ -145,17 +145,17 @@ def _record(
 
     def work(tables: Tables, state: State) -> State:
         _write_records(tables, state, parts[-1])
-        ledger = store.ledger(tables)
+        ledger = store.folder.ledger(tables)
         keys = list(dict.fromkeys([*(one.entry.key for one in new), *evicted]))
         gone = [(key, seq) for key, seq in zip(keys, tables.find_each(keys), strict=True) if seq is not None]
         state = ledger.remove(replace(state, last=last), gone, last)
-        state = store.files.reached(replace(state, layout=layout, drift=state.drift + drift))
+        state = store.folder.files.reached(replace(state, layout=layout, drift=state.drift + drift))
         return ledger.add(state, new)
 
     try:
         for part in parts[:-1]:
-            store.change(partial(_shown_later, part), _RECORD_BYTES * len(part))
-        store.change(work, beside)
+            store.folder.change(partial(_shown_later, part), _RECORD_BYTES * len(part))
+        store.folder.change(work, beside)
     except BaseException:
         if len(parts) > 1:
             _tidy(store)
@@ -177,6 +177,6 @@ def _write_records(tables: Tables, state: State, new: Sequence[New]) -> None:
 
 def _tidy(store: LmdbStore) -> None:
     try:
-        store.sweep()
+        store.folder.sweep()
     except StoreError:  # no room to tidy up either: the next opening does it
         return
