@@ -23,9 +23,10 @@ from streamdrop.store.intake import check_keys, take_in
 from streamdrop.store.layout import Layout, codec_name
 from streamdrop.store.ledger import LmdbShelf
 from streamdrop.store.memory_shelf import Record
-from streamdrop.store.promotion import LmdbStage, compact, thaw
+from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
 from streamdrop.store.retention import Retention, retain
+from streamdrop.store.rewriting import compact, thaw
 from streamdrop.store.rows import PACKED_UNIT, Packer, gather, read_row
 from streamdrop.store.slab import MAP_BYTES
 from streamdrop.store.state import State

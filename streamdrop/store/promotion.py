@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from streamdrop.errors import StoreError
-from streamdrop.store.batches import as_rows, check_chunk, stepped
+from streamdrop.store.batches import check_chunk, stepped
 from streamdrop.store.drift import Drift
-from streamdrop.store.files import packer_of
 from streamdrop.store.intake import check_activations, missing
 from streamdrop.store.layout import Layout
 from streamdrop.store.protocol import Step
-from streamdrop.store.rows import PACKED_UNIT, Found, Packer, RowFile, encoded, gather, prepared, read_row
+from streamdrop.store.rows import Found, Packer, RowFile, encoded, gather, prepared
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State
-from streamdrop.store.tables import SOURCES, VALUES, Tables
+from streamdrop.store.tables import VALUES, Tables
 from streamdrop.types import Activations
 
 if TYPE_CHECKING:
@@ -255,14 +254,15 @@ def _chunks(store: LmdbStore, making: Making, chunk: int) -> Iterator[tuple[list
     if state.layout is None:
         return
     packer = Packer(state.layout, state.compression)
-    for found in _pages(store, making, chunk):
+    for found in pages(store, making, chunk):
         file = store.folder.files.reading(VALUES, state.generation, packer.unit)
         columns = packer.layout.allocate(len(found))
         gather(file, packer, found, columns, store.verify)
         yield [seq for seq, _ in found], packer.layout.decode(columns)
 
 
-def _pages(store: LmdbStore, making: Making, chunk: int) -> Iterator[list[Found]]:
+def pages(store: LmdbStore, making: Making, chunk: int) -> Iterator[list[Found]]:
+    """Samples whose rows the new generation lacks, ``chunk`` at a time, held ones too."""
     start: int | None = 0
     waiting: list[Found] = []
     while start is not None:
@@ -283,76 +283,3 @@ def _page(store: LmdbStore, start: int, size: int = 1024) -> tuple[list[Found], 
             if len(seen) == size:
                 return seen, seen[-1][0] + 1
     return seen, None
-
-
-def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations], version: str, chunk: int) -> None:
-    """Make every sample anew from its source, at ``cut``. Raises StoreError, DataError."""
-    check_chunk(chunk)
-    state = store.now()
-    if cut > state.cut:
-        raise StoreError(f"the store is at cut {state.cut}, below {cut}: advance promotes it without the sources")
-    forget_staged(store)
-    making = Making(store, cut, version)
-    try:
-        for found in _pages(store, making, chunk):
-            seqs = [seq for seq, _ in found]
-            with store.folder.reading() as (tables, now):
-                sources = store.sources_of(tables, now, seqs)
-            known = [source for source in sources if source is not None]
-            if len(known) < len(sources):
-                raise StoreError(
-                    f"sample {_name(store, seqs[sources.index(None)])!r} has no source: it cannot be thawed"
-                )
-            making.take(seqs, as_rows(embed(known), len(seqs)))
-        making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
-        store.shrink()
-    except BaseException:
-        making.close()
-        forget_staged(store)
-        raise
-    making.close()
-
-
-def _name(store: LmdbStore, seq: int) -> bytes | int:
-    with store.folder.reading() as (tables, state):
-        return next((tables.entry(seq).key for found, _ in tables.living(state.last, seq) if found == seq), seq)
-
-
-def compact(store: LmdbStore) -> None:
-    """Copy the rows that count, as they are, into slabs without gaps."""
-    forget_staged(store)
-    for table in (VALUES, SOURCES):
-        _compact(store, table)
-
-
-def _compact(store: LmdbStore, table: bytes) -> None:
-    """Rows stay as they are, bit for bit, and are checked on the way."""
-    state = store.now()
-    generation = state.generation if table == VALUES else state.source_generation
-    with store.folder.reading() as (tables, _):
-        places = list(tables.placed(table, generation))
-    if not places:
-        return
-    unit = PACKED_UNIT if table == SOURCES else packer_of(state).unit
-    old = store.folder.files.reading(table, generation, unit)
-    new = store.folder.files.adopt(table, generation + 1, unit, 0)
-    moved: list[tuple[int, Place]] = []
-    with store.folder.environment.errors(sum(place.length for _, place in places)):
-        for at in range(0, len(places), 256):
-            part = places[at : at + 256]
-            with old.slab.reading(part):
-                rows = [read_row(old.slab, seq, place, verify=True) for seq, place in part]
-                put = new.place(rows, [seq for seq, _ in part])
-                new.write(rows, put)
-            moved += [(seq, place) for (seq, _), place in zip(part, put, strict=True)]
-        new.slab.sync()
-
-    def work(tables: Tables, state: State) -> State:
-        tables.put_places(table, generation + 1, moved)
-        if table == VALUES:
-            return replace(state, generation=generation + 1, units=new.space.end, epoch=state.epoch + 1)
-        return replace(state, source_generation=generation + 1, source_units=new.space.end, epoch=state.epoch + 1)
-
-    store.folder.change(work, 64 * len(moved))
-    store.flush()
-    store.folder.sweep()

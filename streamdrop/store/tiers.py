@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from typing_extensions import Self
 
 from streamdrop.errors import ConfigError, StoreError
 from streamdrop.store.batches import stack_or_none
-from streamdrop.store.drift import Drift
 from streamdrop.store.entries import Entry
-from streamdrop.store.intake import Incoming, check_keys, missing, take_in
-from streamdrop.store.layout import Layout
+from streamdrop.store.front import Front
+from streamdrop.store.intake import check_keys, take_in
 from streamdrop.store.lmdb import LmdbStore, fitting
-from streamdrop.store.memory_shelf import MemoryShelf, Record, Row, rows_of
+from streamdrop.store.memory_shelf import Row
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
-from streamdrop.store.retention import retain
-from streamdrop.store.tier_shelf import TierShelf
+from streamdrop.store.write_behind import WriteBehind
 from streamdrop.types import Activations, SampleInfo, Target
-
-T = TypeVar("T")
-_FRESH = 1 << 62
-"""Numbers of samples that wait for their commit: above all that the durable store gives."""
-
-
-class _Batch(NamedTuple):
-    """What one commit takes along."""
-
-    records: list[Record]
-    gone: set[bytes]
-    layout: Layout | None
-    drift: Drift
 
 
 class TieredStore:
@@ -73,22 +56,11 @@ class TieredStore:
         if options.get("read_only"):
             raise ConfigError("a tiered store writes: open LmdbStore(path, read_only=True) to read beside it")
         self.durable = LmdbStore(path, **options)
-        self.memory_bytes, self.commit_seconds, self.commit_bytes = memory_bytes, commit_seconds, commit_bytes
         self.retention, self.path = self.durable.retention, self.durable.path
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._ring: OrderedDict[bytes, Row] = OrderedDict()  # committed, newest last
-        self._ring_bytes = 0
-        self._gone: set[bytes] = set()  # the durable store still shows them
-        self._arrivals = 0
-        self._drift = self._moving = self._committed = Drift()  # of what waits, of the commit under way, of the rest
-        self._wanted = False  # a commit was asked for
-        self._since: float | None = None  # when the oldest change that waits was made
-        self._error: Exception | None = None
-        self._closing = self._closed = False
-        self._reload()
-        self._thread = threading.Thread(target=self._commit_always, name="write-behind", daemon=True)
-        self._thread.start()
+        self._closed = False
+        self._front = Front(self.durable, memory_bytes)
+        self._writer = WriteBehind(self._front, self._lock, commit_seconds, commit_bytes)
         atexit.register(self.close)
 
     # ---------------------------------------------------------------- what it is
@@ -117,29 +89,29 @@ class TieredStore:
     def waiting(self) -> int:
         """Samples that wait for their commit."""
         with self._lock:
-            return self._fresh.count
+            return self._front.fresh.count
 
     def error(self) -> dict[str, float]:
         """{"max", "mean"} absolute error of what was stored at this cut; 0 for the exact codec."""
         with self._lock:
-            return (self._committed + self._moving + self._drift).report()
+            return self._front.drift.report()
 
     def __len__(self) -> int:
         with self._lock:
             self._check_open()
-            return self._shelf.count
+            return self._front.count
 
     def __contains__(self, key: object) -> bool:
         with self._lock:
-            return key in self._fresh.records or (key not in self._gone and key in self.durable)
+            return key in self._front.fresh.records or (key not in self._front.gone and key in self.durable)
 
     def keys(self, stream: str | None = None) -> list[bytes]:
         """All keys, or those of one stream, oldest arrival first."""
         with self._lock:
             self._check_open()
-            fresh = self._fresh.records
-            old = [key for key in self.durable.keys(stream) if key not in fresh and key not in self._gone]
-            return old + self._fresh.keys(stream)
+            fresh = self._front.fresh.records
+            old = [key for key in self.durable.keys(stream) if key not in fresh and key not in self._front.gone]
+            return old + self._front.fresh.keys(stream)
 
     # ---------------------------------------------------------------- samples in and out
 
@@ -153,13 +125,13 @@ class TieredStore:
         """Take samples in, all or none; a commit will follow. Raises DataError, StoreFullError."""
         with self._lock:
             self._check_open()
-            self._raise_error()
+            self._writer.raise_error()
             codec = self.durable.now().codec
-            incoming, layout = take_in(samples, targets, info, self._layout, codec, sources)
+            incoming, layout = take_in(samples, targets, info, self._front.layout, codec, sources)
             if layout is not None and incoming:
-                self._wait_for_room(len(incoming) * layout.nbytes)
-                self._take(incoming, layout)
-                self._note()
+                self._writer.wait_for_room(len(incoming) * layout.nbytes)
+                self._front.take(incoming, layout, self.durable.clock())
+                self._writer.note()
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
@@ -170,9 +142,9 @@ class TieredStore:
         wanted = check_keys(keys)
         with self._lock:
             self._check_open()
-            self._check_there(wanted)
-            rows = [self._row(key) for key in wanted]
-            layout = self._layout
+            self._front.check_there(wanted)
+            rows = [self._front.row(key) for key in wanted]
+            layout = self._front.layout
             if None not in rows:
                 if layout is None:
                     return ()
@@ -201,110 +173,35 @@ class TieredStore:
     def get_sources(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The encoded inputs kept beside the activations, None where none was given. Raises MissingKeyError."""
         with self._lock:
-            return self._merged(keys, lambda record: record.source, self.durable.get_sources)
+            self._check_open()
+            return self._front.merged(keys, lambda record: record.source, self.durable.get_sources)
 
     def entries(self, keys: Sequence[bytes]) -> list[Entry]:
         """Everything beside the rows: info, arrival, encoded target. Raises MissingKeyError."""
         with self._lock:
-            return self._merged(keys, lambda r: Entry(r.key, r.info, r.arrived, r.target), self.durable.entries)
+            self._check_open()
+            return self._front.merged(keys, lambda r: Entry(r.key, r.info, r.arrived, r.target), self.durable.entries)
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Remove samples; keys that are not there are ignored."""
         with self._lock:
             self._check_open()
-            self._remove(dict.fromkeys(check_keys(list(keys))))
-            self._note()
+            self._front.remove(dict.fromkeys(check_keys(list(keys))))
+            self._writer.note()
 
     # ---------------------------------------------------------------- commits
 
     def round_done(self) -> None:
         """A round is over: what waits is committed in the background."""
         with self._lock:
-            if self._fresh.count or self._gone:
-                self._wanted = True
-                self._changed.notify_all()
+            self._writer.hurry()
 
     def flush(self) -> None:
         """Everything put and discarded so far survives a power cut when this returns. Raises StoreFullError."""
         with self._lock:
             self._check_open()
-            self._drain()
+            self._writer.drain()
             self.durable.flush()
-
-    def _drain(self) -> None:
-        """Wait until nothing waits. Raises what made a commit fail, after trying once more."""
-        self._error = None
-        while self._fresh.count or self._gone:
-            self._wanted = True
-            self._changed.notify_all()
-            self._changed.wait()
-            self._raise_error()
-
-    def _note(self) -> None:
-        """A change was made: the thread has something to wait for."""
-        if self._since is None and (self._fresh.count or self._gone):
-            self._since = time.monotonic()
-            self._changed.notify_all()
-        elif self._fresh.nbytes() >= self.commit_bytes:
-            self._changed.notify_all()
-
-    def _wait_for_room(self, nbytes: int) -> None:
-        while self._fresh.count and self._fresh.nbytes() + nbytes > 2 * self.commit_bytes:
-            self._wanted = True
-            self._changed.notify_all()
-            self._changed.wait()
-            self._raise_error()
-
-    def _commit_always(self) -> None:
-        """The thread: one commit whenever one is due, until the store closes."""
-        while (batch := self._next()) is not None:
-            error: Exception | None = None
-            try:
-                if batch.layout is not None:
-                    self.durable.apply(batch.records, batch.layout, list(batch.gone), batch.drift)
-                else:
-                    self.durable.discard(batch.gone)
-            except Exception as failure:  # told by the next put or flush: a thread has nobody else to tell
-                error = failure
-            with self._lock:
-                self._done(batch, error)
-
-    def _next(self) -> _Batch | None:
-        """Wait for a commit to be due; None when the store closes."""
-        with self._lock:
-            while not self._due():
-                if self._closing:
-                    return None
-                waits = self._since is not None and self._error is None
-                self._changed.wait(self._rest() if waits else None)
-            self._wanted, self._since = False, None
-            self._moving, self._drift = self._drift, Drift()
-            return _Batch(list(self._fresh.records.values()), set(self._gone), self._layout, self._moving)
-
-    def _due(self) -> bool:
-        if self._error is not None or not (self._fresh.count or self._gone):
-            return False
-        return self._wanted or self._fresh.nbytes() >= self.commit_bytes or self._rest() <= 0
-
-    def _rest(self) -> float:
-        return self.commit_seconds - (time.monotonic() - self._since) if self._since is not None else 0.0
-
-    def _done(self, batch: _Batch, error: Exception | None) -> None:
-        """A commit is over: its samples move from those that wait to the ring, unless they have changed since."""
-        self._error = error
-        self._moving = Drift()
-        if error is not None:
-            self._drift = batch.drift + self._drift
-        else:
-            self._committed = self._committed + batch.drift
-            self._gone -= batch.gone
-            for record in batch.records:
-                if self._fresh.records.get(record.key) is record:
-                    self._shelf.settle(record.key)
-                    self._keep(record.key, record.row)
-        if self._since is None and (self._fresh.count or self._gone):
-            self._since = time.monotonic()
-        self._changed.notify_all()
 
     # ---------------------------------------------------------------- other cuts and marks: the durable store's
 
@@ -322,7 +219,7 @@ class TieredStore:
         """Make every sample anew at a lower cut (or this one) from its source. Raises StoreError, DataError."""
         with self.settled():
             self.durable.thaw(cut, embed, version, chunk)
-            self._reload()
+            self._front.reload()
 
     def compact(self) -> None:
         """Rewrite the slabs without gaps and give the room back. Needs room for a copy. Raises StoreFullError."""
@@ -338,7 +235,7 @@ class TieredStore:
         """Undo every put and discard made after ``mark``. Raises StoreError."""
         with self.settled():
             self.durable.rollback(mark)
-            self._reload()
+            self._front.reload()
 
     def release(self, mark: int) -> None:
         """Forget for good what was removed up to ``mark``. Raises StoreError."""
@@ -350,7 +247,7 @@ class TieredStore:
         """Inside, everything is committed and nobody else changes the store."""
         with self._lock:
             self._check_open()
-            self._drain()
+            self._writer.drain()
             yield
 
     # ---------------------------------------------------------------- open and closed
@@ -362,11 +259,10 @@ class TieredStore:
                 return
             self._closed = True
             try:
-                self._drain()
+                self._writer.drain()
             finally:
-                self._closing = True
-                self._changed.notify_all()
-        self._thread.join()
+                self._writer.stop()
+        self._writer.join()
         self.durable.close()
         atexit.unregister(self.close)
 
@@ -382,81 +278,6 @@ class TieredStore:
         if self._closed:
             raise StoreError(f"{self.path} is closed: open it again")
         self.durable.folder.environment.check_process()  # a forked child has no thread to commit
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    # ---------------------------------------------------------------- who is where
-
-    def _reload(self) -> None:
-        """Take over what the durable store holds; nothing waits."""
-        state = self.durable.now()
-        self._layout: Layout | None = state.layout
-        self._committed = state.drift
-        self._shelf: TierShelf = TierShelf(self.durable, state.layout.nbytes if state.layout is not None else 0)
-        self._fresh: MemoryShelf = self._shelf.fresh
-        self._ring.clear()
-        self._ring_bytes = 0
-
-    def _take(self, incoming: Sequence[Incoming], layout: Layout) -> None:
-        now, retention = self.durable.clock(), self.retention
-        gone: Sequence[bytes] = ()
-        if retention.bounded:
-            arriving = [
-                retention.candidate(item.key, seq, layout.nbytes + len(item.source or b""), item.info, now)
-                for seq, item in enumerate(incoming, _FRESH + self._arrivals)
-            ]
-            with self._shelf.viewed(self._gone) as view:
-                kept, gone = retain(retention, view, arriving, now)
-            stay = {candidate.key for candidate in kept}
-            gone = [*gone, *(item.key for item in incoming if item.key not in stay)]
-            incoming = [item for item in incoming if item.key in stay]
-        keys = [item.key for item in incoming]
-        samples = [item.activations for item in incoming]
-        columns = layout.encode(samples, keys)
-        self._drift = self._drift + Drift.over(layout, samples, columns)
-        self._layout, self._fresh.row_bytes = layout, layout.nbytes
-        self._remove([*gone, *keys])
-        for item, row in zip(incoming, rows_of(columns) if incoming else (), strict=True):
-            born, self._arrivals = _FRESH + self._arrivals, self._arrivals + 1
-            self._fresh.add(Record(born, item.key, row, item.target, item.info, now, item.source))
-            self._gone.discard(item.key)
-
-    def _remove(self, keys: Iterable[bytes]) -> None:
-        with self._shelf.viewed(self._gone) as view:
-            for key in keys:
-                if view.drop(key):
-                    self._gone.add(key)
-                    row = self._ring.pop(key, None)
-                    self._ring_bytes -= _nbytes(row) if row is not None else 0
-
-    def _keep(self, key: bytes, row: Row) -> None:
-        """Into the ring, whose oldest make room."""
-        self._ring[key] = row
-        self._ring_bytes += _nbytes(row)
-        while self._ring and self._ring_bytes + self._fresh.nbytes() > self.memory_bytes:
-            _, old = self._ring.popitem(last=False)
-            self._ring_bytes -= _nbytes(old)
-
-    def _row(self, key: bytes) -> Row | None:
-        record = self._fresh.records.get(key)
-        return record.row if record is not None else self._ring.get(key)
-
-    def _check_there(self, keys: Sequence[bytes]) -> None:
-        absent = [key for key in keys if key in self._gone and key not in self._fresh.records]
-        if absent:
-            raise missing(absent)
-
-    def _merged(
-        self, keys: Sequence[bytes], of: Callable[[Record], T], durable: Callable[[Sequence[bytes]], list[T]]
-    ) -> list[T]:
-        self._check_open()
-        wanted, fresh = check_keys(keys), self._fresh.records
-        self._check_there(wanted)
-        rest = [key for key in wanted if key not in fresh]
-        found = dict(zip(rest, durable(rest), strict=True))
-        return [of(fresh[key]) if key in fresh else found[key] for key in wanted]
 
 
 class TierStage:
@@ -474,7 +295,7 @@ class TierStage:
         """Promote what was not staged with ``step``, then flip. Durable when it returns. Raises DataError."""
         with self._store.settled():
             self._stage.commit(step, chunk)
-            self._store._reload()
+            self._store._front.reload()
 
     def __enter__(self) -> Self:
         return self
@@ -483,10 +304,6 @@ class TierStage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stage.__exit__(kind, error, trace)
-
-
-def _nbytes(row: Row) -> int:
-    return sum(tensor.nbytes for tensor in row)
 
 
 def _fill(columns: Sequence[torch.Tensor], rows: Sequence[tuple[int, Row]]) -> None:

@@ -1,0 +1,93 @@
+"""Rows made anew in the durable store: from their sources at an earlier cut, or as they are without gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from streamdrop.errors import StoreError
+from streamdrop.store.batches import as_rows, check_chunk
+from streamdrop.store.files import packer_of
+from streamdrop.store.promotion import Making, forget_staged, pages
+from streamdrop.store.rows import PACKED_UNIT, read_row
+from streamdrop.store.slab import Place
+from streamdrop.store.state import State
+from streamdrop.store.tables import SOURCES, VALUES, Tables
+from streamdrop.types import Activations
+
+if TYPE_CHECKING:
+    from streamdrop.store.lmdb import LmdbStore
+
+
+def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations], version: str, chunk: int) -> None:
+    """Make every sample anew from its source, at ``cut``. Raises StoreError, DataError."""
+    check_chunk(chunk)
+    state = store.now()
+    if cut > state.cut:
+        raise StoreError(f"the store is at cut {state.cut}, below {cut}: advance promotes it without the sources")
+    forget_staged(store)
+    making = Making(store, cut, version)
+    try:
+        for found in pages(store, making, chunk):
+            seqs = [seq for seq, _ in found]
+            with store.folder.reading() as (tables, now):
+                sources = store.sources_of(tables, now, seqs)
+            known = [source for source in sources if source is not None]
+            if len(known) < len(sources):
+                raise StoreError(
+                    f"sample {_name(store, seqs[sources.index(None)])!r} has no source: it cannot be thawed"
+                )
+            making.take(seqs, as_rows(embed(known), len(seqs)))
+        making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
+        store.shrink()
+    except BaseException:
+        making.close()
+        forget_staged(store)
+        raise
+    making.close()
+
+
+def _name(store: LmdbStore, seq: int) -> bytes | int:
+    with store.folder.reading() as (tables, state):
+        return next((tables.entry(seq).key for found, _ in tables.living(state.last, seq) if found == seq), seq)
+
+
+def compact(store: LmdbStore) -> None:
+    """Copy the rows that count, as they are, into slabs without gaps."""
+    forget_staged(store)
+    for table in (VALUES, SOURCES):
+        _compact(store, table)
+
+
+def _compact(store: LmdbStore, table: bytes) -> None:
+    """Rows stay as they are, bit for bit, and are checked on the way."""
+    state = store.now()
+    generation = state.generation if table == VALUES else state.source_generation
+    with store.folder.reading() as (tables, _):
+        places = list(tables.placed(table, generation))
+    if not places:
+        return
+    unit = PACKED_UNIT if table == SOURCES else packer_of(state).unit
+    old = store.folder.files.reading(table, generation, unit)
+    new = store.folder.files.adopt(table, generation + 1, unit, 0)
+    moved: list[tuple[int, Place]] = []
+    with store.folder.environment.errors(sum(place.length for _, place in places)):
+        for at in range(0, len(places), 256):
+            part = places[at : at + 256]
+            with old.slab.reading(part):
+                rows = [read_row(old.slab, seq, place, verify=True) for seq, place in part]
+                put = new.place(rows, [seq for seq, _ in part])
+                new.write(rows, put)
+            moved += [(seq, place) for (seq, _), place in zip(part, put, strict=True)]
+        new.slab.sync()
+
+    def work(tables: Tables, state: State) -> State:
+        tables.put_places(table, generation + 1, moved)
+        if table == VALUES:
+            return replace(state, generation=generation + 1, units=new.space.end, epoch=state.epoch + 1)
+        return replace(state, source_generation=generation + 1, source_units=new.space.end, epoch=state.epoch + 1)
+
+    store.folder.change(work, 64 * len(moved))
+    store.flush()
+    store.folder.sweep()
