@@ -1,4 +1,4 @@
-"""Every command and every program in the README does what it says."""
+"""Every command and every program in the README and in docs/ does what it says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from streamdrop.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 SHELL = [
     line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()
@@ -50,6 +51,7 @@ def test_programs_run(number, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_files_it_points_to_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_it_points_to_exist(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
