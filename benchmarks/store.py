@@ -53,8 +53,8 @@ USUAL = [*TRANSFER, *(name for name in SECTIONS if name != "million")]
 
 def main() -> None:
     options = arguments()
-    hardware = describe_hardware()
     torch.set_num_threads(1)
+    hardware = describe_hardware()
     print(hardware, flush=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="store-") as folder:
@@ -102,7 +102,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, help="video or folder of frames for codecs (default: the sample clip)")
     parser.add_argument("--folder", type=Path, help="where to write: the disk to measure (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="folder for store.json, store.png and store.svg")
-    options = parser.parse_args()
+    return checked(parser, parser.parse_args())
+
+
+def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """The options, their names known and their folder there."""
     options.only = [*options.only, "million"] if options.million else options.only
     chosen = ((options.only, (*TRANSFER, *SECTIONS)), (options.rivals, RIVALS), (options.stores, STORES))
     for given, known in chosen:

@@ -84,26 +84,27 @@ def file_each(
                 dump(rows[start : start + size] if size > 1 else rows[start], file)
         os.sync()
 
-    def load_one(place: Place, number: int) -> Any:
-        with open(f"{place.folder}/{number}", "rb") as file:
-            return load(file)
-
     @contextmanager
     def reader(place: Place) -> Iterator[Read]:
-        def read(batch: list[int]) -> Tensor:
-            if size == 1:
-                return torch.from_numpy(np.stack([load_one(place, i) for i in batch]))
-            out = torch.empty(len(batch), place.floats)
-            for number in {i // size for i in batch}:
-                part = load_one(place, number)
-                for row, i in enumerate(batch):
-                    if i // size == number:
-                        out[row] = torch.from_numpy(part[i % size])
-            return out
+        def load_one(number: int) -> Any:
+            with open(f"{place.folder}/{number}", "rb") as file:
+                return load(file)
 
-        yield read
+        if size == 1:
+            yield lambda batch: torch.from_numpy(np.stack([load_one(i) for i in batch]))
+        else:
+            yield lambda batch: picked(batch, load_one, size)
 
     return plainly(write), reader
+
+
+def picked(batch: list[int], load: Callable[[int], Any], size: int) -> Tensor:
+    """Samples out of files of ``size``, each file loaded once."""
+    rows: dict[int, Any] = {}
+    for number in {i // size for i in batch}:
+        part = load(number)
+        rows.update({i: part[i % size] for i in batch if i // size == number})
+    return torch.from_numpy(np.stack([rows[i] for i in batch]))
 
 
 def write_map(place: Place, samples: Tensor) -> None:
