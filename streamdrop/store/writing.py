@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -104,19 +105,25 @@ def _put(
             places = write_samples(rows, packer, parts, numbers)
             taken.append((rows, places, end))
             kept = _write_sources(sources, numbers, [one[-1] for one in values], taken)
-            for file in filter(None, (rows, sources)):
-                file.slab.sync()
-            new = [
-                New(seq, Entry(key, info, arrived, target), encode(key, info, arrived, target), place, source)
-                for seq, (key, info, arrived, target, _), place, source in zip(
-                    numbers, values, places, kept, strict=True
-                )
-            ]
-            _record(store, layout, new, gone, last, drift())
+            with ThreadPoolExecutor(1) as background:  # the disk takes the rows while their records are made
+                on_disk = background.submit(_sync, (rows, sources))
+                new = [
+                    New(seq, Entry(key, info, arrived, target), encode(key, info, arrived, target), place, source)
+                    for seq, (key, info, arrived, target, _), place, source in zip(
+                        numbers, values, places, kept, strict=True
+                    )
+                ]
+                _record(store, layout, new, gone, last, drift(), on_disk.result)
         except BaseException:
             for file, unused, before in taken:
                 file.undo(unused, before)
             raise
+
+
+def _sync(files: Sequence[RowFile | None]) -> None:
+    for file in files:
+        if file is not None:
+            file.slab.sync()
 
 
 def _write_sources(
@@ -137,9 +144,18 @@ def _write_sources(
 
 
 def _record(
-    store: LmdbStore, layout: Layout, new: Sequence[New], evicted: Sequence[bytes], last: int, drift: Drift
+    store: LmdbStore,
+    layout: Layout,
+    new: Sequence[New],
+    evicted: Sequence[bytes],
+    last: int,
+    drift: Drift,
+    on_disk: Callable[[], None],
 ) -> None:
-    """Records in bounded transactions, above the clock until the last one moves it: nobody sees a part."""
+    """Records in bounded transactions, above the clock until the last one moves it: nobody sees a part.
+
+    The last commit waits for ``on_disk``: what it shows must not be lost in a power cut that it survives.
+    """
     parts = [new[at : at + RECORDS] for at in range(0, len(new), RECORDS)] or [new]
     beside = sum(len(one.raw) for one in new) + _RECORD_BYTES * len(new)
 
@@ -150,7 +166,9 @@ def _record(
         gone = [(key, seq) for key, seq in zip(keys, tables.find_each(keys), strict=True) if seq is not None]
         state = ledger.remove(replace(state, last=last), gone, last)
         state = store.folder.files.reached(replace(state, layout=layout, drift=state.drift + drift))
-        return ledger.add(state, new)
+        state = ledger.add(state, new)
+        on_disk()
+        return state
 
     try:
         for part in parts[:-1]:
