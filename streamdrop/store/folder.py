@@ -111,7 +111,8 @@ class Folder:
             self.environment.write(run, need)
             if self._ledger is not None:
                 self.files.freed(self._ledger.freed)
-                self.known.forget(self._ledger.gone, before.epoch, after.epoch)
+                if not self._ledger.revived:
+                    self.known.forget(self._ledger.gone, before.epoch, after.epoch)
 
     def ledger(self, tables: Tables) -> Ledger:
         """The ledger of the transaction under way."""

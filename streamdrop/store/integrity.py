@@ -31,15 +31,12 @@ with env.begin(buffers=True) as txn:
             table = env.open_db(name, txn=txn, create=False)
         except lmdb.IncompatibleError:  # a plain value: another program's, to be refused by its content
             continue
-        count = 0
-        for key, value in txn.cursor(table):
-            zlib.crc32(value, zlib.crc32(key))
-            count += 1
-        if count != txn.stat(table)["entries"]:
+        sizes = [len(value) for value in txn.cursor(table).iternext(keys=False)]
+        if len(sizes) != txn.stat(table)["entries"]:
             sys.exit(1)
-        for key in txn.cursor(table).iternext(values=False):
-            if not txn.cursor(table).set_key(key):
-                sys.exit(1)
+        if sizes and max(sizes) > 1000:  # such values may lie on pages of their own
+            for value in txn.cursor(table).iternext(keys=False):
+                zlib.crc32(value)
 """
 
 

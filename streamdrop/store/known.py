@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from streamdrop.errors import StoreCorruptError
+from streamdrop.store.entries import key_of
 from streamdrop.store.intake import check_keys
 from streamdrop.store.rows import Found
 from streamdrop.store.state import State
@@ -16,9 +17,10 @@ MOST = 1 << 18
 
 
 class Known:
-    """Places of samples by key, true for one epoch of a store. Threads may share it."""
+    """Places of samples by key, true for one epoch of a store, and its keys in order. Threads may share it."""
 
     def __init__(self) -> None:
+        self._listed: tuple[int, int, dict[bytes, None]] = (-1, 0, {})  # epoch, newest number listed, keys in order
         self._found: tuple[int, dict[bytes, Found]] = (-1, {})  # always read as one: epoch and places belong together
         self._lock = threading.Lock()
 
@@ -48,6 +50,17 @@ class Known:
                 self._found = (epoch, known)
             known.update(zip(keys, found, strict=True))
 
+    def keys(self, tables: Tables, state: State) -> list[bytes]:
+        """All keys, oldest arrival first. Only what is new since the last time is looked up."""
+        with self._lock:
+            epoch, last, listed = self._listed
+            if epoch != state.epoch or last > state.last:
+                last, listed = 0, {}
+            if last < state.last:
+                listed.update((key_of(raw), None) for _, raw in tables.living(state.last, last + 1))
+            self._listed = (state.epoch, state.last, listed)
+            return list(listed)
+
     def forget(self, gone: Sequence[bytes], before: int, after: int) -> None:
         """A change from one epoch to another took these keys' places away, and no others'."""
         with self._lock:
@@ -56,3 +69,8 @@ class Known:
                 for key in gone:
                     known.pop(key, None)
                 self._found = (after, known)
+            epoch, last, listed = self._listed
+            if epoch == before:
+                for key in gone:
+                    listed.pop(key, None)
+                self._listed = (after, last, listed)

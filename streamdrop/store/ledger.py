@@ -41,6 +41,7 @@ class Ledger:
         self.tables, self.retention = tables, retention
         self.freed: list[Freed] = []
         self.gone: list[bytes] = []
+        self.revived = False  # old samples are back: their keys stand in the midst of the order
 
     def add(self, state: State, new: Sequence[New]) -> State:
         """Show samples whose records and places are written; their keys mean nothing else by now."""
@@ -77,12 +78,13 @@ class Ledger:
     def revive(self, state: State, seq: int, raw: bytes) -> State:
         """Take a held sample back among the living."""
         entry = decode(raw)
+        self.revived = True
         self.tables.put_entries([(seq, raw)])
         self.tables.let_go(seq)
         (place,) = self.tables.places(VALUES, state.generation, [seq])
         (source,) = self.tables.places(SOURCES, state.source_generation, [seq])
         assert place is not None
-        return self.add(state, [New(seq, entry, raw, place, source)])
+        return replace(self.add(state, [New(seq, entry, raw, place, source)]), epoch=state.epoch + 1)
 
     def release(self, state: State, seq: int) -> None:
         """Forget a held sample for good."""

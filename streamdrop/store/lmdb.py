@@ -68,7 +68,6 @@ class LmdbStore:
         if compression is not None:
             compressor(compression)
         self.folder = Folder(self.path, read_only, self.retention, map_bytes, codec, compression)
-        self._listed: tuple[State, list[bytes]] | None = None
         self._staged: LmdbStage | None = None
 
     # ---------------------------------------------------------------- what it is
@@ -115,10 +114,7 @@ class LmdbStore:
         with self.folder.reading() as (tables, state):
             if stream is not None:
                 return tables.stream_keys(stream, state.last)
-            listed = self._listed
-            if listed is None or listed[0] is not state:
-                self._listed = listed = (state, [key_of(raw) for _, raw in tables.living(state.last)])
-            return list(listed[1])
+            return self.folder.known.keys(tables, state)
 
     # ---------------------------------------------------------------- samples in and out
 
@@ -154,9 +150,15 @@ class LmdbStore:
         return layout.decode(columns) if layout is not None else ()
 
     def columns(
-        self, keys: Sequence[bytes], buffers: Sequence[torch.Tensor] | None = None
+        self,
+        keys: Sequence[bytes],
+        buffers: Sequence[torch.Tensor] | None = None,
+        into: tuple[Sequence[torch.Tensor], Sequence[int]] | None = None,
     ) -> tuple[Layout | None, Sequence[torch.Tensor]]:
-        """Samples as stored: the layout, and a tensor [N, ...] for each of its columns."""
+        """Samples as stored: the layout, and a tensor [N, ...] for each of its columns.
+
+        ``into``: columns of a larger batch and the samples' places there, to be filled instead of new ones.
+        """
         locate = self.folder.known.locate
         while True:
             with self.folder.reading() as (tables, state):
@@ -170,9 +172,9 @@ class LmdbStore:
                 except FileNotFoundError:
                     self._still_there(state)
                     continue
-                columns = fitting(packer.layout, len(found), buffers)
+                columns, at = into if into is not None else (fitting(packer.layout, len(found), buffers), None)
                 if file is not None:
-                    gather(file, packer, found, columns, self.verify)
+                    gather(file, packer, found, columns, self.verify, at)
             return packer.layout, columns
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:

@@ -17,7 +17,7 @@ from streamdrop.store.drift import Drift
 from streamdrop.store.intake import check_activations, missing
 from streamdrop.store.layout import Layout
 from streamdrop.store.protocol import Step
-from streamdrop.store.rows import Found, Packer, RowFile, encoded, gather, prepared
+from streamdrop.store.rows import Found, Packer, RowFile, encoded, gather, prepared, started
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State
 from streamdrop.store.tables import VALUES, Tables
@@ -94,7 +94,7 @@ class Making:
         for columns in encoded(self.layout, samples, self._seen):
             now, rest = rest[: len(columns[0])], rest[len(columns[0]) :]
             write, placed = prepared(file, packer, columns, now)
-            self._writes.append(self._pool.submit(write))
+            self._writes.append(started(self._pool, write))
             self._written.update(zip(now, placed, strict=True))
             self._weight += sum(place.length for place in placed)
             self._wait(_AHEAD)

@@ -97,13 +97,27 @@ def write_samples(
                 if len(places) == len(seqs):
                     write()  # the last part, mostly the only one, needs no thread
                 else:
-                    under_way = background.submit(write)
+                    under_way = started(background, write)
         except BaseException:
             if under_way is not None:
                 under_way.exception()
             file.undo(places, end)
             raise
     return places
+
+
+def started(pool: ThreadPoolExecutor, work: Callable[[], None]) -> Future[None]:
+    """``work`` in the background; here and now where no thread can be had any more, as the interpreter ends."""
+    try:
+        return pool.submit(work)
+    except RuntimeError:
+        future: Future[None] = Future()
+        try:
+            work()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+        return future
 
 
 def encoded(
@@ -141,20 +155,28 @@ def prepared(
 
 
 def gather(
-    file: RowFile, packer: Packer, found: Sequence[Found], columns: Sequence[torch.Tensor], verify: bool
+    file: RowFile,
+    packer: Packer,
+    found: Sequence[Found],
+    columns: Sequence[torch.Tensor],
+    verify: bool,
+    at: Sequence[int] | None = None,
 ) -> None:
-    """Rows of samples into ``columns`` [N, ...]. Raises StoreCorruptError for a row that has changed."""
+    """Rows of samples into ``columns`` [N, ...], or into the places ``at`` of them.
+
+    Raises StoreCorruptError for a row that has changed.
+    """
     layout, slab = packer.layout, file.slab
     with slab.reading(found):
-        if packer.compression is None and len(columns) == 1 and layout.nbytes:
+        if at is None and packer.compression is None and len(columns) == 1 and layout.nbytes:
             slab.rows([place.start for _, place in found], columns[0])
             if verify:
                 _check(found, byte_view(columns[0]), layout.nbytes)
             return
         views = [byte_view(column) for column in columns]
         unpack = unpacker(packer)
-        for i, (seq, place) in enumerate(found):
-            _spread(unpack(read_row(slab, seq, place, verify), seq), layout, views, i)
+        for i, (seq, place) in zip(range(len(found)) if at is None else at, found, strict=True):
+            spread(unpack(read_row(slab, seq, place, verify), seq), layout, views, i)
 
 
 def _check(found: Sequence[Found], data: memoryview, size: int) -> None:
@@ -197,7 +219,8 @@ def unpacker(packer: Packer) -> Callable[[memoryview, int], memoryview | bytes]:
     return unpack
 
 
-def _spread(row: memoryview | bytes, layout: Layout, views: Sequence[memoryview], i: int) -> None:
+def spread(row: memoryview | bytes, layout: Layout, views: Sequence[memoryview], i: int) -> None:
+    """A row's columns into the ``i``-th place of a batch, whose columns' bytes are ``views``."""
     for view, (start, stop) in zip(views, layout.spans, strict=True):
         size = stop - start
         view[i * size : (i + 1) * size] = row[start:stop]

@@ -18,8 +18,8 @@ from streamdrop.store.batches import stack_or_none
 from streamdrop.store.entries import Entry
 from streamdrop.store.front import Front
 from streamdrop.store.intake import check_keys, take_in
+from streamdrop.store.layout import byte_view
 from streamdrop.store.lmdb import LmdbStore, fitting
-from streamdrop.store.memory_shelf import Row
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
 from streamdrop.store.write_behind import WriteBehind
@@ -29,10 +29,11 @@ from streamdrop.types import Activations, SampleInfo, Target
 class TieredStore:
     """An LmdbStore behind a memory: ``put_many`` and ``discard`` return at once, a thread commits them.
 
-    One commit each ``commit_seconds``, or when ``commit_bytes`` wait, or when a round is done (``round_done``);
-    ``flush`` waits for it. A killed process loses at most what had not been committed, never a part of a batch. What
-    was put is read back at once, always. When more than twice ``commit_bytes`` wait, ``put_many`` waits too; the newest
-    committed samples stay in memory up to ``memory_bytes`` in all. A commit that fails is told by the next ``put_many``
+    One commit each ``commit_seconds``, at the end of a round where there are rounds (``round_done``), or when
+    ``commit_bytes`` wait (or a thirty-second of a bounded store: room is used again only after a commit); ``flush``
+    waits for it. A killed process loses at most what had not been committed, never a part of a batch. What was put is
+    read back at once, always. When twice as much waits, ``put_many`` waits too; the newest committed samples stay in
+    memory up to ``memory_bytes`` in all. A commit that fails is told by the next ``put_many``
     or ``flush`` and tried again by that ``flush``. Other options as LmdbStore's; other processes may read the folder
     with ``LmdbStore(path, read_only=True)`` and see what is committed.
 
@@ -60,7 +61,7 @@ class TieredStore:
         self._lock = threading.RLock()
         self._closed = False
         self._front = Front(self.durable, memory_bytes)
-        self._writer = WriteBehind(self._front, self._lock, commit_seconds, commit_bytes)
+        self._writer = WriteBehind(self._front, self._lock, commit_seconds, min(commit_bytes, memory_bytes // 2))
         atexit.register(self.close)
 
     # ---------------------------------------------------------------- what it is
@@ -145,21 +146,17 @@ class TieredStore:
             self._front.check_there(wanted)
             rows = [self._front.row(key) for key in wanted]
             layout = self._front.layout
-            if None not in rows:
-                if layout is None:
-                    return ()
-                columns = fitting(layout, len(rows), buffers)
-                _fill(columns, [(i, row) for i, row in enumerate(rows) if row is not None])
-                return layout.decode(columns)
-            if not any(rows):
-                return self.durable.read_into(wanted, buffers)
-            assert layout is not None
-            columns = fitting(layout, len(rows), buffers)
-            _fill(columns, [(i, row) for i, row in enumerate(rows) if row is not None])
-            places = [i for i, row in enumerate(rows) if row is None]
-            _, found = self.durable.columns([wanted[i] for i in places])
-        for out, part in zip(columns, found, strict=True):
-            out[places] = part
+        if layout is None or not any(rows):
+            return self.durable.read_into(wanted, buffers)
+        columns = fitting(layout, len(rows), buffers)
+        views = [byte_view(column) for column in columns]
+        for i, row in enumerate(rows):
+            for column, view in zip(row or (), views, strict=bool(row)):
+                size = column.nbytes
+                view[i * size : (i + 1) * size] = byte_view(column)
+        places = [i for i, row in enumerate(rows) if row is None]
+        if places:
+            self.durable.columns([wanted[i] for i in places], into=(columns, places))
         return layout.decode(columns)
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
@@ -192,9 +189,9 @@ class TieredStore:
     # ---------------------------------------------------------------- commits
 
     def round_done(self) -> None:
-        """A round is over: what waits is committed in the background."""
+        """A round is over: what has waited for a while is committed in the background, before the next frames come."""
         with self._lock:
-            self._writer.hurry()
+            self._writer.round_done()
 
     def flush(self) -> None:
         """Everything put and discarded so far survives a power cut when this returns. Raises StoreFullError."""
@@ -304,13 +301,3 @@ class TierStage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stage.__exit__(kind, error, trace)
-
-
-def _fill(columns: Sequence[torch.Tensor], rows: Sequence[tuple[int, Row]]) -> None:
-    """Rows from memory into their places in a batch."""
-    for j, column in enumerate(columns):
-        if len(rows) == len(column):
-            torch.stack([row[j] for _, row in rows], out=column)
-        else:
-            for i, row in rows:
-                column[i] = row[j]

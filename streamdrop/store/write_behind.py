@@ -7,6 +7,11 @@ import time
 
 from streamdrop.store.front import Batch, Front
 
+_SHARE = 32
+"""Of a bounded store's bytes, the part that one commit may bring."""
+_LEAST = 1 << 20
+"""Bytes below which that would mean too many commits."""
+
 
 class WriteBehind:
     """Commits a front's waiting changes together. Its methods are called with ``lock`` held, but for ``join``."""
@@ -25,8 +30,13 @@ class WriteBehind:
         if self._since is None and self._front.waiting:
             self._since = time.monotonic()
             self._changed.notify_all()
-        elif self._front.fresh.nbytes() >= self._nbytes:
+        elif self._front.fresh.nbytes() >= self._enough():
             self._changed.notify_all()
+
+    def round_done(self) -> None:
+        """Now is a good time for a commit that would soon be due."""
+        if self._rest() < self._seconds / 2:
+            self.hurry()
 
     def hurry(self) -> None:
         """Commit what waits as soon as possible."""
@@ -36,7 +46,7 @@ class WriteBehind:
 
     def wait_for_room(self, nbytes: int) -> None:
         """Wait until ``nbytes`` more may wait. Raises what made a commit fail."""
-        while self._front.fresh.count and self._front.fresh.nbytes() + nbytes > 2 * self._nbytes:
+        while self._front.fresh.count and self._front.fresh.nbytes() + nbytes > 2 * self._enough():
             self._wait()
 
     def drain(self) -> None:
@@ -93,7 +103,14 @@ class WriteBehind:
     def _due(self) -> bool:
         if self._error is not None or not self._front.waiting:
             return False
-        return self._wanted or self._front.fresh.nbytes() >= self._nbytes or self._rest() <= 0
+        return self._wanted or self._front.fresh.nbytes() >= self._enough() or self._rest() <= 0
+
+    def _enough(self) -> int:
+        """Bytes that are worth a commit. A bounded store grows by what one commit brings before it takes away."""
+        if not self._front.retention.bounded:
+            return self._nbytes
+        return max(min(self._nbytes, self._front.nbytes() // _SHARE), min(self._nbytes, _LEAST))
 
     def _rest(self) -> float:
-        return self._seconds - (time.monotonic() - self._since) if self._since is not None else 0.0
+        """Seconds until a commit is due by time."""
+        return self._seconds - (time.monotonic() - self._since) if self._since is not None else self._seconds

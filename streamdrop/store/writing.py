@@ -18,7 +18,7 @@ from streamdrop.store.layout import Layout
 from streamdrop.store.ledger import LmdbShelf, New
 from streamdrop.store.memory_shelf import Record
 from streamdrop.store.retention import retain
-from streamdrop.store.rows import PACKED_UNIT, Packer, RowFile, encoded, part_size, write_samples
+from streamdrop.store.rows import PACKED_UNIT, Packer, RowFile, encoded, part_size, started, write_samples
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State
 from streamdrop.store.tables import SOURCES, VALUES, Tables
@@ -106,7 +106,7 @@ def _put(
             taken.append((rows, places, end))
             kept = _write_sources(sources, numbers, [one[-1] for one in values], taken)
             with ThreadPoolExecutor(1) as background:  # the disk takes the rows while their records are made
-                on_disk = background.submit(_sync, (rows, sources))
+                on_disk = started(background, partial(_sync, (rows, sources)))
                 new = [
                     New(seq, Entry(key, info, arrived, target), encode(key, info, arrived, target), place, source)
                     for seq, (key, info, arrived, target, _), place, source in zip(
