@@ -83,26 +83,28 @@ class Front:
 
     def take(self, incoming: Sequence[Incoming], layout: Layout, now: float) -> None:
         """Take in what retention lets in. Raises StoreFullError, DataError; then nothing has changed."""
-        gone: Sequence[bytes] = ()
-        if self.retention.bounded:
-            incoming, gone = self._chosen(incoming, layout, now)
-        keys, samples = [item.key for item in incoming], [item.activations for item in incoming]
-        columns = layout.encode(samples, keys)
-        self._drift = self._drift + Drift.over(layout, samples, columns)
-        self.layout, self.fresh.row_bytes = layout, layout.nbytes
-        self.remove([*gone, *keys])
+        with self._viewed() as view:
+            gone: Sequence[bytes] = ()
+            if self.retention.bounded:
+                incoming, gone = self._chosen(view, incoming, layout, now)
+            keys, samples = [item.key for item in incoming], [item.activations for item in incoming]
+            columns = layout.encode(samples, keys)
+            self._drift = self._drift + Drift.over(layout, samples, columns)
+            self.layout, self.fresh.row_bytes = layout, layout.nbytes
+            self._remove(view, [*gone, *keys])
         for item, row in zip(incoming, rows_of(columns) if incoming else (), strict=True):
             born, self._arrivals = _FRESH + self._arrivals, self._arrivals + 1
             self.fresh.add(Record(born, item.key, row, item.target, item.info, now, item.source))
             self.gone.discard(item.key)
 
-    def _chosen(self, incoming: Sequence[Incoming], layout: Layout, now: float) -> tuple[list[Incoming], list[bytes]]:
+    def _chosen(
+        self, view: _View, incoming: Sequence[Incoming], layout: Layout, now: float
+    ) -> tuple[list[Incoming], list[bytes]]:
         arriving = [
             self.retention.candidate(item.key, seq, layout.nbytes + len(item.source or b""), item.info, now)
             for seq, item in enumerate(incoming, _FRESH + self._arrivals)
         ]
-        with self._viewed() as view:
-            kept, gone = retain(self.retention, view, arriving, now)
+        kept, gone = retain(self.retention, view, arriving, now)
         stay = {candidate.key for candidate in kept}
         refused = [item.key for item in incoming if item.key not in stay]
         return [item for item in incoming if item.key in stay], [*gone, *refused]
@@ -110,11 +112,14 @@ class Front:
     def remove(self, keys: Iterable[bytes]) -> None:
         """Take live samples out; keys that are not there are ignored."""
         with self._viewed() as view:
-            for key in keys:
-                if view.drop(key):
-                    self.gone.add(key)
-                    row = self._ring.pop(key, None)
-                    self._ring_bytes -= _nbytes(row) if row is not None else 0
+            self._remove(view, keys)
+
+    def _remove(self, view: _View, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            if view.drop(key):
+                self.gone.add(key)
+                row = self._ring.pop(key, None)
+                self._ring_bytes -= _nbytes(row) if row is not None else 0
 
     def row(self, key: bytes) -> Row | None:
         """A sample's row, if it is in memory."""
@@ -198,7 +203,9 @@ class Front:
     def _viewed(self) -> Iterator[_View]:
         """One view of what waits and of the durable store, for as long as the block lasts."""
         with self.durable.folder.reading() as (tables, state):
-            yield _View(self, LmdbShelf(tables, state, self.retention))
+            fresh, gone = self.fresh.records, self.gone
+            hidden = LmdbShelf(tables, state, self.retention, lambda key: key in fresh or key in gone)
+            yield _View(self, hidden)
 
 
 class _View:
@@ -222,12 +229,12 @@ class _View:
 
     def candidates(self, pool: Pool) -> Iterator[Candidate]:
         """Unpinned samples, highest rank first."""
-        durable = self._left(self._durable.candidates(pool))
-        return merge(durable, self._front.fresh.candidates(pool), key=lambda candidate: -candidate.rank)
+        durable, fresh = self._durable.candidates(pool), self._front.fresh.candidates(pool)
+        return merge(durable, fresh, key=lambda candidate: -candidate.rank)
 
     def aged(self) -> Iterator[Candidate]:
         """Unpinned samples, oldest arrival first."""
-        yield from self._left(self._durable.aged())
+        yield from self._durable.aged()
         yield from self._front.fresh.aged()
 
     def find(self, key: bytes) -> Candidate | None:
@@ -244,10 +251,6 @@ class _View:
         if candidate is not None:
             self._front.tally(candidate, -1)
         return candidate is not None
-
-    def _left(self, candidates: Iterator[Candidate]) -> Iterator[Candidate]:
-        fresh, gone = self._front.fresh.records, self._front.gone
-        return (c for c in candidates if c.key not in fresh and c.key not in gone)
 
 
 def _nbytes(row: Row) -> int:

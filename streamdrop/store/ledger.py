@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import xxhash
 
-from streamdrop.store.entries import Entry, decode, is_pinned
+from streamdrop.store.entries import Entry, decode, is_pinned, key_of
 from streamdrop.store.retention import Candidate, Pool, Retention
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State
@@ -147,10 +147,12 @@ class Ledger:
 
 
 class LmdbShelf:
-    """What is live, as retention asks for it."""
+    """What is live, as retention asks for it; candidates leave out the keys that are ``hidden``."""
 
-    def __init__(self, tables: Tables, state: State, retention: Retention) -> None:
-        self._tables, self._state, self._retention = tables, state, retention
+    def __init__(
+        self, tables: Tables, state: State, retention: Retention, hidden: Callable[[bytes], bool] | None = None
+    ) -> None:
+        self._tables, self._state, self._retention, self._hidden = tables, state, retention, hidden
 
     @property
     def count(self) -> int:
@@ -180,13 +182,15 @@ class LmdbShelf:
         more = cursor.prev() if cursor.set_range(_after(name)) else cursor.last()
         while more and bytes(cursor.key()[:8]) == name:
             seq = as_number(cursor.key()[16:])
-            yield self._candidate(seq, self._tables.raw_entry(seq))
+            raw = self._tables.raw_entry(seq)
+            if self._hidden is None or not self._hidden(key_of(raw)):
+                yield self._candidate(seq, raw)
             more = cursor.prev()
 
     def aged(self) -> Iterator[Candidate]:
         """Unpinned samples, oldest arrival first."""
         for seq, raw in self._tables.living(self._state.last):
-            if not is_pinned(raw):
+            if not is_pinned(raw) and (self._hidden is None or not self._hidden(key_of(raw))):
                 yield self._candidate(seq, raw)
 
     def find(self, key: bytes) -> Candidate | None:
