@@ -4,7 +4,8 @@
 
 The rival is a bare loop: the same head, optimiser and batches in the same order, gathered by ``index_select`` out of
 tensors that hold all samples. Epochs take turns, so that a slow moment of the machine meets all; a ratio compares
-epochs of the same turn. All arms must end in the same weights. The store's files lie in the system's cache.
+epochs of the same turn. All arms must end in the same weights. The store's files lie in the system's cache. Processor
+time is that of all threads: what reading costs even where another core hides it.
 
 Heads: the activations of a sample at the cut, and what is trained on them:
 
@@ -20,6 +21,8 @@ The light ones are the hardest for a store: little is computed on what is read.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import statistics
 import tempfile
@@ -42,6 +45,9 @@ RIVAL = "tensors in memory"
 SEED = 0
 
 
+Seconds = tuple[float, float]  # wall clock, processor
+
+
 @dataclass(frozen=True)
 class Head:
     """A network, its input's size, the first layer that is trained, and about a second's worth of samples."""
@@ -53,6 +59,7 @@ class Head:
     batch: int
 
     def split(self) -> tuple[sd.SplitModel, int]:
+        """A split model, always of the same weights, and the cut before ``first``."""
         torch.manual_seed(SEED)
         steady = {"dropout": 0.0} if self.model.startswith("mobilenet") else {}  # arms would draw differently
         model = torchvision.models.get_model(self.model, weights=None, num_classes=10, **steady)
@@ -71,6 +78,8 @@ HEADS = {
 
 @dataclass(frozen=True)
 class Samples:
+    """All that an epoch reads."""
+
     keys: list[bytes]
     activations: tuple[torch.Tensor, ...]
     labels: torch.Tensor
@@ -87,6 +96,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_memory()
     print(f"{describe_hardware()}; n = {options.runs}")
     results = {}
     for name in options.heads:
@@ -98,9 +108,16 @@ def main() -> None:
         options.output.write_text(json.dumps({**facts, "heads": results}, indent=1))
 
 
+def keep_memory() -> None:
+    """Let glibc keep what is freed: else gradients may be given back and taken again at every step, in any arm."""
+    with contextlib.suppress(OSError, AttributeError):
+        for parameter, value in ((-1, 1 << 30), (-3, 32 << 20)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, value)
+
+
 def measure(head: Head, options: argparse.Namespace, folder: Path) -> dict:
     samples = made_up(head, int(head.samples * options.scale))
-    tuners = {"MemoryStore": tuner(head, samples, MemoryStore(), 2)}
+    tuners = {"MemoryStore": tuner(head, samples, MemoryStore(), 0)}
     for ahead in options.ahead:
         store = LmdbStore(folder / str(ahead))
         tuners[f"LmdbStore, {ahead} ahead" if ahead else "LmdbStore, in line"] = tuner(head, samples, store, ahead)
@@ -116,16 +133,16 @@ def measure(head: Head, options: argparse.Namespace, folder: Path) -> dict:
     return {**facts, "samples": len(samples.keys), "batch": head.batch, "arms": summary(seconds)}
 
 
-def in_turns(arms: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+def in_turns(arms: dict[str, Callable[[], object]], runs: int) -> dict[str, list[Seconds]]:
     """Seconds of every arm's epochs; who begins changes from turn to turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in arms}
     names = list(arms)
     for run in range(runs + 1):
         for name in names[run % len(names) :] + names[: run % len(names)]:
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             arms[name]()
             if run:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return seconds
 
 
@@ -189,16 +206,15 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def summary(seconds: dict[str, list[float]]) -> dict[str, dict]:
-    rival = seconds[RIVAL]
-    return {
-        name: {
-            "seconds": spread(values),
-            "ratio": spread([value / base for value, base in zip(values, rival, strict=True)]),
-            "all_seconds": values,
-        }
-        for name, values in seconds.items()
-    }
+def summary(seconds: dict[str, list[Seconds]]) -> dict[str, dict]:
+    """For each arm and clock: seconds of its epochs, and their ratios to the rival's in the same turns."""
+    found: dict[str, dict] = {name: {} for name in seconds}
+    for name, arm in found.items():
+        for clock, kind in enumerate(("wall", "processor")):
+            values, rival = ([turn[clock] for turn in seconds[which]] for which in (name, RIVAL))
+            ratios = [value / base for value, base in zip(values, rival, strict=True)]
+            arm[kind] = {"seconds": spread(values), "ratio": spread(ratios), "all_seconds": values}
+    return found
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -209,18 +225,17 @@ def spread(values: list[float]) -> dict[str, float]:
 def table(name: str, result: dict) -> str:
     shapes = " + ".join(map(str, result["shapes"]))
     lines = [
-        f"\n{name}: {shapes}, {result['bytes'] / 1024:.0f} KB a sample, {result['model']} at {result['pixels']} px from "
-        f"{result['first']} on, {result['samples']} samples in batches of {result['batch']}",
-        f"{'epoch from':<22}{'median ms':>10}{'min':>8}{'max':>8}{'ratio':>8}  quartiles    of minima",
+        f"\n{name}: {shapes}, {result['bytes'] / 1024:.0f} KB a sample; {result['samples']} samples in batches of "
+        f"{result['batch']};",
+        f"{result['model']} at {result['pixels']} px, from {result['first']} on; ratios: median (quartiles)",
+        f"{'epoch from':<20}{'ms: median (min-max)':>24}{'ratio':>22}{'processor ratio':>22}",
     ]
-    least = result["arms"][RIVAL]["seconds"]["min"]
     for arm, found in result["arms"].items():
-        took, ratio = found["seconds"], found["ratio"]
-        quartiles = f"{ratio['quartiles'][0]:.2f}-{ratio['quartiles'][1]:.2f}"
-        lines.append(
-            f"{arm:<22}{1e3 * took['median']:>10.0f}{1e3 * took['min']:>8.0f}{1e3 * took['max']:>8.0f}"
-            f"{ratio['median']:>8.3f}  {quartiles:<12} {took['min'] / least:.3f}"
-        )
+        took = found["wall"]["seconds"]
+        span = f"{1e3 * took['median']:.0f} ({1e3 * took['min']:.0f}-{1e3 * took['max']:.0f})"
+        ratios = [found[kind]["ratio"] for kind in ("wall", "processor")]
+        texts = [f"{r['median']:.3f} ({r['quartiles'][0]:.2f}-{r['quartiles'][1]:.2f})" for r in ratios]
+        lines.append(f"{arm:<20}{span:>24}{texts[0]:>22}{texts[1]:>22}")
     return "\n".join(lines)
 
 

@@ -77,10 +77,20 @@ class Feed:
                 with clock.part("read"):
                     batch = next(reading, None)
                     if batch is not None and cuda:
-                        batch = self._uploaded(batch)
+                        batch = self.uploaded(batch)
                 if batch is None:
                     return
                 yield batch
+
+    def uploaded(self, batch: Stored) -> Stored:
+        """A batch in page-locked memory, copied to the device when this returns."""
+        upload = functools.partial(Tensor.to, device=self._device, non_blocking=True)
+        targets = batch.targets
+        if targets is not None:
+            targets = tuple(map(upload, targets)) if isinstance(targets, tuple) else upload(targets)
+        moved = Stored(batch.keys, tuple(map(upload, batch.activations)), targets, batch.info)
+        torch.cuda.current_stream(self._device).synchronize()  # the buffers are filled again behind our back
+        return moved
 
     def raised(self, batch: Stored, cut: int, staged: StagedCut | None, clock: Clock) -> Activations:
         """A batch's activations at ``cut``; what the layers in between make of them is staged."""
@@ -133,16 +143,6 @@ class Feed:
     def _promoted(self, activations: Activations, cut: int) -> Activations:
         moved = self._between(tuple(map(self._to_device, activations)), cut)
         return tuple(tensor.cpu() for tensor in moved)
-
-    def _uploaded(self, batch: Stored) -> Stored:
-        """A batch in page-locked memory, copied to the device."""
-        upload = functools.partial(Tensor.to, device=self._device, non_blocking=True)
-        targets = batch.targets
-        if targets is not None:
-            targets = tuple(map(upload, targets)) if isinstance(targets, tuple) else upload(targets)
-        moved = Stored(batch.keys, tuple(map(upload, batch.activations)), targets, batch.info)
-        torch.cuda.current_stream(self._device).synchronize()  # the buffers are filled again behind our back
-        return moved
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor

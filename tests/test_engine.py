@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from torch.nn import functional
 
 from streamdrop.engine import FineTuner
 from streamdrop.errors import ConfigError, DataError, MissingKeyError, StoreVersionError, TrainingError
+from streamdrop.feed import Feed
 from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
 from streamdrop.rounds import count_batches, round_batches
 from streamdrop.split import SplitModel
-from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.store import LmdbStore, MemoryStore, TieredStore
+from streamdrop.store.prefetch import Stored
 from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch, small_tuner
 from streamdrop.types import Batch, SampleInfo
 
@@ -232,10 +235,10 @@ def test_sampler_steps_and_deadline():
     assert tuner.fit_round(steps=7).iterations == 7
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_reading_ahead_changes_nothing(depth, tmp_path):
+@pytest.mark.parametrize(("kind", "depth"), [(LmdbStore, 1), (LmdbStore, 3), (TieredStore, 2)])
+def test_reading_ahead_changes_nothing(kind, depth, tmp_path):
     def trained(read_ahead):
-        with LmdbStore(tmp_path / str(read_ahead)) as store:
+        with kind(tmp_path / str(read_ahead)) as store:
             policy = SchedulePolicy({1: 2, 3: 4})
             tuner = small_tuner(batch=BATCH, policy=policy, store=store, read_ahead=read_ahead, batch_size=4)
             reports = [*run(tuner, 4), tuner.fit_round(steps=9), tuner.fit_round(steps=3, sampler=pairs)]
@@ -287,6 +290,20 @@ def test_batches_are_counted_without_drawing_them(size, sampler):
         keys = BATCH.keys[:count]
         given = list(round_batches(keys, size, steps, sampler, (0, 1)))
         assert len(given) == count_batches(keys, size, steps, sampler)
+
+
+def test_a_batch_is_on_the_device_before_its_memory_is_used_again(monkeypatch):
+    waited = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(True))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    feed = Feed(small_tuner(batch=BATCH, policy=NEVER).split, MemoryStore(), torch.device("meta"), chunk=8)
+    for targets in (None, torch.zeros(2), (torch.zeros(2), torch.ones(2))):
+        moved = feed.uploaded(Stored([b"a", b"b"], (torch.rand(2, 3),), targets, []))
+        parts = targets if isinstance(targets, tuple) else (targets,)
+        found = moved.targets if isinstance(targets, tuple) else (moved.targets,)
+        assert {t.device.type for t in (*moved.activations, *found) if t is not None} == {"meta"}
+        assert [t is None for t in found] == [t is None for t in parts]
+    assert len(waited) == 3
 
 
 def test_encoded_inputs_reach_the_store():

@@ -54,7 +54,7 @@ class Environment:
         size = max(MAP_STEP, _rounded(2 * header.size, MAP_STEP)) if header else MAP_STEP
         size = max(size, header.map_size) if header and self.read_only else size
         if header is not None:
-            check_sound(self.file, writer=not self.read_only)
+            check_sound(self.file, header, writer=not self.read_only)
         if not self.read_only:
             break_seal(self.file)
         with self.errors(0):

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
-from streamdrop.store.pages import NO_ROOT, all_there
+from streamdrop.store.pages import NO_ROOT, TABLE, all_there
 
 _PAGE = struct.Struct("<QHHI")  # number, pad, flags, free space
 _META = struct.Struct("<IIQQ48s48sQQ")  # magic, version, address, map size, two tables, last page, transaction
-_TABLE = struct.Struct("<IHHQQQQQ")  # page size (in the first one), flags, depth, branch, leaf, overflow, entries, root
 _MAGIC, _VERSION, _META_FLAG = 0xBEEFC0DE, 1, 0x08
 
 
@@ -19,14 +18,14 @@ _MAGIC, _VERSION, _META_FLAG = 0xBEEFC0DE, 1, 0x08
 class Header:
     """``page`` bytes per page, ``last_page`` the highest page ever used, ``map_size`` bytes the writer mapped.
 
-    ``roots`` are the pages where its tables of free pages and of everything else begin; ``size`` the file's bytes.
+    ``tables`` are the records of its tables of free pages and of everything else; ``size`` the file's bytes.
     """
 
     transaction: int
     page: int
     last_page: int
     map_size: int
-    roots: tuple[int, int]
+    tables: tuple[bytes, bytes]
     size: int
 
     @property
@@ -62,7 +61,7 @@ def read_header(file: Path) -> Header | None:
 def _page_size(raw: bytes) -> int:
     if len(raw) < _PAGE.size + _META.size:
         return 4096
-    page: int = _TABLE.unpack(_META.unpack_from(raw, _PAGE.size)[4])[0]
+    page: int = TABLE.unpack(_META.unpack_from(raw, _PAGE.size)[4])[0]
     return page if 512 <= page <= 65536 and page & (page - 1) == 0 else 4096
 
 
@@ -70,10 +69,10 @@ def _meta(raw: bytes, page: int, size: int) -> Header | None:
     if len(raw) < _PAGE.size + _META.size or not _PAGE.unpack_from(raw)[2] & _META_FLAG:
         return None
     magic, version, _, map_size, free, main, last, transaction = _META.unpack_from(raw, _PAGE.size)
-    roots = (_TABLE.unpack(free)[7], _TABLE.unpack(main)[7])
+    roots = (TABLE.unpack(free)[7], TABLE.unpack(main)[7])
     if magic != _MAGIC or version != _VERSION or last < 1 or any(r != NO_ROOT and r > last for r in roots):
         return None
-    return Header(transaction, page, last, map_size, roots, size)
+    return Header(transaction, page, last, map_size, (free, main), size)
 
 
 def _refusal(file: Path, raw: bytes) -> StoreError:
@@ -87,15 +86,24 @@ def _refusal(file: Path, raw: bytes) -> StoreError:
 
 
 def check_file(path: Path, read_only: bool) -> Header | None:
-    """The file's header. Raises StoreError when nothing is there to read, StoreCorruptError for a damaged file."""
+    """The file's header. Raises StoreError when nothing is there to read, StoreCorruptError for a damaged one."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file: a store is a folder; give another path")
     header = read_header(path / "data.mdb")
     if header is None and read_only:
         raise StoreError(f"{path} holds no store: give the path that a store was created at")
-    if header is not None and not header.whole and not all_there(path / "data.mdb", header.page, header.roots):
-        raise StoreCorruptError(
-            f"{path / 'data.mdb'} is cut off at {header.size} of {(header.last_page + 1) * header.page} bytes: "
-            "restore it from a copy, or remove it to start anew"
-        )
     return header
+
+
+def check_pages(file: Path, header: Header) -> None:
+    """Raise StoreCorruptError unless all of the file's pages are there and hang together."""
+    if all_there(file, header.page, header.tables, header.last_page, header.transaction):
+        return
+    if header.whole:
+        raise StoreCorruptError(
+            f"{file} is damaged, or of another program: restore it from a copy, or remove it to start anew"
+        )
+    raise StoreCorruptError(
+        f"{file} is cut off at {header.size} of {(header.last_page + 1) * header.page} bytes: "
+        "restore it from a copy, or remove it to start anew"
+    )

@@ -1,7 +1,8 @@
 """Whether LMDB's file may be mapped: damage in its pages could kill the process that reads them.
 
-A writer that closes in order leaves a seal beside the file: its size, time and digest. A file without a fitting seal,
-of a killed writer or changed by something else, is first read through by a process of its own.
+A writer that closes in order leaves a seal beside the file: its size, time and digest. Of a file without a fitting
+seal, of a killed writer or changed by something else, the pages are looked at first; then a process of its own reads
+it through.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import xxhash
 
 from streamdrop.errors import StoreCorruptError
+from streamdrop.store.header import Header, check_pages
 
 _LARGE = 64 << 20
 """Above this size the seal's size and time are taken for proof: a digest would make opening slow."""
@@ -54,13 +56,14 @@ def break_seal(file: Path) -> None:
         file.with_name("seal.json").unlink(missing_ok=True)
 
 
-def check_sound(file: Path, writer: bool) -> None:
-    """Raise StoreCorruptError when the file is not sealed, not being written, and cannot be read through.
+def check_sound(file: Path, header: Header, writer: bool) -> None:
+    """Raise StoreCorruptError when the file is not sealed, not being written, and not sound or not to be read through.
 
     A ``writer`` holds the lock already and must not ask for it: closing the lock's file would let go of it.
     """
     if _sealed(file) or (not writer and being_written(file.parent)):
         return
+    check_pages(file, header)
     if not survives(file.parent):
         raise StoreCorruptError(
             f"{file.parent} cannot be read through: restore it from a copy, or remove it to start anew"
