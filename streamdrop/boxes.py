@@ -84,9 +84,8 @@ def iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     high = np.minimum(p[..., :2] + p[..., 2:], q[..., :2] + q[..., 2:])
     shared = np.prod(np.maximum(high - low, 0.0), axis=-1)
     union = np.prod(p[..., 2:], axis=-1) + np.prod(q[..., 2:], axis=-1) - shared
-    result: Array = np.where(
-        union > 0, shared / np.where(union > 0, union, 1.0), np.where(np.isnan(union), np.nan, 0.0)
-    )
+    ratio = np.minimum(shared / np.where(union > 0, union, 1.0), 1.0)  # rounding can lift equal boxes above it
+    result: Array = np.where(union > 0, ratio, np.where(np.isnan(union), np.nan, 0.0))
     return result
 
 

@@ -429,10 +429,10 @@ def work(life: Life, folder: Path, state: State, count: int, report: Callable[[b
     for watcher in watchers:
         watcher.start()
     context: dict[str, Any] = {}
-    for number in range(count, count + STEPS):
-        now[0] = float(number)
-        for step in plan(life, state, number):
-            report(b"S", number)
+    for turn in range(count, count + STEPS):
+        now[0] = float(turn)
+        for step in plan(life, state, turn):
+            report(b"S", turn)
             value = step.act(store, context, state)
             state = step.after(state, value)[-1]
             report(b"E", -1 if value is None else value)
