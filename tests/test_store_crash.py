@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
-import select
 import signal
+import subprocess
+import sys
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,9 +139,10 @@ def die_at(commit):
 
 @pytest.mark.slow
 def test_killed_at_every_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamdrop.store.writing.TRANSACTION_BYTES", 600)
+    monkeypatch.setattr("streamdrop.store.writing.RECORDS", 3)
     monkeypatch.setattr("streamdrop.store.promotion.BUFFER_BYTES", 300)
     monkeypatch.setattr("streamdrop.store.tables.BATCH", 3)
+    monkeypatch.setattr("streamdrop.store.rows.PART_BYTES", 300)
     states = [(0, {})]
     for count, (operation, keys) in enumerate(SCRIPT):
         states.append(operation(None, states[-1], keys, count))
@@ -166,38 +168,10 @@ def test_killed_at_every_commit(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path):
-    rng = random.Random(0)
-    state, count, killed = (0, {}), 0, 0
-    kinds = [put, put, put, put, discard, advance, stage, mark, there_and_back]
-
-    def plan(number):
-        choice = random.Random(number)
-        return choice.choice(kinds), choice.sample(range(30), choice.randint(1, 12))
-
-    def work(report):
-        current = state
-        with LmdbStore(tmp_path / "store", max_samples=None) as store:
-            report()
-            for number in range(count, count + 200):
-                operation, keys = plan(number)
-                current = operation(store, current, keys, number)
-                report()
-
-    for _ in range(15):
-        child, ours = spawn(work)
-        select.select([ours], [], [])  # it is open
-        select.select([], [], [], rng.uniform(0, 0.12))
-        os.kill(child, signal.SIGKILL)
-        done, status = finish(child, ours)
-        killed += os.WIFSIGNALED(status)
-        states = [state]
-        for number in range(count, count + done):
-            operation, keys = plan(number)
-            states.append(operation(None, states[-1], keys, number))
-        state = assert_whole(
-            tmp_path / "store", *outcomes(states, done - 1, (*plan(count + done - 1), count + done - 1))
-        )
-        count += done
-    assert killed == 15
-    assert count > 15
+@pytest.mark.parametrize("kind", ["lmdb", "tiered"])
+def test_killed_at_random_moments(kind, tmp_path):
+    script = Path(__file__).with_name("crash_store.py")
+    asked = ["--kills", "40", "--kind", kind, "--folder", tmp_path]
+    done = subprocess.run([sys.executable, script, *asked], capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"40 kills of a {kind} store" in done.stdout
