@@ -91,33 +91,31 @@ class Environment:
         with self.env.begin(write=True) as txn:  # all or none
             return {name: self.env.open_db(name, txn=txn) for name in TABLES}
 
-    @contextmanager
-    def read(self) -> Iterator[lmdb.Transaction]:
-        """A consistent view; values as buffers that end with it."""
+    def begin_read(self) -> lmdb.Transaction:
+        """A consistent view, with values as buffers, until ``end_read``."""
         self.check_process()
         with self._gate:
             self._readers += 1
-        try:
-            with self._begin_read() as txn:
-                yield txn
-        except (lmdb.Error, OSError) as error:
-            raise self._translated(error, 0) from error
-        finally:
-            with self._gate:
-                self._readers -= 1
-                self._gate.notify_all()
-
-    def _begin_read(self) -> lmdb.Transaction:
         try:
             return self.env.begin(buffers=True)
         except lmdb.MapResizedError:  # a writer in another process has grown the map
             with self._gate:
                 self._readers -= 1
-                try:
-                    self._resize(0)
-                finally:
-                    self._readers += 1
-            return self._begin_read()
+                self._resize(0)
+            return self.begin_read()
+        except BaseException as error:
+            self._leave()
+            raise self.translated(error, 0) from error
+
+    def end_read(self, txn: lmdb.Transaction) -> None:
+        """The view is no longer needed, nor are its buffers."""
+        txn.abort()
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._gate:
+            self._readers -= 1
+            self._gate.notify_all()
 
     def write(self, work: Callable[[lmdb.Transaction], T], need: int = 0) -> T:
         """Run ``work`` in one transaction; again with a larger map when it was too small. ``need``: bytes expected."""
@@ -176,9 +174,12 @@ class Environment:
         try:
             yield
         except (lmdb.Error, OSError) as error:
-            raise self._translated(error, need) from error
+            raise self.translated(error, need) from error
 
-    def _translated(self, error: Exception, need: int) -> StoreError:
+    def translated(self, error: BaseException, need: int) -> BaseException:
+        """An error of LMDB or the system as one of ours; any other as it is."""
+        if not isinstance(error, (lmdb.Error, OSError)):
+            return error
         if isinstance(error, _DAMAGE):
             return StoreCorruptError(f"{self.path} is damaged ({error}): restore it, or start anew")
         if isinstance(error, lmdb.VersionMismatchError):

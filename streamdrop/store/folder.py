@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 
 from lmdb import Transaction
 
@@ -76,13 +77,9 @@ class Folder:
         with self.reading() as (_, state):
             return state
 
-    @contextmanager
-    def reading(self) -> Iterator[tuple[Tables, State]]:
-        """The tables and the state in one consistent view."""
-        self.check_open()
-        with self.environment.read() as txn:
-            tables = Tables(txn, self.environment.tables)
-            yield tables, self._state_in(tables)
+    def reading(self) -> View:
+        """The tables and the state in one consistent view, for a ``with`` block."""
+        return View(self)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -102,7 +99,7 @@ class Folder:
             nonlocal before, after
             self._ledger = None
             tables = Tables(txn, self.environment.tables)
-            before = self._state_in(tables)
+            before = self.state_in(tables)
             after = work(tables, before)
             if after != before:
                 tables.set_meta(b"state", after.to_bytes())
@@ -173,7 +170,8 @@ class Folder:
         if self.now().ranking != ranking:
             self.change(work)
 
-    def _state_in(self, tables: Tables) -> State:
+    def state_in(self, tables: Tables) -> State:
+        """The state that a transaction sees. Raises StoreError, StoreVersionError, StoreCorruptError."""
         raw = tables.meta(b"state")
         if raw is None:
             raise StoreError(f"{self.path} is an empty store that was never finished: open it for writing once")
@@ -181,3 +179,31 @@ class Folder:
         if seen is None or seen[0] != raw:
             self._seen = seen = (bytes(raw), State.from_bytes(bytes(raw)))
         return seen[1]
+
+
+class View:
+    """One consistent view of a folder while a ``with`` block lasts; its buffers end with it."""
+
+    __slots__ = ("_environment", "_folder", "_txn")
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder, self._environment = folder, folder.environment
+
+    def __enter__(self) -> tuple[Tables, State]:
+        self._folder.check_open()
+        self._txn = self._environment.begin_read()
+        try:
+            tables = Tables(self._txn, self._environment.tables)
+            return tables, self._folder.state_in(tables)
+        except BaseException as error:
+            self._environment.end_read(self._txn)
+            raise self._environment.translated(error, 0) from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._environment.end_read(self._txn)
+        if error is not None:
+            ours = self._environment.translated(error, 0)
+            if ours is not error:
+                raise ours from error

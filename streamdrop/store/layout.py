@@ -104,6 +104,11 @@ class TensorLayout:
         return (Column(self.physical, _LOSSY.get(self.codec, self.dtype)),)
 
     @cached_property
+    def _plain(self) -> bool:
+        """Whether rows lie as callers see them."""
+        return self.codec == EXACT and self.order == tuple(range(len(self.order)))
+
+    @cached_property
     def _inverse(self) -> tuple[int, ...]:
         return (0, *(self.order.index(d) + 1 for d in range(len(self.order))))
 
@@ -137,6 +142,8 @@ class TensorLayout:
     def decode(self, columns: Sequence[Tensor]) -> Tensor:
         """What ``encode`` made → [N, *shape] in the original dtype and stride order; kept as it is: no copy."""
         rows = columns[-1]
+        if self._plain:
+            return rows
         if self.codec == INT8:
             rows = dequantise(columns[0], rows.view(len(rows), *self._blocks)).view(-1, *self.physical)
         return rows.permute(self._inverse).to(self.dtype)

@@ -167,12 +167,12 @@ def gather(
     Raises StoreCorruptError for a row that has changed.
     """
     layout, slab = packer.layout, file.slab
+    if at is None and packer.compression is None and len(columns) == 1 and layout.nbytes:
+        slab.rows(found, columns[0])
+        if verify:
+            _check(found, byte_view(columns[0]), layout.nbytes)
+        return
     with slab.reading(found):
-        if at is None and packer.compression is None and len(columns) == 1 and layout.nbytes:
-            slab.rows([place.start for _, place in found], columns[0])
-            if verify:
-                _check(found, byte_view(columns[0]), layout.nbytes)
-            return
         views = [byte_view(column) for column in columns]
         unpack = unpacker(packer)
         for i, (seq, place) in zip(range(len(found)) if at is None else at, found, strict=True):

@@ -113,32 +113,44 @@ class Slab:
         view = self._view
         if stop > len(view):
             view = self._remap(stop)
-        self._touched += place.length
         return view[start:stop]
 
-    def rows(self, starts: Sequence[int], out: torch.Tensor) -> None:
+    def rows(self, found: Sequence[tuple[int, Place]], out: torch.Tensor) -> None:
         """Copy rows of one unit each into ``out`` [N, ...], contiguous, ``unit`` bytes per row: one call for all."""
+        if self._slow:
+            self._ask_ahead(found)
+        began = time.perf_counter()
+        starts = [place[0] for _, place in found]
         last = (max(starts) + 1) * self.unit
         rows = self._rows
         if rows is None or last > rows.size:
             rows = self._matrix(last)
-        flat = out.reshape(-1).view(torch.uint8).numpy().reshape(len(starts), self.unit)
+        flat = out.view(torch.uint8).numpy().reshape(len(starts), self.unit)
         np.take(rows, np.array(starts), axis=0, out=flat, mode="clip")
-        self._touched += flat.size
+        self._has_read(flat.size, began)
 
     @contextlib.contextmanager
     def reading(self, found: Sequence[tuple[int, Place]]) -> Iterator[None]:
-        """Around reading rows: a slow disk is told of all of them, in its order, before the first is waited for."""
-        if self._slow and hasattr(os, "posix_fadvise"):
+        """Around reading rows one by one."""
+        if self._slow:
+            self._ask_ahead(found)
+        began = time.perf_counter()
+        yield
+        self._has_read(sum(place.length for _, place in found), began)
+
+    def _ask_ahead(self, found: Sequence[tuple[int, Place]]) -> None:
+        """Tell a slow disk of all rows, in its order, before the first is waited for."""
+        if hasattr(os, "posix_fadvise"):
             for place in sorted(place for _, place in found):
                 os.posix_fadvise(self._fd, place.start * self.unit, place.length, os.POSIX_FADV_WILLNEED)
-        before, start = self._touched, time.perf_counter()
-        yield
-        self._slow = self._touched - before < _SLOW * (time.perf_counter() - start)
-        self.trim()
 
-    def trim(self) -> None:
-        """Let go of the map's pages once enough was read through it: memory stays bounded."""
+    def _has_read(self, nbytes: int, began: float) -> None:
+        self._slow = nbytes < _SLOW * (time.perf_counter() - began)
+        self.counted(nbytes)
+
+    def counted(self, nbytes: int) -> None:
+        """So much more was read: the map's pages are let go once that is enough, and memory stays bounded."""
+        self._touched += nbytes
         if self._touched > self._map_bytes and self._map is not None and hasattr(self._map, "madvise"):
             self._touched = 0
             self._map.madvise(mmap.MADV_DONTNEED)
