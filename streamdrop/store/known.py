@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from streamdrop.errors import StoreCorruptError
-from streamdrop.store.entries import key_of
+from streamdrop.store.entries import checked, key_of
 from streamdrop.store.intake import check_keys
 from streamdrop.store.rows import Found
 from streamdrop.store.state import State
@@ -57,7 +57,7 @@ class Known:
             if epoch != state.epoch or last > state.last:
                 last, listed = 0, {}
             if last < state.last:
-                listed.update((key_of(raw), None) for _, raw in tables.living(state.last, last + 1))
+                listed.update((key_of(checked(raw)), None) for _, raw in tables.living(state.last, last + 1))
             self._listed = (state.epoch, state.last, listed)
             return list(listed)
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import xxhash
 
+from streamdrop.errors import StoreCorruptError
 from streamdrop.store.entries import Entry, decode, is_pinned, key_of
 from streamdrop.store.retention import Candidate, Pool, Retention
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State
 from streamdrop.store.tables import SOURCES, VALUES, Raw, Tables, as_number, number
 
-_COUNTS = struct.Struct("<QQ")
+_COUNTS = struct.Struct("<QQI")  # unpinned, pinned, checksum of both and of the pool
 Freed = tuple[bytes, int, Place]
 """A table of places, a generation, and a place in its slab that nothing shows any more."""
 
@@ -131,10 +132,10 @@ class Ledger:
             return
         pool = self.retention.pool(entry.info)
         name, counts = _pool_name(pool), self.tables.cursor(b"pools")
-        free, pinned = _COUNTS.unpack_from(counts.value()) if counts.set_key(name) else (0, 0)
+        free, pinned = _pool_of(counts.value())[1] if counts.set_key(name) else (0, 0)
         free, pinned = free + by * (not entry.info.pinned), pinned + by * entry.info.pinned
         if free or pinned:
-            counts.put(name, _COUNTS.pack(free, pinned) + json.dumps(pool).encode())
+            counts.put(name, _pool_record(pool, free, pinned))
         else:
             counts.delete()
         if not entry.info.pinned:
@@ -167,11 +168,7 @@ class LmdbShelf:
         """{pool: (unpinned, pinned)} counts."""
         if not self._retention.ranked:
             return {("", None): (self._state.count - self._state.pinned, self._state.pinned)}
-        found = {}
-        for raw in self._tables.cursor(b"pools").iternext(keys=False):
-            stream, label = json.loads(bytes(raw[_COUNTS.size :]))
-            found[stream, label] = _COUNTS.unpack_from(raw)
-        return found
+        return dict(_pool_of(raw) for raw in self._tables.cursor(b"pools").iternext(keys=False))
 
     def candidates(self, pool: Pool) -> Iterator[Candidate]:
         """Unpinned samples of a pool, highest rank first."""
@@ -208,6 +205,26 @@ class LmdbShelf:
             )
             nbytes = sum(place.length for place in places if place is not None)
         return self._retention.candidate(entry.key, seq, nbytes, entry.info, entry.arrived)
+
+
+def _pool_record(pool: Pool, free: int, pinned: int) -> bytes:
+    name = json.dumps(pool).encode()
+    return _COUNTS.pack(free, pinned, _pool_check(free, pinned, name)) + name
+
+
+def _pool_of(raw: Raw) -> tuple[Pool, tuple[int, int]]:
+    """A pool and its counts. Raises StoreCorruptError."""
+    if len(raw) >= _COUNTS.size:
+        free, pinned, check = _COUNTS.unpack_from(raw)
+        name = bytes(raw[_COUNTS.size :])
+        if check == _pool_check(free, pinned, name):
+            stream, label = json.loads(name)
+            return (stream, label), (free, pinned)
+    raise StoreCorruptError("a pool's counts have changed since they were written: restore the store from a copy")
+
+
+def _pool_check(free: int, pinned: int, name: bytes) -> int:
+    return int(xxhash.xxh32_intdigest(b"%d %d %s" % (free, pinned, name)))
 
 
 def _pool_name(pool: Pool) -> bytes:

@@ -29,7 +29,7 @@ import lmdb
 import xxhash
 
 from streamdrop.errors import StoreCorruptError
-from streamdrop.store.entries import Entry, decode, key_of
+from streamdrop.store.entries import Entry, checked, decode, key_of
 from streamdrop.store.intake import missing
 from streamdrop.store.slab import Place
 
@@ -176,7 +176,7 @@ class Tables:
                 if bytes(raw[:8]) != name or (seq := as_number(raw[8:])) > last:
                     break
                 found.append(seq)
-        return [key_of(raw) for raw in self.raw_entries(found)]
+        return [key_of(checked(raw)) for raw in self.raw_entries(found)]
 
     # ---------------------------------------------------------------- places of rows
 
