@@ -1,9 +1,10 @@
-"""Both stores against a plain dict: whatever is done to them, they hold what the dict holds."""
+"""Every store against a plain dict: whatever is done to them, they hold what the dict holds."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,10 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from streamdrop.errors import StoreError
-from streamdrop.store import LmdbStore, MemoryStore, verify
+from streamdrop.store import LmdbStore, MemoryStore, TieredStore, verify
 from streamdrop.testing.stores import doubled, name, sample
+from streamdrop.types import SampleInfo
 
 numbers = st.lists(st.integers(0, 7), unique=True, max_size=5)
+
+
+def stream_of(key):
+    return "odd" if key % 2 else "even"
+
+
+def source_of(key, count):
+    return b"%d %d" % (key, count)
 
 
 class Machine(RuleBasedStateMachine):
@@ -40,7 +50,9 @@ class Machine(RuleBasedStateMachine):
     def put(self, keys):
         self.count += 1
         values = {name(k): sample(k + 10 * self.count, 2**self.cut) for k in keys}
-        self.store.put_many(values, {name(k): self.count for k in keys})
+        info = {name(k): SampleInfo(stream=stream_of(k)) for k in keys}
+        sources = {name(k): source_of(k, self.count) for k in keys}
+        self.store.put_many(values, {name(k): self.count for k in keys}, info, sources)
         self.put_into_model(keys)
 
     @rule(keys=numbers)
@@ -75,6 +87,23 @@ class Machine(RuleBasedStateMachine):
             if commit:
                 staged.commit(doubled, 2)
                 self.cut += 1
+
+    @precondition(lambda self: self.cut > 0)
+    @rule(data=st.data(), chunk=st.integers(1, 5))
+    def thaw(self, data, chunk):
+        cut = data.draw(st.integers(0, self.cut))
+
+        def embed(sources):
+            made = [sample(k + 10 * n, 2**cut) for k, n in (map(int, s.split()) for s in sources)]
+            return tuple(torch.stack(column) for column in zip(*made, strict=True))
+
+        self.store.thaw(cut, embed, f"v{cut}", chunk)
+        self.cut = cut
+
+    @rule()
+    def compact(self):
+        if not isinstance(self.store, MemoryStore):
+            self.store.compact()
 
     @rule()
     def mark(self):
@@ -117,7 +146,11 @@ class Machine(RuleBasedStateMachine):
             got = self.store.get_many([name(k) for k in self.held])
             values = [sample(k + 10 * n, 2**self.cut) for k, n in self.held.items()]
             assert all(torch.equal(g, torch.stack(v)) for g, v in zip(got, zip(*values, strict=True), strict=True))
-            assert self.store.get_targets(self.store.keys()).tolist() == list(self.held.values())
+            keys = self.store.keys()
+            assert self.store.get_targets(keys).tolist() == list(self.held.values())
+            assert self.store.get_sources(keys) == [source_of(k, n) for k, n in self.held.items()]
+        for stream in ("even", "odd"):
+            assert self.store.keys(stream) == [name(k) for k in self.held if stream_of(k) == stream]
 
     def teardown(self):
         self.store.close()
@@ -134,9 +167,14 @@ class InMemory(Machine):
 
 
 class OnDisk(Machine):
+    options: ClassVar[dict] = {}
+
     def open(self):
         self.folder = getattr(self, "folder", None) or tempfile.mkdtemp()
-        return LmdbStore(self.folder, max_samples=self.limit)
+        return self.kind(self.folder, max_samples=self.limit, **self.options)
+
+    def kind(self, folder, **options):
+        return LmdbStore(folder, **options)
 
     def again(self):
         self.store.close()
@@ -150,12 +188,31 @@ class OnDisk(Machine):
         shutil.rmtree(self.folder)
 
 
+class Compressed(OnDisk):
+    options: ClassVar[dict] = {"compression": "lz4"}
+
+
+class Tiered(OnDisk):
+    """Commits when it must."""
+
+    options: ClassVar[dict] = {"commit_seconds": 3600}
+
+    def kind(self, folder, **options):
+        return TieredStore(folder, **options)
+
+
+class TieredAtOnce(Tiered):
+    """A commit is always under way."""
+
+    options: ClassVar[dict] = {"commit_bytes": 1}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 4])
-@pytest.mark.parametrize("machine", [InMemory, OnDisk])
+@pytest.mark.parametrize("machine", [InMemory, OnDisk, Compressed, Tiered, TieredAtOnce])
 def test_store_equals_a_dict(machine, limit):
     kind = type(machine.__name__, (machine,), {"limit": limit})
-    examples = 15 if machine is OnDisk else 60
+    examples = 150 if machine is InMemory else 60
     run_state_machine_as_test(
         kind, settings=settings(max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True)
     )
