@@ -255,13 +255,15 @@ class TieredStore:
             if self._closed:
                 return
             self._closed = True
-            try:
+        try:
+            with self._lock:
                 self._writer.drain()
-            finally:
+        finally:
+            with self._lock:
                 self._writer.stop()
-        self._writer.join()
-        self.durable.close()
-        atexit.unregister(self.close)
+            self._writer.join()
+            self.durable.close()
+            atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
         return self
