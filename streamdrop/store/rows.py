@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
-import xxhash
 
 from streamdrop.errors import StoreCorruptError
 from streamdrop.store.compress import compressor
@@ -168,24 +167,16 @@ def gather(
     """
     layout, slab = packer.layout, file.slab
     if at is None and packer.compression is None and len(columns) == 1 and layout.nbytes:
-        slab.rows(found, columns[0])
-        if verify:
-            _check(found, byte_view(columns[0]), layout.nbytes)
+        if not verify:
+            slab.rows(found, columns[0])
+        elif (seq := slab.checked_rows(found, columns[0])) is not None:
+            raise changed(seq)
         return
     with slab.reading(found):
         views = [byte_view(column) for column in columns]
         unpack = unpacker(packer)
         for i, (seq, place) in zip(range(len(found)) if at is None else at, found, strict=True):
             spread(unpack(read_row(slab, seq, place, verify), seq), layout, views, i)
-
-
-def _check(found: Sequence[Found], data: memoryview, size: int) -> None:
-    """Rows one after the other against their checksums."""
-    at, digest = 0, xxhash.xxh3_64_intdigest
-    for seq, place in found:
-        if digest(data[at : at + size], seq) != place.checksum:
-            raise changed(seq)
-        at += size
 
 
 def read_row(slab: Slab, seq: int, place: Place, verify: bool) -> memoryview:

@@ -129,6 +129,26 @@ class Slab:
         np.take(rows, np.array(starts), axis=0, out=flat, mode="clip")
         self._has_read(flat.size, began)
 
+    def checked_rows(self, found: Sequence[tuple[int, Place]], out: torch.Tensor) -> int | None:
+        """As ``rows``, each row checked while the processor still has it; the number of one that has changed."""
+        if self._slow:
+            self._ask_ahead(found)
+        began, unit, digest = time.perf_counter(), self.unit, xxhash.xxh3_64_intdigest
+        view, data, at = self._reaching(found), byte_view(out), 0
+        for seq, (start, _, expected) in found:
+            row = data[at : at + unit]
+            row[:] = view[start * unit : (start + 1) * unit]
+            if digest(row, seq) != expected:
+                return seq
+            at += unit
+        self._has_read(at, began)
+        return None
+
+    def _reaching(self, found: Sequence[tuple[int, Place]]) -> memoryview:
+        """The map, as far as the last of some rows of one unit."""
+        last = (max([place[0] for _, place in found]) + 1) * self.unit
+        return self._view if last <= len(self._view) else self._remap(last)
+
     @contextlib.contextmanager
     def reading(self, found: Sequence[tuple[int, Place]]) -> Iterator[None]:
         """Around reading rows one by one."""
