@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from heapq import merge
 from typing import NamedTuple, TypeVar
 
+import torch
+
+from streamdrop.store.arena import Arena
 from streamdrop.store.drift import Drift
 from streamdrop.store.intake import Incoming, check_keys, missing
 from streamdrop.store.layout import Layout
@@ -48,8 +51,11 @@ class Front:
         self.retention = durable.retention
         self.fresh = MemoryShelf(self.retention)
         self.gone: set[bytes] = set()  # the durable store still shows them
-        self._ring: OrderedDict[bytes, Row] = OrderedDict()  # committed, newest last
-        self._ring_bytes = self._arrivals = self._count = self._nbytes = 0
+        self._arena: Arena | None = None
+        self._slots: dict[int, int] = {}  # of samples that wait, by their number
+        self._ring: OrderedDict[bytes, int] = OrderedDict()  # slots of committed samples, newest last
+        self._late: list[int] | None = None  # while a commit is under way: slots that it may still read
+        self._arrivals = self._count = self._nbytes = 0
         self._pools: dict[Pool, tuple[int, int]] = {}
         self._drift = self._moving = self._committed = Drift()  # of what waits, of the commit under way, of the rest
         self.layout: Layout | None = None
@@ -67,7 +73,7 @@ class Front:
             self._pools = dict(LmdbShelf(tables, state, self.retention).pools())
         self.fresh.row_bytes = self.layout.nbytes if self.layout is not None else 0
         self._ring.clear()
-        self._ring_bytes = 0
+        self._arena = Arena(self.layout, self._memory_bytes) if self.layout is not None else None
 
     @property
     def waiting(self) -> bool:
@@ -92,10 +98,25 @@ class Front:
             self._drift = self._drift + Drift.over(layout, samples, columns)
             self.layout, self.fresh.row_bytes = layout, layout.nbytes
             self._remove(view, [*gone, *keys])
-        for item, row in zip(incoming, rows_of(columns) if incoming else (), strict=True):
+        for item, (row, slot) in zip(incoming, self._kept(columns), strict=True):
             born, self._arrivals = _FRESH + self._arrivals, self._arrivals + 1
             self.fresh.add(Record(born, item.key, row, item.target, item.info, now, item.source))
             self.gone.discard(item.key)
+            if slot is not None:
+                self._slots[born] = slot
+
+    def _kept(self, columns: Sequence[torch.Tensor]) -> list[tuple[Row, int | None]]:
+        """Rows in the arena, the ring giving way; what does not fit there in memory of its own."""
+        if not len(columns[0]):
+            return []
+        assert self.layout is not None
+        arena = self._arena = self._arena or Arena(self.layout, self._memory_bytes)
+        while self._ring and arena.room < len(columns[0]):
+            arena.give_back(self._ring.popitem(last=False)[1])
+        slots = arena.fill(columns)
+        rest = [column[len(slots) :] for column in columns]
+        kept: list[tuple[Row, int | None]] = [(arena.row(slot), slot) for slot in slots]
+        return kept + [(row, None) for row in (rows_of(rest) if len(rest[0]) else ())]
 
     def _chosen(
         self, view: _View, incoming: Sequence[Incoming], layout: Layout, now: float
@@ -116,15 +137,26 @@ class Front:
 
     def _remove(self, view: _View, keys: Iterable[bytes]) -> None:
         for key in keys:
+            waiting = self.fresh.records.get(key)
             if view.drop(key):
                 self.gone.add(key)
-                row = self._ring.pop(key, None)
-                self._ring_bytes -= _nbytes(row) if row is not None else 0
+                slot = self._ring.pop(key, None) if waiting is None else self._slots.pop(waiting.born, None)
+                self._give_back(slot)
+
+    def _give_back(self, slot: int | None) -> None:
+        if slot is not None and self._arena is not None:
+            if self._late is not None:
+                self._late.append(slot)
+            else:
+                self._arena.give_back(slot)
 
     def row(self, key: bytes) -> Row | None:
-        """A sample's row, if it is in memory."""
+        """A sample's row, if it is in memory; valid while the lock is held."""
         record = self.fresh.records.get(key)
-        return record.row if record is not None else self._ring.get(key)
+        if record is not None:
+            return record.row
+        slot = self._ring.get(key)
+        return None if slot is None or self._arena is None else self._arena.row(slot)
 
     def check_there(self, keys: Sequence[bytes]) -> None:
         """Raise MissingKeyError for keys whose removal waits."""
@@ -146,12 +178,14 @@ class Front:
 
     def batch(self) -> Batch:
         """All that waits, for one commit; it waits on until ``done``."""
-        self._moving, self._drift = self._drift, Drift()
+        self._moving, self._drift, self._late = self._drift, Drift(), []
         return Batch(list(self.fresh.records.values()), set(self.gone), self.layout, self._moving)
 
     def done(self, batch: Batch, committed: bool) -> None:
         """A commit is over: its samples move from those that wait to the ring, unless they have changed since."""
-        self._moving = Drift()
+        self._moving, late, self._late = Drift(), self._late or [], None
+        for slot in late:
+            self._give_back(slot)
         if not committed:
             self._drift = batch.drift + self._drift
             return
@@ -163,15 +197,9 @@ class Front:
                 assert candidate is not None
                 self.fresh.remove(record.key)
                 self.tally(candidate, 1)
-                self._keep(record.key, record.row)
-
-    def _keep(self, key: bytes, row: Row) -> None:
-        """Into the ring, whose oldest make room."""
-        self._ring[key] = row
-        self._ring_bytes += _nbytes(row)
-        while self._ring and self._ring_bytes + self.fresh.nbytes() > self._memory_bytes:
-            _, old = self._ring.popitem(last=False)
-            self._ring_bytes -= _nbytes(old)
+                kept = self._slots.pop(record.born, None)
+                if kept is not None:
+                    self._ring[record.key] = kept
 
     # ---------------------------------------------------------------- counts
 
@@ -251,7 +279,3 @@ class _View:
         if candidate is not None:
             self._front.tally(candidate, -1)
         return candidate is not None
-
-
-def _nbytes(row: Row) -> int:
-    return sum(tensor.nbytes for tensor in row)

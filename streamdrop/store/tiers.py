@@ -20,6 +20,7 @@ from streamdrop.store.front import Front
 from streamdrop.store.intake import check_keys, take_in
 from streamdrop.store.layout import byte_view
 from streamdrop.store.lmdb import LmdbStore, fitting
+from streamdrop.store.memory_shelf import Row
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
 from streamdrop.store.write_behind import WriteBehind
@@ -61,7 +62,7 @@ class TieredStore:
         self._lock = threading.RLock()
         self._closed = False
         self._front = Front(self.durable, memory_bytes)
-        self._writer = WriteBehind(self._front, self._lock, commit_seconds, min(commit_bytes, memory_bytes // 2))
+        self._writer = WriteBehind(self._front, self._lock, commit_seconds, min(commit_bytes, memory_bytes // 4))
         atexit.register(self.close)
 
     # ---------------------------------------------------------------- what it is
@@ -146,17 +147,13 @@ class TieredStore:
             self._front.check_there(wanted)
             rows = [self._front.row(key) for key in wanted]
             layout = self._front.layout
-        if layout is None or not any(rows):
-            return self.durable.read_into(wanted, buffers)
-        columns = fitting(layout, len(rows), buffers)
-        views = [byte_view(column) for column in columns]
-        for i, row in enumerate(rows):
-            for column, view in zip(row or (), views, strict=bool(row)):
-                size = column.nbytes
-                view[i * size : (i + 1) * size] = byte_view(column)
-        places = [i for i, row in enumerate(rows) if row is None]
-        if places:
-            self.durable.columns([wanted[i] for i in places], into=(columns, places))
+            if layout is None or not any(rows):
+                return self.durable.read_into(wanted, buffers)
+            columns = fitting(layout, len(rows), buffers)
+            _fill(columns, rows)
+            places = [i for i, row in enumerate(rows) if row is None]
+            if places:
+                self.durable.columns([wanted[i] for i in places], into=(columns, places))
         return layout.decode(columns)
 
     def get_targets(self, keys: Sequence[bytes]) -> Target | None:
@@ -303,3 +300,12 @@ class TierStage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stage.__exit__(kind, error, trace)
+
+
+def _fill(columns: Sequence[torch.Tensor], rows: Sequence[Row | None]) -> None:
+    """Rows into their places in a batch, where there are any."""
+    for j, column in enumerate(columns):
+        view, size = byte_view(column), column[0].nbytes
+        for i, row in enumerate(rows):
+            if row is not None:
+                view[i * size : (i + 1) * size] = byte_view(row[j])
