@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from typing_extensions import Self
 
 from streamdrop.errors import StoreError
@@ -45,6 +46,7 @@ class Making:
         self._written: dict[int, Place] = {}  # since the last record
         self._weight = 0
         self._writes: list[Future[None]] = []
+        self._recording: tuple[list[Future[None]], dict[int, Place]] | None = None  # on its way to the disk
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="promotion")
         self._go_on(state)
 
@@ -99,7 +101,7 @@ class Making:
             self._weight += sum(place.length for place in placed)
             self._wait(_AHEAD)
         if self._weight >= BUFFER_BYTES:
-            self.record()
+            self._begin_record()
 
     def _seen(self, drift: Drift) -> None:
         self.drift = self.drift + drift
@@ -110,21 +112,34 @@ class Making:
                 self._writes.pop(0).result()
 
     def record(self) -> None:
-        """Record what was written, once it is on the disk."""
-        self._wait(0)
-        if not self._written or self._file is None:
+        """Record all that was written, once it is on the disk."""
+        self._begin_record()
+        self._end_record()
+
+    def _begin_record(self) -> None:
+        """Let the disk take what was written; it is recorded when that is done, at the next of these at the latest."""
+        self._end_record()
+        if self._written and self._file is not None:
+            self._writes.append(started(self._pool, self._file.slab.sync))
+            self._recording = (self._writes, self._written)
+            self._writes, self._written, self._weight = [], {}, 0
+
+    def _end_record(self) -> None:
+        if self._recording is None:
             return
-        with self.store.folder.environment.errors(self._weight):
-            self._file.slab.sync()
+        writes, written = self._recording
+        with self.store.folder.environment.errors(sum(place.length for place in written.values())):
+            for write in writes:
+                write.result()
 
         def work(tables: Tables, state: State) -> State:
-            there = tables.places(VALUES, state.generation, list(self._written))
-            kept = [one for one, old in zip(self._written.items(), there, strict=True) if old is not None]  # not gone
+            there = tables.places(VALUES, state.generation, list(written))
+            kept = [one for one, old in zip(written.items(), there, strict=True) if old is not None]  # not gone since
             tables.put_places(VALUES, self.generation, kept)
             return self._note(tables, state)
 
-        self.store.folder.change(work, 64 * len(self._written))
-        self._written, self._weight = {}, 0
+        self.store.folder.change(work, 64 * len(written))
+        self._recording = None
 
     def _note(self, tables: Tables, state: State) -> State:
         assert self.layout is not None
@@ -139,7 +154,9 @@ class Making:
         """Those of some samples that have no row in this generation yet."""
         with self.store.folder.reading() as (tables, _):
             places = tables.places(VALUES, self.generation, found)
-        return [seq for seq, place in zip(found, places, strict=True) if place is None and seq not in self._written]
+        under_way = self._recording[1] if self._recording is not None else {}
+        known = self._written.keys() | under_way.keys()
+        return [seq for seq, place in zip(found, places, strict=True) if place is None and seq not in known]
 
     def flip(self, after: Callable[[State], State]) -> None:
         """Make this generation the one that counts. Durable when it returns."""
@@ -156,9 +173,13 @@ class Making:
         self.store.flush()
         self.store.folder.sweep()
 
-    def close(self) -> None:
-        """Wait for what is under way, whatever became of it."""
+    def close(self, done: bool) -> None:
+        """Wait for what is under way, whatever became of it; let go of the slab, and of its room unless ``done``."""
         self._pool.shutdown(wait=True)
+        if self._file is not None and not done:
+            self._file.slab.cut_off(0)  # now, not when the last traceback that holds it is gone
+            self._file.slab.close()
+        self._writes, self._recording, self._file = [], None, None
 
 
 def _live_bytes(tables: Tables, state: State) -> int:
@@ -220,7 +241,7 @@ class LmdbStage:
     ) -> None:
         self._store.unstage(self)
         if self._making is not None:
-            self._making.close()
+            self._making.close(self._done)
         if not self._done:
             self._done = True
             try:
@@ -254,9 +275,11 @@ def _chunks(store: LmdbStore, making: Making, chunk: int) -> Iterator[tuple[list
     if state.layout is None:
         return
     packer = Packer(state.layout, state.compression)
+    columns: Sequence[Tensor] = ()
     for found in pages(store, making, chunk):
         file = store.folder.files.reading(VALUES, state.generation, packer.unit)
-        columns = packer.layout.allocate(len(found))
+        if not columns or len(columns[0]) != len(found):
+            columns = packer.layout.allocate(len(found))  # used for one chunk after the other
         gather(file, packer, found, columns, store.verify)
         yield [seq for seq, _ in found], packer.layout.decode(columns)
 

@@ -42,10 +42,10 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
         making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
         store.shrink()
     except BaseException:
-        making.close()
+        making.close(done=False)
         forget_staged(store)
         raise
-    making.close()
+    making.close(done=True)
 
 
 def _name(store: LmdbStore, seq: int) -> bytes | int:

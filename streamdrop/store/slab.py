@@ -196,9 +196,14 @@ class Slab:
         """Bytes the file takes on the disk."""
         return os.fstat(self._fd).st_blocks * 512
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # whoever still reads from here holds the object
+    def close(self) -> None:
+        """Let go of the file, which nobody reads; else that happens when the last reader lets go of this object."""
+        if getattr(self, "_fd", -1) >= 0:
             os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _start_writeback(fd: int, offset: int, length: int) -> None:
