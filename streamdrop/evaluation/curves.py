@@ -1,93 +1,166 @@
-"""Figures of an experiment, after the paper's Figures 1, 5 and 6: PNG and SVG beside result.json."""
+"""Figures of an experiment, after the paper's Figures 1, 3, 5 and 6: PNG and SVG beside result.json."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-COLOURS = {"sgd": "#6b7280", "freeze": "#2563eb", "drop": "#16a34a"}
-Rows = list[dict[str, Any]]
+from streamdrop.errors import OutputError
+from streamdrop.evaluation.fit_summary import SAME_TIME, Result, Rows, number, ordered
+from streamdrop.evaluation.layer_curves import agreement_figure, importance_pair_figure, layers_figure
 
 
-def draw_curves(result: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
-    """Draw every figure of a ``result.json`` into ``folder``; returns the files written."""
+@dataclass(frozen=True)
+class Pen:
+    """How a strategy is drawn: where two coincide, the wider one shows behind the narrower."""
+
+    colour: str
+    width: float = 1.6
+    alpha: float = 1.0
+
+
+PENS = {
+    "sgd": Pen("#4b5563"),
+    "freeze-full": Pen("#f59e0b", 5.0, 0.55),
+    "freeze": Pen("#60a5fa", 3.2, 0.9),
+    "drop": Pen("#15803d", 1.4),
+    SAME_TIME: Pen("#be185d", 1.0),
+}
+
+
+def draw_curves(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
+    """Draw every figure of a ``result.json`` into ``folder``; returns the files written; raises OutputError.
+
+    Epochs that an arm did not reach and numbers that are none (a diverged run) leave gaps.
+    """
     figures = {
         "accuracy-and-time": _accuracy_and_time(result),
+        "accuracy-over-seconds": _accuracy_over_seconds(result),
         "parameters-and-macs": _parameters_and_macs(result),
-        "layers": _layers(result),
+        "layers": layers_figure(result),
+        "agreement": agreement_figure(result),
     }
-    written = []
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            written.append(Path(folder) / f"{name}.{suffix}")
-            figure.savefig(written[-1], dpi=130)
-    return written
+    return [path for name, figure in figures.items() if figure for path in _save(figure, Path(folder), name)]
+
+
+def draw_importance_pair(with_bn: Result, without_bn: Result, folder: str | os.PathLike[str]) -> list[Path]:
+    """Fig. 3: importance per layer with and without BatchNorm, side by side; returns the files; raises OutputError."""
+    return list(_save(importance_pair_figure(with_bn, without_bn), Path(folder), "importance-with-and-without-bn"))
+
+
+def _save(figure: Figure, folder: Path, name: str) -> Iterator[Path]:
+    for suffix in ("png", "svg"):
+        path = folder / f"{name}.{suffix}"
+        try:
+            figure.savefig(path, dpi=130)
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror}): free space or give a folder you may write"
+            ) from None
+        yield path
+
+
+def values(rows: Rows, key: str, factor: float = 1.0) -> list[float]:
+    """One number per epoch, NaN where it is none."""
+    found = [number(row.get(key)) for row in rows]
+    return [math.nan if value is None else factor * value for value in found]
 
 
 def _figure(title: str, columns: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(5.2 * columns, 3.8), layout="constrained")
-    figure.suptitle(title)
+    figure = Figure(figsize=(5.4 * columns, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
     axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 
-def _accuracy_and_time(result: dict[str, Any]) -> Figure:
-    """Fig. 5: accuracy and seconds per epoch; epochs that stored activations are starred."""
-    figure, (left, right) = _figure(f"{result['model']} on {result['dataset']}, seed {result['seed']}", 2)
-    for name, entry in result["strategies"].items():
+def _legend(figure: Figure, *axes: Axes) -> None:
+    """One legend under all axes, each label once: never over the curves."""
+    labelled: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=len(labelled), frameon=False, fontsize=9
+    )
+
+
+def _style(strategy: str) -> dict[str, Any]:
+    pen = PENS.get(strategy, Pen("#7c3aed"))
+    return {"color": pen.colour, "linewidth": pen.width, "alpha": pen.alpha, "label": strategy}
+
+
+def _arms(result: Result) -> Iterator[tuple[str, Rows, list[int]]]:
+    """Name, epochs and their numbers, of each strategy that has any."""
+    for name, entry in ordered(result).items():
         rows: Rows = entry["epochs"]
-        epochs, seconds = [row["epoch"] for row in rows], [row["seconds"] for row in rows]
-        left.plot(epochs, [row["accuracy"] for row in rows], color=COLOURS[name], label=name)
-        right.plot(epochs, seconds, color=COLOURS[name], label=name)
-        stored = [(row["epoch"], row["seconds"]) for row in rows if row["stored"]]
-        if stored:
-            right.plot(*zip(*stored, strict=True), "*", color=COLOURS[name], markersize=12, label=f"{name}: stores")
+        if rows:
+            yield name, rows, [row["epoch"] for row in rows]
+
+
+def _title(result: Result) -> str:
+    diverged = [name for name, entry in ordered(result).items() if entry.get("status") == "diverged"]
+    more = f" ({', '.join(diverged)} diverged)" if diverged else ""
+    return f"{result['model']} on {result['dataset']}, seed {result['seed']}{more}"
+
+
+def _accuracy_and_time(result: Result) -> Figure:
+    """Fig. 5: accuracy and seconds per epoch; epochs that stored activations are starred."""
+    figure, (left, right) = _figure(_title(result), 2)
+    for name, rows, epochs in _arms(result):
+        accuracy = values(rows, "accuracy")
+        left.plot(epochs, accuracy, **_style(name))
+        right.plot(epochs, values(rows, "seconds"), **_style(name))
+        if name == SAME_TIME:
+            left.axhline(
+                accuracy[-1], color=PENS[name].colour, linestyle="--", linewidth=1, label=f"{name}, at its end"
+            )
+        stored = [(row["epoch"], row["seconds"]) for row in rows if row.get("stored") and row["cut"]]
+        if stored and name == "drop":
+            x, y = zip(*stored, strict=True)
+            right.plot(x, y, "*", color=PENS[name].colour, markersize=12, label=f"{name}: this epoch stores")
     left.set_ylabel("test accuracy")
     right.set_ylabel("seconds per epoch")
     right.set_ylim(bottom=0)
-    for axis in (left, right):
-        axis.legend(frameon=False)
+    _legend(figure, left, right)
     return figure
 
 
-def _parameters_and_macs(result: dict[str, Any]) -> Figure:
+def _accuracy_over_seconds(result: Result) -> Figure:
+    """Accuracy against the time spent so far: what each strategy gives for the same seconds."""
+    figure, (axis,) = _figure(_title(result), 1)
+    for name, rows, _ in _arms(result):
+        axis.plot(list(accumulate(values(rows, "seconds"))), values(rows, "accuracy"), marker=".", **_style(name))
+    axis.xaxis.set_major_locator(MaxNLocator())
+    axis.set_xlabel("seconds of training and storing")
+    axis.set_ylabel("test accuracy")
+    axis.set_xlim(left=0)
+    _legend(figure, axis)
+    return figure
+
+
+def _parameters_and_macs(result: Result) -> Figure:
     """Fig. 6: parameters still trained and forward MACs run, per epoch."""
-    figure, (left, right) = _figure("What each epoch trains and runs", 2)
-    for name, entry in result["strategies"].items():
-        rows: Rows = entry["epochs"]
-        epochs = [row["epoch"] for row in rows]
-        left.step(epochs, [row["parameters"] / 1e6 for row in rows], where="mid", color=COLOURS[name], label=name)
-        right.step(epochs, [row["forward_macs"] / 1e9 for row in rows], where="mid", color=COLOURS[name], label=name)
+    figure, (left, right) = _figure(f"{_title(result)}: what each epoch trains and runs", 2)
+    for name, rows, epochs in _arms(result):
+        left.step(epochs, values(rows, "parameters", 1e-6), where="mid", **_style(name))
+        right.step(epochs, values(rows, "forward_macs", 1e-9), where="mid", **_style(name))
     left.set_ylabel("parameters trained, millions")
     right.set_ylabel("forward MACs, billions")
     for axis in (left, right):
         axis.set_ylim(bottom=0)
-        axis.legend(frameon=False)
-    return figure
-
-
-def _layers(result: dict[str, Any]) -> Figure:
-    """Fig. 1: magnitude (Eq. 1) and importance (Eq. 2) of each layer, input side purple, output side red."""
-    name = "drop" if "drop" in result["strategies"] else next(iter(result["strategies"]))
-    rows: Rows = result["strategies"][name]["epochs"]
-    layers = list(rows[0]["importance"] or {})
-    figure, (left, right) = _figure(f"Layers under {name}: purple near the input, red near the output", 2)
-    shades = mpl.colormaps["rainbow"]
-    for i, layer in enumerate(layers):
-        colour = shades(i / max(1, len(layers) - 1))
-        for axis, key in ((left, "magnitude"), (right, "importance")):
-            points = [(row["epoch"], row[key][layer]) for row in rows if layer in row[key]]
-            axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, marker=".")
-    left.set_ylabel("magnitude (Eq. 1)")
-    left.set_yscale("log")
-    right.set_ylabel("importance P (Eq. 2)")
+    _legend(figure, left, right)
     return figure
