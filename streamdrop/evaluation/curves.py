@@ -161,6 +161,6 @@ def _parameters_and_macs(result: Result) -> Figure:
     left.set_ylabel("parameters trained, millions")
     right.set_ylabel("forward MACs, billions")
     for axis in (left, right):
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.dataLim.y1 if axis.lines else 1.0)
     _legend(figure, left, right)
     return figure

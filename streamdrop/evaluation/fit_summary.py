@@ -96,8 +96,8 @@ def _saved(entry: dict[str, Any], sgd: dict[str, Any] | None, key: str, of: str)
 
 
 def _points(drop: dict[str, Any] | None, other: dict[str, Any] | None) -> float | None:
-    """Accuracy of drop less another's, in points (hundredths)."""
-    if drop is None or other is None:
+    """Accuracy of drop less another's, in points (hundredths); None unless both trained to the end."""
+    if drop is None or other is None or any(arm.get("status", "done") != "done" for arm in (drop, other)):
         return None
     mine, its = number(drop.get("accuracy")), number(other.get("accuracy"))
     return None if mine is None or its is None else 100.0 * (mine - its)

@@ -91,15 +91,16 @@ def _held_back(summary: Summary) -> str:
     return f"Held the rest back: {summary['held_back']}." if summary["held_back"] else ""
 
 
-Column = tuple[str, Callable[[Summary], float | None], int]
-"""Heading, the number of a summary, digits shown."""
+Column = tuple[str, Callable[[Summary], float | None], str]
+"""Heading, the number of a summary, how it is formatted."""
 
 
 def strategy_value(strategy: str, key: str, factor: float = 1.0) -> Callable[[Summary], float | None]:
-    """Reads ``key`` of a strategy off a summary, times ``factor``; None where it did not run."""
+    """Reads ``key`` of a strategy off a summary, times ``factor``; None where it did not run or not to the end."""
 
     def read(summary: Summary) -> float | None:
-        value = summary["strategies"].get(strategy, {}).get(key)
+        entry = summary["strategies"].get(strategy, {})
+        value = entry.get(key) if entry.get("status") == "done" else None
         return None if value is None else factor * value
 
     return read
@@ -111,16 +112,16 @@ def summary_value(key: str) -> Callable[[Summary], float | None]:
 
 
 SWEEP_COLUMNS: tuple[Column, ...] = (
-    ("A sgd %", strategy_value("sgd", "accuracy", 100), 2),
-    ("A drop %", strategy_value("drop", "accuracy", 100), 2),
-    ("to sgd", summary_value("accuracy_difference"), 2),
-    ("to same time", summary_value("same_time_difference"), 2),
-    ("ΔT freeze-full %", strategy_value("freeze-full", "saved_time_percent"), 1),
-    ("ΔT freeze %", strategy_value("freeze", "saved_time_percent"), 1),
-    ("ΔT drop %", strategy_value("drop", "saved_time_percent"), 1),
-    ("of bound %", summary_value("share_of_bound_percent"), 1),
-    ("ΔMACs %", strategy_value("drop", "saved_macs_percent"), 1),
-    ("dropped MACs %", summary_value("dropped_macs_percent"), 1),
+    ("A sgd %", strategy_value("sgd", "accuracy", 100), ".2f"),
+    ("A drop %", strategy_value("drop", "accuracy", 100), ".2f"),
+    ("to sgd", summary_value("accuracy_difference"), "+.2f"),
+    ("to same time", summary_value("same_time_difference"), "+.2f"),
+    ("ΔT freeze-full %", strategy_value("freeze-full", "saved_time_percent"), ".1f"),
+    ("ΔT freeze %", strategy_value("freeze", "saved_time_percent"), ".1f"),
+    ("ΔT drop %", strategy_value("drop", "saved_time_percent"), ".1f"),
+    ("of bound %", summary_value("share_of_bound_percent"), ".1f"),
+    ("ΔMACs %", strategy_value("drop", "saved_macs_percent"), ".1f"),
+    ("dropped MACs %", summary_value("dropped_macs_percent"), ".1f"),
 )
 
 
@@ -135,7 +136,7 @@ def format_sweep(sweep: dict[str, Any], results: Sequence[Result]) -> str:
     done = sum(cell.status == "done" for cell in cells)
     note = "± is the standard deviation over seeds; differences of accuracy in points (drop less the other)."
     lines = [f"{sweep.get('name', 'sweep')}: {done} of {len(cells)} cells done", "", *align(rows, left=3), "", note]
-    return "\n".join([*lines, *(describe_gap(cell) for cell in cells if cell.status != "done")])
+    return "\n".join([*lines, *describe_gaps(cells)])
 
 
 def sweep_row(group: Sequence[Cell]) -> list[str]:
@@ -144,25 +145,33 @@ def sweep_row(group: Sequence[Cell]) -> list[str]:
     n = str(len(summaries)) if len(summaries) == len(group) else f"{len(summaries)} of {len(group)}"
     if not summaries:
         return [n, *(_states(group) if i == 0 else NOTHING for i in range(len(SWEEP_COLUMNS)))]
-    return [n, *(format_spread([read(s) for s in summaries], digits) for _, read, digits in SWEEP_COLUMNS)]
+    return [n, *(format_spread([read(s) for s in summaries], form) for _, read, form in SWEEP_COLUMNS)]
 
 
 def _states(group: Sequence[Cell]) -> str:
     return ", ".join(dict.fromkeys(cell.status for cell in group))
 
 
-def describe_gap(cell: Cell) -> str:
-    """A cell without a result, and why."""
-    where = f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
-    return f"{cell.status}: {where}" + (f": {cell.error}" if cell.error else "")
+def describe_gaps(cells: Sequence[Cell]) -> list[str]:
+    """Cells without a result, and why; arms that diverged, which no mean counts."""
+    lines = []
+    for cell in cells:
+        where = f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
+        if cell.summary is None:
+            lines.append(f"{cell.status}: {where}" + (f": {cell.error}" if cell.error else ""))
+            continue
+        strategies = cell.summary["strategies"]
+        broken = [f"{name} {entry['status']}" for name, entry in strategies.items() if entry["status"] != "done"]
+        lines += [f"{', '.join(broken)}: {where}: left out of the means"] if broken else []
+    return lines
 
 
-def format_spread(values: Sequence[float | None], digits: int) -> str:
+def format_spread(values: Sequence[float | None], form: str) -> str:
     """``62.1 ± 3.4``, as much of it as is known."""
     found = spread(values)
     if found is None:
         return NOTHING
-    return f"{found.mean:.{digits}f}" + ("" if found.deviation is None else f" ± {found.deviation:.{digits}f}")
+    return f"{found.mean:{form}}" + ("" if found.deviation is None else f" ± {found.deviation:{form.lstrip('+')}}")
 
 
 def align(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -142,4 +142,6 @@ def _colour_bar(figure: Figure, axes: list[Axes], layers: list[str]) -> None:
         bar.ax.tick_params(labelsize=7, length=0)
     else:
         bar.set_label("layer, 1 nearest the input")
-        bar.set_ticks([1, *(t for t in MaxNLocator(6, integer=True).tick_values(1, count) if 1 < t < count), count])
+        room = count / 20  # the labels of the ends keep so much to themselves
+        between = MaxNLocator(6, integer=True).tick_values(1, count)
+        bar.set_ticks([1, *(t for t in between if 1 + room < t < count - room), count])
