@@ -4,7 +4,7 @@
     python benchmarks/fit.py configs/fit/cifar10-resnet18.yaml --policies paper,prefix-sum --seeds 0 --strategies drop
 
 Every (seed, policy) is one run of ``streamdrop fit``, its strategies taking turns epoch by epoch. A finished run is
-kept and not repeated. Writes fit.json; prints a line per run and the mean with its spread.
+kept, one that was cut short goes on. Writes fit.json; prints a line per run and the mean with its spread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from streamdrop.config import load
-from streamdrop.evaluation.experiment import FitConfig, run_experiment, table
+from streamdrop.evaluation.experiment import FitConfig, run_experiment
+from streamdrop.evaluation.fit_tables import format_result
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     for policy in _policies(options.policies):
         for seed in options.seeds.split(","):
             results.append(_run(options, policy, int(seed)))
-            print(f"\n{json.dumps(policy)}, seed {seed}\n{table(results[-1])}", flush=True)
+            print(f"\n{json.dumps(policy)}, seed {seed}\n{format_result(results[-1])}", flush=True)
     print("\n" + _summary(results))
     (options.output / "fit.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
@@ -48,11 +49,8 @@ def _policies(text: str) -> list[Any]:
 def _run(options: argparse.Namespace, policy: Any, seed: int) -> dict[str, Any]:
     name = policy if isinstance(policy, str) else "schedule"
     folder = options.output / f"{name}-{options.strategies.replace(',', '-')}-{seed}"
-    done = folder / "result.json"
-    if done.exists() and "strategies" in (kept := json.loads(done.read_text(encoding="utf-8"))):
-        return kept
     config = load(options.config, FitConfig, [*options.set, f"seed={seed}", f"policy={json.dumps(policy)}"])
-    return run_experiment(config, options.strategies.split(","), folder, _tell)
+    return run_experiment(config, options.strategies.split(","), folder, _tell, resume=True)
 
 
 def _tell(strategy: str, epoch: int, row: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Renders the sample data: a clip with truth, and a labelled stream that drifts. The same seed, the same data.
+"""Renders the sample data: a clip with truth, a drifting labelled stream, a small labelled set; same seed, same data.
 
 python scripts/make_samples.py [--seed 0] [--output data_samples]
 """
@@ -14,6 +14,7 @@ from streamdrop.streams import VideoWriter
 from streamdrop.testing.scenes import FPS, drift_stream, render_clip
 
 FRAMES, SIZE, IMAGES = 300, (480, 360), 2000
+TRAIN, TEST = 256, 128
 
 
 def write_clip(folder: Path, seed: int) -> None:
@@ -32,6 +33,16 @@ def write_drift(folder: Path, seed: int) -> None:
     np.savez_compressed(folder / "drift.npz", images=images, labels=labels.astype(np.uint8))
 
 
+def write_labelled(folder: Path, seed: int) -> None:
+    """labelled.npz: a set to train on and one to test on, drawn from one stream by turns."""
+    images, labels = drift_stream(seed, TRAIN + TEST)
+    test = np.arange(TRAIN + TEST) % 3 == 2
+    parts = {"train": ~test, "test": test}
+    arrays = {f"{name}_images": images[part] for name, part in parts.items()}
+    arrays |= {f"{name}_labels": labels[part].astype(np.uint8) for name, part in parts.items()}
+    np.savez_compressed(folder / "labelled.npz", **arrays)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -40,6 +51,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_clip(arguments.output, arguments.seed)
     write_drift(arguments.output, arguments.seed)
+    write_labelled(arguments.output, arguments.seed)
     for path in sorted(arguments.output.iterdir()):
         print(f"{path.stat().st_size / 1e6:7.3f} MB  {path}")
 

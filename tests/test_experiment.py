@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 
 def config(data, **more):
-    sizes = {"image_size": 32, "train": 24, "test": 9, "epochs": 4, "warm_up": 1, "batch_size": 8}
+    sizes = {"image_size": 32, "train": 24, "test": 9, "epochs": 4, "warm_up": 1, "batch_size": 8, "same_time": False}
     return load({"data": data, "model": "shufflenet_v2_x0_5", **sizes, **more}, FitConfig)
 
 
@@ -59,6 +59,7 @@ def test_result_holds_what_others_read(data, tmp_path):
     assert 0 < drop["saved_macs_percent"] < 100
     assert 0 <= drop["accuracy"] <= 1
     assert not (tmp_path / "stores").exists()
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.slow
@@ -66,7 +67,7 @@ def test_the_command_prints_a_table_and_draws_figures(data, tmp_path, capsys):
     text = CONFIG.read_text().replace("${STREAMDROP_DATA}/cifar10", data).replace("resnet18", "shufflenet_v2_x0_5")
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    sets = ["image_size=32", "train=24", "test=9", "epochs=2", "batch_size=8"]
+    sets = ["image_size=32", "train=24", "test=9", "epochs=2", "batch_size=8", "policy=paper"]
     status = main(["fit", str(path), "--strategies", "sgd,drop", "--output", str(tmp_path / "out")]
                   + [part for s in sets for part in ("--set", s)])  # fmt: skip
     captured = capsys.readouterr()
@@ -107,7 +108,7 @@ def test_what_cannot_work_is_refused_before_training(data, tmp_path, more, error
 
 
 def test_unknown_strategies_and_folders_that_cannot_be_written(data, tmp_path, capsys):
-    with pytest.raises(ConfigError, match="sgd, freeze, drop"):
+    with pytest.raises(ConfigError, match="sgd, freeze, freeze-full, drop"):
         run_experiment(config(data), ["drip"], tmp_path)
     path = tmp_path / "c.yaml"
     path.write_text(f"data: {data}\nmodle: resnet18\n")

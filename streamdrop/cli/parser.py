@@ -26,7 +26,9 @@ EVALUATE_EXAMPLES = """examples:
 FIT_EXAMPLES = """examples:
   streamdrop fit configs/fit/cifar10-resnet18.yaml --strategies sgd,freeze,drop --output runs/cifar10
   streamdrop fit config.yaml --set policy=prefix-sum --set epochs=8 --output runs/quick
-  streamdrop fit config.yaml --set 'policy={schedule: {4: 10, 5: 19}}' --output runs/schedule"""
+  streamdrop fit config.yaml --set 'policy={schedule: {4: 10, 5: 19}}' --output runs/schedule
+  streamdrop fit config.yaml --output runs/cifar10 --resume         go on after a kill
+  streamdrop fit --sweep configs/fit/mini.yaml --output runs/mini   a grid; run again to go on"""
 
 STORE_EXAMPLES = """examples:
   streamdrop store info run/features
@@ -114,10 +116,19 @@ def _add_evaluate(commands: _Commands) -> None:
 def _add_fit(commands: _Commands) -> None:
     text = "Train a network on a data set by sgd, freeze and drop, side by side (the paper's experiment)."
     parser = _command(commands, "fit", text, FIT_EXAMPLES, "fit")
-    parser.add_argument("config", help="YAML file: see configs/fit/")
-    parser.add_argument("--strategies", type=_names, default=["sgd", "freeze", "drop"], metavar="A,B")
+    parser.add_argument("config", nargs="?", help="YAML file of one experiment: see configs/fit/")
+    parser.add_argument("--sweep", metavar="F", help="YAML file of a grid instead, as configs/fit/mini.yaml")
+    parser.add_argument(
+        "--strategies",
+        type=_names,
+        metavar="A,B",
+        help="of sgd, freeze, freeze-full, drop, sgd-same-time (default: sgd,freeze,drop, or the sweep's)",
+    )
     _add_set(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="result.json and figures go here")
+    parser.add_argument("--resume", action="store_true", help="go on with a killed run (a sweep always does)")
+    parser.add_argument("--save-weights", action="store_true", help="write every strategy's final weights, safetensors")
+    parser.add_argument("--download", action="store_true", help="fetch a data set that is missing from its publisher")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 

@@ -2,245 +2,214 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch.nn import functional
 
-from streamdrop.engine import FineTuner
-from streamdrop.errors import ConfigError, OutputError
-from streamdrop.evaluation.datasets import LabelledSet, read_split
-from streamdrop.evaluation.hardware import describe_hardware
-from streamdrop.evaluation.networks import build_network
-from streamdrop.policies import policy_from
-from streamdrop.split import SplitModel
-from streamdrop.store import FeatureStore, LmdbStore, MemoryStore
-from streamdrop.types import RoundReport
+from streamdrop.config import load
+from streamdrop.errors import ConfigError, OutputError, StreamdropError
+from streamdrop.evaluation.datasets import read_split
+from streamdrop.evaluation.fit_arm import (
+    Arm,
+    FitData,
+    Plan,
+    open_arm,
+    replace_text,
+    take_first_costs,
+    weights_of,
+    write_weights,
+)
+from streamdrop.evaluation.fit_config import SAME_TIME, STRATEGIES, FitConfig, OptimizerConfig, checked_strategies
+from streamdrop.evaluation.fit_result import describe_arms, describe_run
 
-STRATEGIES = ("sgd", "freeze", "drop")
+__all__ = ["STRATEGIES", "FitConfig", "OptimizerConfig", "read_result", "run_experiment"]
 
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimiser of an experiment; ``momentum`` counts for sgd only."""
-
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0005
-
-    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimiser over ``parameters``."""
-        if self.name == "sgd":
-            return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
-        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(parameters, self.lr, weight_decay=self.weight_decay)
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """One experiment. ``data`` is a folder with train.npz and test.npz; ``train`` and ``test`` are counts of images.
-
-    ``policy`` is paper, prefix-sum, never or {schedule: {epoch: cut}}. ``store`` is where drop and freeze keep their
-    samples: on disk (lmdb, under the output folder, removed afterwards) or in memory.
-    """
-
-    data: str
-    model: str = "resnet18"
-    weights: str | None = None
-    image_size: int = 64
-    train: int = 1500
-    test: int = 1000
-    epochs: int = 16
-    warm_up: int = 3
-    batch_size: int = 64
-    policy: str | dict[str, dict[int, int]] = "paper"
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    seed: int = 0
-    store: Literal["lmdb", "memory"] = "lmdb"
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "train", "test", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
-        policy_from(self.policy)
-
-
-@dataclass
-class _Arm:
-    """One strategy under way: its tuner and what its epochs cost."""
-
-    strategy: str
-    tuner: FineTuner
-    fill_seconds: float
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+OnEpoch = Callable[[str, int, dict[str, Any]], None]
+SAVING_SHARE = 20
+"""A checkpoint that took s seconds is followed by at least this many times s seconds of training."""
 
 
 def run_experiment(
     config: FitConfig,
     strategies: Iterable[str],
     output: str | os.PathLike[str],
-    on_epoch: Callable[[str, int, dict[str, Any]], None] = lambda strategy, epoch, row: None,
+    on_epoch: OnEpoch = lambda strategy, epoch, row: None,
+    *,
+    resume: bool = False,
+    save_weights: bool = False,
+    download: bool = False,
 ) -> dict[str, Any]:
     """Train the same network from the same weights by each strategy; write ``output/result.json`` and return it.
 
-    The strategies take turns epoch by epoch, so that what else the machine does falls on all alike. ``on_epoch`` is
-    called after each epoch with its row. Seconds count training and storing, not testing. Raises ConfigError,
-    DataError, OutputError before work starts.
+    The strategies take turns epoch by epoch, so that what else the machine does falls on all alike; ``sgd-same-time``
+    runs when all others are done. ``on_epoch`` is called after each epoch with its row. Seconds count training and
+    storing, not testing. ``resume`` goes on with what a killed run left in ``output``; ``save_weights`` writes
+    ``STRATEGY.safetensors``; ``download`` may fetch a data set that is missing. An arm whose loss is not finite stops
+    (status "diverged", weights of its last good epoch in ``STRATEGY-last-good.safetensors``); the others go on.
+    Raises ConfigError, DataError, OutputError before work starts.
     """
-    chosen = _checked(strategies)
-    folder = _prepared(Path(output))
-    train = read_split(config.data, "train", config.train, config.image_size)
-    test = read_split(config.data, "test", config.test, config.image_size)
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
-    stores = folder / "stores"
-    arms: list[_Arm] = []
+    asked = checked_strategies(strategies, config.same_time)
+    folder = Path(output)
+    kept = _kept(folder, config, asked) if resume else None
+    if kept is not None and kept["finished"]:
+        _tidy(folder)
+        return kept
+    _make(folder)
+    with _threads(config.threads):
+        data = _read(config, download)
+        if kept is None:
+            _tidy(folder)
+            replace_text(folder / "result.json", json.dumps(describe_run(config, asked)))
+        return _Run(config, asked, folder, on_epoch, save_weights).carry_out(data)
+
+
+@dataclass
+class _Run:
+    """An experiment under way."""
+
+    config: FitConfig
+    asked: list[str]
+    folder: Path
+    on_epoch: OnEpoch
+    save_weights: bool
+    arms: list[Arm] = field(default_factory=list)
+    saved_at: float = field(default_factory=time.monotonic)
+    saving_took: float = 0.0
+
+    def carry_out(self, data: FitData) -> dict[str, Any]:
+        """Every arm to its end, then the result."""
+        try:
+            take_first_costs(self.config, data)
+            alone = len(self.asked) == 1  # then its scores are what the run is for: nothing is compared with it
+            for strategy in self.asked:
+                if strategy != SAME_TIME:
+                    self._open(Plan(strategy, self.config.epochs, scored=alone), data)
+            self._train(self.arms, data)
+            if SAME_TIME in self.asked:
+                self._train_same_time(data)
+            result = describe_arms(self.config, self.asked, self.arms, finished=True)
+            if self.save_weights:
+                for arm in self.arms:
+                    write_weights(self.folder / f"{arm.strategy}.safetensors", weights_of(arm.tuner))
+            self._write(result)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            for arm in self.arms:
+                arm.close()
+            if not any((self.folder / "state").glob("*/checkpoint/current")):
+                _tidy(self.folder)  # there is nothing to go on with
+        _tidy(self.folder)
+        return result
+
+    def _open(self, plan: Plan, data: FitData) -> Arm:
+        self.arms.append(open_arm(self.config, plan, data, self.folder))
+        return self.arms[-1]
+
+    def _train(self, arms: Sequence[Arm], data: FitData) -> None:
+        """Turn by turn, each arm from where it is."""
+        for epoch in range(1, max(arm.total for arm in arms) + 1):
+            turn = [arm for arm in arms if arm.active and len(arm.rows) < epoch]
+            for arm in turn:
+                if arm.train(data.test):
+                    self.on_epoch(arm.strategy, epoch, arm.rows[-1])
+                elif arm.good is not None:
+                    write_weights(self.folder / f"{arm.strategy}-last-good.safetensors", arm.good)
+            if turn:
+                self._write(describe_arms(self.config, self.asked, self.arms, finished=False))
+                self._save_if_due()
+
+    def _train_same_time(self, data: FitData) -> None:
+        """Plain SGD given only the seconds that drop took, its schedule scaled to as many epochs as fit in."""
+        sgd, drop = (next(arm for arm in self.arms if arm.strategy == name) for name in ("sgd", "drop"))
+        if "diverged" in (sgd.status, drop.status):
+            return
+        epochs = max(1, int(drop.seconds / statistics.median(row["seconds"] for row in sgd.rows)))
+        self._train([self._open(Plan(SAME_TIME, epochs), data)], data)
+
+    def _save_if_due(self) -> None:
+        waited = time.monotonic() - self.saved_at
+        if waited >= max(self.config.checkpoint_seconds, SAVING_SHARE * self.saving_took):
+            start = time.monotonic()
+            self._save()
+            self.saved_at = time.monotonic()
+            self.saving_took = self.saved_at - start
+
+    def _save(self) -> None:
+        for arm in self.arms:
+            arm.save()
+
+    def _write(self, result: dict[str, Any]) -> None:
+        replace_text(self.folder / "result.json", json.dumps(result, indent=1))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The content of ``folder/result.json``; None where there is none or it cannot be read as one."""
     try:
-        arms += [_start(config, strategy, train, classes, stores) for strategy in chosen]
-        for epoch in range(1, config.epochs + 1):
-            for arm in arms:
-                report = arm.tuner.fit_round()
-                arm.epochs.append(_row(epoch, report, _accuracy(arm.tuner, test)))
-                on_epoch(arm.strategy, epoch, arm.epochs[-1])
-            _write(folder, _result(config, arms))  # what an interrupted run leaves is whole
-    finally:
-        for arm in arms:
-            arm.tuner.store.close()
-        shutil.rmtree(stores, ignore_errors=True)
-    return _result(config, arms)
+        values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) and "config" in values else None
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    temporary = folder / "result.json.new"
+def _kept(folder: Path, config: FitConfig, asked: list[str]) -> dict[str, Any] | None:
+    """The result of the run to go on with; None where nothing was begun. Raises ConfigError for one of other making."""
+    result = read_result(folder)
+    if result is None:
+        return None
+    different = differences(result, config, asked)
+    if different:
+        raise ConfigError(f"{folder}: was begun with other {', '.join(different)}: give the same, or another --output")
+    return result
+
+
+def differences(result: dict[str, Any], config: FitConfig, asked: Sequence[str]) -> list[str]:
+    """What of a result's configuration differs from ``config``; keys that it does not know stand at their defaults."""
     try:
-        temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
-        os.replace(temporary, folder / "result.json")
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written ({error.strerror}): free space or choose another --output"
-        ) from None
+        before = load(result["config"], FitConfig).plain()
+    except StreamdropError:
+        return ["configuration"]
+    now = config.plain()
+    free = ("checkpoint_seconds",)
+    changed = [key for key in now if key not in free and now[key] != before[key]]
+    return changed + ([] if result.get("asked") == list(asked) else ["strategies"])
 
 
-def _checked(strategies: Iterable[str]) -> list[str]:
-    chosen = list(dict.fromkeys(strategies))
-    wrong = [name for name in chosen if name not in STRATEGIES]
-    if wrong or not chosen:
-        raise ConfigError(f"strategies {','.join(wrong) or '(none)'} not known: choose from {', '.join(STRATEGIES)}")
-    return chosen
-
-
-def _prepared(folder: Path) -> Path:
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text("{}", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from None
-    return folder
 
 
-def _start(config: FitConfig, strategy: str, train: LabelledSet, classes: int, stores: Path) -> _Arm:
-    """A tuner over the same first weights as every other strategy's, its store filled."""
-    torch.manual_seed(config.seed)
-    model = build_network(config.model, classes, config.weights)
-    store: FeatureStore = MemoryStore()
-    if strategy != "sgd" and config.store == "lmdb":  # sgd reads from memory: the baseline pays for no store
-        stores.mkdir(exist_ok=True)
-        store = LmdbStore(stores / strategy)
-    tuner = FineTuner(
-        SplitModel(model, train.images[:2]),
-        loss=functional.cross_entropy,
-        optimizer=config.optimizer.build,
-        store=store,
-        policy=policy_from(config.policy),
-        scoring=True,
-        strategy=strategy,
-        warm_up=config.warm_up,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    start = time.perf_counter()
-    for batch in train.batches(500):
-        tuner.observe(batch)
-    return _Arm(strategy, tuner, time.perf_counter() - start)
+def _tidy(folder: Path) -> None:
+    for name in ("state", "stores"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _accuracy(tuner: FineTuner, test: LabelledSet) -> float:
-    """The share of test images that the whole model gets right, in [0, 1]."""
-    output = tuner.predict(test.images)
-    return float((output.argmax(1).cpu() == test.labels).double().mean())
+def _read(config: FitConfig, download: bool) -> FitData:
+    train = read_split(config.data, "train", config.train, config.image_size)
+    test = read_split(config.data, "test", config.test, config.image_size)
+    return FitData(train, test, int(max(train.labels.max(), test.labels.max())) + 1)
 
 
-def _row(epoch: int, report: RoundReport, accuracy: float) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "seconds": report.seconds,
-        "store_seconds": report.write_seconds,
-        "tail_seconds": report.tail_seconds,
-        "read_seconds": report.read_seconds,
-        "train_seconds": report.train_seconds,
-        "loss": report.loss,
-        "accuracy": accuracy,
-        "cut": report.cut,
-        "next_cut": report.next_cut,
-        "stored": report.stored,
-        "parameters": report.parameters,
-        "forward_macs": report.forward_macs,
-        "importance": report.importance,
-        "magnitude": report.magnitude,
-    }
-
-
-def _result(config: FitConfig, arms: list[_Arm]) -> dict[str, Any]:
-    totals = {arm.strategy: _totals(arm) for arm in arms}
-    base = totals.get("sgd")
-    for entry in totals.values():
-        entry["saved_time_percent"] = _saved(entry, base, "seconds")
-        entry["saved_macs_percent"] = _saved(entry, base, "forward_macs")
-    return {
-        "model": config.model,
-        "dataset": Path(config.data).name,
-        "seed": config.seed,
-        "warm_up": config.warm_up,
-        "epochs": config.epochs,
-        "policy": config.policy,
-        "layers": len(arms[0].tuner.split.layers),
-        "hardware": describe_hardware(),
-        "strategies": totals,
-    }
-
-
-def _totals(arm: _Arm) -> dict[str, Any]:
-    return {
-        "seconds": sum(row["seconds"] for row in arm.epochs),
-        "fill_seconds": arm.fill_seconds,
-        "accuracy": arm.epochs[-1]["accuracy"],
-        "forward_macs": sum(row["forward_macs"] for row in arm.epochs),
-        "cut": arm.tuner.cut,
-        "epochs": arm.epochs,
-    }
-
-
-def _saved(entry: dict[str, Any], base: dict[str, Any] | None, key: str) -> float | None:
-    """Eq. 5: percent of ``key`` saved against sgd; None where sgd did not run."""
-    return None if base is None else 100.0 * (base[key] - entry[key]) / base[key]
-
-
-def table(result: dict[str, Any]) -> str:
-    """The strategies side by side: seconds, accuracy, saved time, saved MACs, layers dropped."""
-    lines = [f"{'strategy':<10}{'seconds':>9}{'accuracy':>10}{'saved time':>12}{'saved MACs':>12}{'dropped':>10}"]
-    for strategy, entry in result["strategies"].items():
-        time, macs = (
-            "-" if entry[key] is None else f"{entry[key]:.1f} %" for key in ("saved_time_percent", "saved_macs_percent")
-        )
-        dropped = f"{entry['cut']}/{result['layers']}"
-        lines.append(
-            f"{strategy:<10}{entry['seconds']:>9.1f}{entry['accuracy']:>10.3f}{time:>12}{macs:>12}{dropped:>10}"
-        )
-    return "\n".join(lines)
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """So many torch threads inside; as many as before outside."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

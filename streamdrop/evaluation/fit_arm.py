@@ -1,0 +1,290 @@
+"""One strategy of an experiment under way: its tuner, the rows of its epochs, and its state on disk.
+
+::
+
+    state/STRATEGY/rows.jsonl     a row per finished epoch, the time to fill its store first
+    state/STRATEGY/checkpoint/    what FineTuner.save wrote
+
+A row is on disk before any checkpoint that counts its epoch: rows beyond the checkpoint are repeated, none is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from streamdrop import checkpoint
+from streamdrop.engine import FineTuner
+from streamdrop.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from streamdrop.evaluation.datasets import LabelledSet
+from streamdrop.evaluation.fit_config import RULES, SAME_TIME, FitConfig
+from streamdrop.evaluation.networks import build_network
+from streamdrop.policies import policy_from
+from streamdrop.split import SplitModel
+from streamdrop.store import FeatureStore, LmdbStore, MemoryStore
+from streamdrop.types import RoundReport
+
+IN_MEMORY = 256 * 2**20
+"""Bytes of model input up to which sgd reads from memory: the baseline pays for no store."""
+
+READ_AT_ONCE = 500
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What every arm trains and is tested on."""
+
+    train: LabelledSet
+    test: LabelledSet
+    classes: int
+
+
+@dataclass
+class Arm:
+    """A strategy, trained epoch by epoch; ``status`` is done (so far) or diverged, with the reason in ``error``."""
+
+    strategy: str
+    tuner: FineTuner
+    folder: Path
+    total: int
+    fill_seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    status: str = "done"
+    error: str | None = None
+    good: dict[str, Tensor] | None = None
+    busy: bool = False  # within an epoch: what the tuner holds is no state to save
+
+    @property
+    def active(self) -> bool:
+        """Whether epochs are left."""
+        return self.status == "done" and len(self.rows) < self.total
+
+    @property
+    def seconds(self) -> float:
+        """Training and storing, not testing."""
+        return float(sum(row["seconds"] for row in self.rows))
+
+    def train(self, test: LabelledSet) -> bool:
+        """One epoch and its row; False where the training diverged: ``good`` then holds the weights before it."""
+        self.busy = True
+        before = weights_of(self.tuner)
+        rate = float(self.tuner.optimizer.param_groups[0]["lr"])
+        try:
+            report = self.tuner.fit_round()
+        except TrainingError as error:
+            self.status, self.error, self.good, self.busy = "diverged", str(error), before, False
+            return False
+        self.rows.append(_row(report, _accuracy(self.tuner, test), rate, self.tuner.settings.batch_size))
+        _append(self.folder, self.rows[-1])
+        self.busy = False
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint unless the arm is within an epoch or came to grief."""
+        if not self.busy and self.status == "done" and self.rows:
+            self.tuner.save(self.folder / "checkpoint")
+
+    def close(self) -> None:
+        """Close the store."""
+        self.tuner.store.close()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which arm to run: its strategy, its epochs, and whether sgd is scored though no decision needs it."""
+
+    strategy: str
+    epochs: int
+    scored: bool = False
+
+
+def open_arm(config: FitConfig, plan: Plan, data: FitData, output: Path) -> Arm:
+    """An arm: gone on with where ``output`` holds its checkpoint, else anew with its store filled.
+
+    Every arm starts from the same weights. Raises ConfigError, ModelError, StoreError, CheckpointError, OutputError.
+    """
+    strategy = plan.strategy
+    folder, stored = output / "state" / strategy, output / "stores" / strategy
+    going_on = checkpoint.exists(folder / "checkpoint") and read_rows(folder)[0]["epochs"] == plan.epochs
+    if not going_on:
+        shutil.rmtree(stored, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    split = _split(config, data)
+    store = _store(config, strategy, len(data.train.keys) * split.live_bytes(0), stored)
+    try:
+        options = _options(config, plan)
+        if going_on:
+            tuner = FineTuner.load(folder / "checkpoint", split, store=store, **options)
+        else:
+            tuner = FineTuner(split, store=store, **options, **_settings(config, strategy))
+        arm = Arm(strategy, tuner, folder, plan.epochs)
+        if going_on:
+            _take_rows(arm)
+        else:
+            _fill(arm, data.train)
+    except BaseException:
+        store.close()
+        raise
+    return arm
+
+
+def take_first_costs(config: FitConfig, data: FitData) -> None:
+    """Train a throwaway network on two batches: what a process pays once (imports, kernels) falls on no arm."""
+    tuner = FineTuner(_split(config, data), **_options(config, Plan("sgd", 1)), **_settings(config, "sgd"))
+    tuner.observe(next(iter(data.train.batches(2 * config.batch_size))))
+    tuner.fit_round()
+
+
+def weights_of(tuner: FineTuner) -> dict[str, Tensor]:
+    """A copy of the whole model's weights and buffers, on the CPU."""
+    state = tuner.split.model.state_dict()
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
+
+def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """A state dict as a safetensors file, whole or not at all. Raises OutputError."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        save_file(weights, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}): free space") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A text file, durable, whole or as it was. Raises OutputError."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent}: cannot be written ({error.strerror}): free space or choose another --output"
+        ) from None
+
+
+def _split(config: FitConfig, data: FitData) -> SplitModel:
+    torch.manual_seed(config.seed)
+    model = build_network(config.model, data.classes, config.weights)
+    norms = (torch.nn.modules.batchnorm._BatchNorm,)
+    if config.batch_size == 1 and any(isinstance(module, norms) for module in model.modules()):
+        raise ConfigError("batch_size is 1: BatchNorm cannot train on one sample: give at least 2")
+    example = next(iter(data.train.batches(2))).images
+    return SplitModel(model, example, layers=RULES[config.layers] if config.layers else None)
+
+
+def _store(config: FitConfig, strategy: str, size: int, folder: Path) -> FeatureStore:
+    small_baseline = strategy in ("sgd", SAME_TIME) and size <= IN_MEMORY
+    if config.store == "memory" or small_baseline:
+        return MemoryStore()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return LmdbStore(folder)
+
+
+def _options(config: FitConfig, plan: Plan) -> dict[str, Any]:
+    """What a tuner is given whether it starts or goes on."""
+    epochs = plan.epochs
+    schedule = config.schedule if epochs == config.epochs else config.schedule.scaled(epochs / config.epochs)
+    return {
+        "loss": functional.cross_entropy,
+        "optimizer": config.optimizer.build,
+        "policy": policy_from(config.policy),
+        "scheduler": (lambda o: schedule.build(o, epochs)) if schedule.kind != "constant" else None,
+        "scoring": plan.scored or plan.strategy not in ("sgd", SAME_TIME),  # a baseline pays for no scores
+    }
+
+
+def _settings(config: FitConfig, strategy: str) -> dict[str, Any]:
+    """The settings of a tuner; a checkpoint carries them."""
+    kind = {"freeze-full": "freeze", SAME_TIME: "sgd"}.get(strategy, strategy)
+    settings: dict[str, Any] = {"strategy": kind, "warm_up": config.warm_up}
+    settings |= {"batch_size": config.batch_size, "seed": config.seed}
+    return settings | ({"whole_backward": True} if strategy == "freeze-full" else {})
+
+
+def _fill(arm: Arm, train: LabelledSet) -> None:
+    start = time.perf_counter()
+    for batch in train.batches(READ_AT_ONCE):
+        arm.tuner.observe(batch)
+    arm.fill_seconds = time.perf_counter() - start
+    arm.folder.mkdir(parents=True, exist_ok=True)
+    _append(arm.folder, {"fill_seconds": arm.fill_seconds, "epochs": arm.total})
+
+
+def _take_rows(arm: Arm) -> None:
+    """The rows that the checkpoint counts; those after it are taken out of the file."""
+    head, *rows = read_rows(arm.folder)
+    if len(rows) < arm.tuner.round:
+        raise CheckpointError(f"{arm.folder}: rows.jsonl lacks epochs of the checkpoint: start without --resume")
+    arm.fill_seconds, arm.rows = head["fill_seconds"], rows[: arm.tuner.round]
+    replace_text(arm.folder / "rows.jsonl", "".join(f"{json.dumps(row)}\n" for row in (head, *arm.rows)))
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The lines of a state folder's rows.jsonl; a last line that a kill tore is left out. Raises CheckpointError."""
+    try:
+        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+        rows: list[Row] = [json.loads(line) for line in lines[:-1]]  # only a line with its end is whole
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: rows.jsonl is damaged ({error}): start without --resume") from None
+    if not rows:
+        raise CheckpointError(f"{folder}: rows.jsonl is empty: start without --resume")
+    return rows
+
+
+def _append(folder: Path, row: Row) -> None:
+    try:
+        with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(row)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}): free space") from None
+
+
+def _accuracy(tuner: FineTuner, test: LabelledSet) -> float:
+    """The share of test images that the whole model gets right, in [0, 1]."""
+    right = 0
+    for batch in test.batches(READ_AT_ONCE):
+        assert isinstance(batch.targets, Tensor)
+        right += int((tuner.predict(batch.images).argmax(1).cpu() == batch.targets).sum())
+    return right / len(test.keys)
+
+
+def _row(report: RoundReport, accuracy: float, rate: float, batch_size: int) -> Row:
+    """An epoch as result.json has it. Seconds are those of the report."""
+    return {
+        "epoch": report.round,
+        "seconds": report.seconds,
+        "store_seconds": report.write_seconds,
+        "tail_seconds": report.tail_seconds,
+        "read_seconds": report.read_seconds,
+        "train_seconds": report.train_seconds,
+        "loss": report.loss,
+        "accuracy": accuracy,
+        "cut": report.cut,
+        "next_cut": report.next_cut,
+        "stored": report.stored,
+        "parameters": report.parameters,
+        "forward_macs": report.forward_macs,
+        "batch_size": getattr(report, "batch_size", batch_size),
+        "lr": rate,
+        "importance": report.importance,
+        "magnitude": report.magnitude,
+        "agreement": getattr(report, "agreement", None),
+        "thawed": getattr(report, "thawed", False),
+    }

@@ -1,0 +1,126 @@
+"""What an experiment is made of: its configuration, its strategies, its learning-rate schedule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+
+from streamdrop.errors import ConfigError
+from streamdrop.policies import policy_from
+from streamdrop.split import Layers, convolutions, transformer_blocks
+
+STRATEGIES = ("sgd", "freeze", "freeze-full", "drop", "sgd-same-time")
+"""``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind)."""
+
+SAME_TIME = "sgd-same-time"
+RULES: dict[str, Layers] = {"convolutions": convolutions, "transformer_blocks": transformer_blocks}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser of an experiment; ``momentum`` counts for sgd only."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimiser over ``parameters``."""
+        if self.name == "sgd":
+            return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(parameters, self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves, once an epoch: times ``factor`` after each of ``milestones``, or a half cosine."""
+
+    kind: Literal["constant", "step", "cosine"] = "constant"
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind == "step" and not self.milestones:
+            raise ConfigError("a step schedule needs milestones: give the epochs after which the rate changes")
+        if self.kind != "step" and self.milestones:
+            raise ConfigError(f"milestones mean nothing to a {self.kind} schedule: give kind: step")
+        if any(epoch < 1 for epoch in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise ConfigError(f"milestones {list(self.milestones)}: give rising epochs of at least 1")
+        if self.factor <= 0:
+            raise ConfigError(f"factor is {self.factor:g}: give a positive number")
+
+    def scaled(self, share: float) -> ScheduleConfig:
+        """The same schedule over ``share`` of the epochs; milestones that fall together become one."""
+        return replace(self, milestones=tuple(sorted({max(1, round(e * share)) for e in self.milestones})))
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
+        """The torch scheduler for that many epochs; None for a constant rate."""
+        if self.kind == "step":
+            return MultiStepLR(optimizer, list(self.milestones), self.factor)
+        return CosineAnnealingLR(optimizer, epochs) if self.kind == "cosine" else None
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One experiment. ``data`` is where train and test images lie; ``train`` and ``test`` are counts of images.
+
+    ``policy`` is whatever ``policy_from`` takes. ``layers`` names the rule of what a layer is (convolutions,
+    transformer_blocks; None: the network's own). ``store`` is where drop and freeze keep their samples: on disk (lmdb,
+    under the output folder, removed afterwards) or in memory. ``same_time`` adds ``sgd-same-time`` where both sgd and
+    drop run. ``threads`` are torch's (None: as they are). A checkpoint is written every ``checkpoint_seconds`` at most.
+    """
+
+    data: str
+    model: str = "resnet18"
+    weights: str | None = None
+    image_size: int = 64
+    train: int = 1500
+    test: int = 1000
+    epochs: int = 16
+    warm_up: int = 3
+    batch_size: int = 64
+    policy: str | dict[str, dict[int, int]] = "paper"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    layers: Literal["convolutions", "transformer_blocks"] | None = None
+    same_time: bool = True
+    threads: int | None = None
+    seed: int = 0
+    store: Literal["lmdb", "memory"] = "lmdb"
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        least = {"image_size": 1, "train": 2, "test": 1, "epochs": 1, "warm_up": 0, "batch_size": 1, "seed": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {bound}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}: give a whole number of at least 1")
+        if not self.checkpoint_seconds >= 0:
+            raise ConfigError(f"checkpoint_seconds is {self.checkpoint_seconds:g}: give seconds, 0 for every epoch")
+        policy_from(self.policy)
+
+    def plain(self) -> dict[str, Any]:
+        """As it comes back from JSON."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+
+def checked_strategies(names: Iterable[str], same_time: bool) -> list[str]:
+    """The strategies to run, in order, ``sgd-same-time`` last where it belongs. Raises ConfigError."""
+    chosen = list(dict.fromkeys(names))
+    wrong = [name for name in chosen if name not in STRATEGIES]
+    if wrong or not chosen:
+        raise ConfigError(f"strategies {','.join(wrong) or '(none)'} not known: choose from {', '.join(STRATEGIES)}")
+    comparable = {"sgd", "drop"} <= set(chosen)
+    if SAME_TIME in chosen and not comparable:
+        raise ConfigError(f"{SAME_TIME} needs the seconds of sgd and of drop: add both to the strategies")
+    rest = [name for name in chosen if name != SAME_TIME]
+    return [*rest, SAME_TIME] if SAME_TIME in chosen or (same_time and comparable) else rest
