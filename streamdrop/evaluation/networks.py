@@ -1,4 +1,4 @@
-"""Classification networks by name, from torchvision, with random weights or weights from a file."""
+"""Classification networks by name, torchvision's and small ones, with random weights or weights from a file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,35 @@ from safetensors.torch import load_file
 from torch import nn
 
 from streamdrop.errors import ConfigError, WeightsError
+from streamdrop.evaluation.small_networks import SMALL
+from streamdrop.split import Layers, transformer_blocks
+
+TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 
 
-def build_network(name: str, classes: int, weights: str | None = None) -> nn.Module:
-    """A torchvision classification network with ``classes`` outputs; random unless ``weights`` names a file.
+def build_network(name: str, classes: int, weights: str | None = None, image_size: int | None = None) -> nn.Module:
+    """A classification network with ``classes`` outputs; random unless ``weights`` names a file.
 
-    Randomness comes from torch's global generator. Raises ConfigError for an unknown name, WeightsError for weights
-    that are missing or of another network.
+    ``name`` is one of torchvision's or of small_networks.SMALL. ``image_size`` in px is for networks that are built for
+    one (vision transformers; by default 224, the small ones 32). Randomness comes from torch's global generator.
+    Raises ConfigError for an unknown name or a size that does not suit it, WeightsError for weights that are missing
+    or of another network.
     """
+    model = SMALL[name](classes, image_size or 32) if name in SMALL else _from_torchvision(name, classes, image_size)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def layer_rule(name: str) -> Layers | None:
+    """What SplitModel takes as ``layers`` for this network: blocks for transformers, None (convolutions) for others."""
+    return transformer_blocks if name.startswith(TRANSFORMERS) else None
+
+
+def _from_torchvision(name: str, classes: int, image_size: int | None) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
+        names += list(SMALL)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "give a torchvision classification network such as resnet18"
         raise ConfigError(f"model {name!r} is not known: {hint}")
@@ -31,9 +50,14 @@ def build_network(name: str, classes: int, weights: str | None = None) -> nn.Mod
     options: dict[str, Any] = {"weights": None, "num_classes": classes}
     if "aux_logits" in inspect.signature(builder).parameters or name in ("googlenet", "inception_v3"):
         options.update(aux_logits=False, init_weights=True)
+    if name.startswith("vit_") and image_size is not None:
+        patch = int(name.rsplit("_", 1)[1])
+        if image_size % patch:
+            raise ConfigError(
+                f"image_size {image_size} does not suit {name}: give a multiple of its patches' {patch} px"
+            )
+        options.update(image_size=image_size)
     model: nn.Module = builder(**options)
-    if weights is not None:
-        load_weights(model, weights)
     return model
 
 
