@@ -18,18 +18,10 @@ import torch
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, OutputError, StreamdropError
 from streamdrop.evaluation.datasets import read_split
-from streamdrop.evaluation.fit_arm import (
-    Arm,
-    FitData,
-    Plan,
-    open_arm,
-    replace_text,
-    take_first_costs,
-    weights_of,
-    write_weights,
-)
+from streamdrop.evaluation.fit_arm import Arm, FitData, Plan, open_arm, take_first_costs, weights_of
 from streamdrop.evaluation.fit_config import SAME_TIME, STRATEGIES, FitConfig, OptimizerConfig, checked_strategies
 from streamdrop.evaluation.fit_result import describe_arms, describe_run
+from streamdrop.evaluation.fit_state import replace_text, write_weights
 
 __all__ = ["STRATEGIES", "FitConfig", "OptimizerConfig", "read_result", "run_experiment"]
 
@@ -198,8 +190,8 @@ def _tidy(folder: Path) -> None:
 
 
 def _read(config: FitConfig, download: bool) -> FitData:
-    train = read_split(config.data, "train", config.train, config.image_size)
-    test = read_split(config.data, "test", config.test, config.image_size)
+    train = read_split(config.data, "train", config.train, config.image_size, download)
+    test = read_split(config.data, "test", config.test, config.image_size, download)
     return FitData(train, test, int(max(train.labels.max(), test.labels.max())) + 1)
 
 

@@ -5,13 +5,13 @@
     state/STRATEGY/rows.jsonl     a row per finished epoch, the time to fill its store first
     state/STRATEGY/checkpoint/    what FineTuner.save wrote
 
-A row is on disk before any checkpoint that counts its epoch: rows beyond the checkpoint are repeated, none is missing.
+A row is on disk before any checkpoint that counts its epoch, so none is missing. Epochs beyond the checkpoint are
+trained again, to the same weights; their rows stay as they were first measured.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from streamdrop import checkpoint
 from streamdrop.engine import FineTuner
-from streamdrop.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from streamdrop.errors import CheckpointError, ConfigError, TrainingError
 from streamdrop.evaluation.datasets import LabelledSet
 from streamdrop.evaluation.fit_config import RULES, SAME_TIME, FitConfig
-from streamdrop.evaluation.networks import build_network
+from streamdrop.evaluation.fit_state import Row, append_row, read_rows, replace_text
+from streamdrop.evaluation.networks import build_network, layer_rule
 from streamdrop.policies import policy_from
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, LmdbStore, MemoryStore
@@ -38,7 +38,6 @@ IN_MEMORY = 256 * 2**20
 """Bytes of model input up to which sgd reads from memory: the baseline pays for no store."""
 
 READ_AT_ONCE = 500
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Arm:
     total: int
     fill_seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    known: list[Row] = field(default_factory=list)  # a killed run's rows: as many as here, or more
     status: str = "done"
     error: str | None = None
     good: dict[str, Tensor] | None = None
@@ -85,10 +85,21 @@ class Arm:
         except TrainingError as error:
             self.status, self.error, self.good, self.busy = "diverged", str(error), before, False
             return False
-        self.rows.append(_row(report, _accuracy(self.tuner, test), rate, self.tuner.settings.batch_size))
-        _append(self.folder, self.rows[-1])
+        if len(self.rows) < len(self.known):
+            self.rows.append(self.known[len(self.rows)])
+        else:
+            self.rows.append(self._row(report, _accuracy(self.tuner, test), rate))
+            append_row(self.folder, self.rows[-1])
         self.busy = False
         return True
+
+    def _row(self, report: RoundReport, accuracy: float, rate: float) -> Row:
+        row = _row(report, accuracy, rate, self.tuner.settings.batch_size)
+        before = self.rows[-1] if self.rows else None
+        stores = before is not None and before["next_cut"] > before["cut"] and self.tuner.settings.strategy == "drop"
+        if stores and before is not None and not report.stored:  # a kill came between the store's move and the row
+            row |= {"stored": True, "forward_macs": report.samples * self.tuner.split.macs(before["cut"])}
+        return row
 
     def save(self) -> None:
         """Write a checkpoint unless the arm is within an epoch or came to grief."""
@@ -121,7 +132,7 @@ def open_arm(config: FitConfig, plan: Plan, data: FitData, output: Path) -> Arm:
         shutil.rmtree(stored, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
     split = _split(config, data)
-    store = _store(config, strategy, len(data.train.keys) * split.live_bytes(0), stored)
+    store = _store(config, strategy, len(data.train) * split.live_bytes(0), stored)
     try:
         options = _options(config, plan)
         if going_on:
@@ -152,39 +163,14 @@ def weights_of(tuner: FineTuner) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
-def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """A state dict as a safetensors file, whole or not at all. Raises OutputError."""
-    temporary = path.with_name(f"{path.name}.new")
-    try:
-        save_file(weights, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}): free space") from None
-
-
-def replace_text(path: Path, text: str) -> None:
-    """A text file, durable, whole or as it was. Raises OutputError."""
-    temporary = path.with_name(f"{path.name}.new")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path.parent}: cannot be written ({error.strerror}): free space or choose another --output"
-        ) from None
-
-
 def _split(config: FitConfig, data: FitData) -> SplitModel:
     torch.manual_seed(config.seed)
-    model = build_network(config.model, data.classes, config.weights)
+    model = build_network(config.model, data.classes, config.weights, config.image_size)
     norms = (torch.nn.modules.batchnorm._BatchNorm,)
     if config.batch_size == 1 and any(isinstance(module, norms) for module in model.modules()):
         raise ConfigError("batch_size is 1: BatchNorm cannot train on one sample: give at least 2")
     example = next(iter(data.train.batches(2))).images
-    return SplitModel(model, example, layers=RULES[config.layers] if config.layers else None)
+    return SplitModel(model, example, layers=RULES[config.layers] if config.layers else layer_rule(config.model))
 
 
 def _store(config: FitConfig, strategy: str, size: int, folder: Path) -> FeatureStore:
@@ -203,7 +189,7 @@ def _options(config: FitConfig, plan: Plan) -> dict[str, Any]:
         "loss": functional.cross_entropy,
         "optimizer": config.optimizer.build,
         "policy": policy_from(config.policy),
-        "scheduler": (lambda o: schedule.build(o, epochs)) if schedule.kind != "constant" else None,
+        "scheduler": (lambda optimizer: schedule.build(optimizer, epochs)) if schedule.kind != "constant" else None,
         "scoring": plan.scored or plan.strategy not in ("sgd", SAME_TIME),  # a baseline pays for no scores
     }
 
@@ -222,38 +208,16 @@ def _fill(arm: Arm, train: LabelledSet) -> None:
         arm.tuner.observe(batch)
     arm.fill_seconds = time.perf_counter() - start
     arm.folder.mkdir(parents=True, exist_ok=True)
-    _append(arm.folder, {"fill_seconds": arm.fill_seconds, "epochs": arm.total})
+    append_row(arm.folder, {"fill_seconds": arm.fill_seconds, "epochs": arm.total})
 
 
 def _take_rows(arm: Arm) -> None:
-    """The rows that the checkpoint counts; those after it are taken out of the file."""
+    """The rows that the checkpoint counts, and those after it; a torn line is taken out of the file."""
     head, *rows = read_rows(arm.folder)
     if len(rows) < arm.tuner.round:
         raise CheckpointError(f"{arm.folder}: rows.jsonl lacks epochs of the checkpoint: start without --resume")
-    arm.fill_seconds, arm.rows = head["fill_seconds"], rows[: arm.tuner.round]
-    replace_text(arm.folder / "rows.jsonl", "".join(f"{json.dumps(row)}\n" for row in (head, *arm.rows)))
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The lines of a state folder's rows.jsonl; a last line that a kill tore is left out. Raises CheckpointError."""
-    try:
-        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")
-        rows: list[Row] = [json.loads(line) for line in lines[:-1]]  # only a line with its end is whole
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: rows.jsonl is damaged ({error}): start without --resume") from None
-    if not rows:
-        raise CheckpointError(f"{folder}: rows.jsonl is empty: start without --resume")
-    return rows
-
-
-def _append(folder: Path, row: Row) -> None:
-    try:
-        with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(row)}\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}): free space") from None
+    arm.fill_seconds, arm.known, arm.rows = head["fill_seconds"], rows, rows[: arm.tuner.round]
+    replace_text(arm.folder / "rows.jsonl", "".join(f"{json.dumps(row)}\n" for row in (head, *rows)))
 
 
 def _accuracy(tuner: FineTuner, test: LabelledSet) -> float:
@@ -262,7 +226,7 @@ def _accuracy(tuner: FineTuner, test: LabelledSet) -> float:
     for batch in test.batches(READ_AT_ONCE):
         assert isinstance(batch.targets, Tensor)
         right += int((tuner.predict(batch.images).argmax(1).cpu() == batch.targets).sum())
-    return right / len(test.keys)
+    return right / len(test)
 
 
 def _row(report: RoundReport, accuracy: float, rate: float, batch_size: int) -> Row:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from streamdrop.errors import ConfigError
 from streamdrop.policies import policy_from
@@ -60,11 +61,15 @@ class ScheduleConfig:
         """The same schedule over ``share`` of the epochs; milestones that fall together become one."""
         return replace(self, milestones=tuple(sorted({max(1, round(e * share)) for e in self.milestones})))
 
-    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
-        """The torch scheduler for that many epochs; None for a constant rate."""
+    def share(self, done: int, epochs: int) -> float:
+        """The learning rate after ``done`` of ``epochs`` epochs, as a share of the first."""
         if self.kind == "step":
-            return MultiStepLR(optimizer, list(self.milestones), self.factor)
-        return CosineAnnealingLR(optimizer, epochs) if self.kind == "cosine" else None
+            return self.factor ** sum(milestone <= done for milestone in self.milestones)
+        return (1 + math.cos(math.pi * done / epochs)) / 2 if self.kind == "cosine" else 1.0
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+        """The torch scheduler for that many epochs, to be stepped once after each."""
+        return LambdaLR(optimizer, lambda done: self.share(done, epochs))
 
 
 @dataclass(frozen=True)

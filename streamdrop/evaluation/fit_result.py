@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from streamdrop.evaluation.fit_arm import Arm, Row
+from streamdrop.evaluation.fit_arm import Arm
 from streamdrop.evaluation.fit_config import FitConfig
+from streamdrop.evaluation.fit_state import Row
 from streamdrop.evaluation.hardware import describe_hardware
 
 ENOUGH_DROPPED = 95.0
@@ -20,7 +21,7 @@ def describe_run(config: FitConfig, asked: Sequence[str]) -> dict[str, Any]:
     """What stands in ``result.json`` before the first epoch; ``finished`` says whether the run came to its end."""
     return {
         "model": config.model,
-        "dataset": Path(config.data).name,
+        "dataset": Path(config.data).name.removesuffix(".npz"),
         "seed": config.seed,
         "warm_up": config.warm_up,
         "epochs": config.epochs,

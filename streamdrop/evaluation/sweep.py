@@ -15,8 +15,8 @@ from typing import Any
 from streamdrop._version import __version__
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.evaluation.experiment import differences, read_result
-from streamdrop.evaluation.fit_arm import replace_text
 from streamdrop.evaluation.fit_config import checked_strategies
+from streamdrop.evaluation.fit_state import replace_text
 from streamdrop.evaluation.fit_tables import format_sweep
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.evaluation.sweep_config import Cell, Sweep

@@ -1,0 +1,64 @@
+"""What an experiment leaves on disk: rows, weights and texts that a kill cannot tear."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from streamdrop.errors import CheckpointError, OutputError
+
+Row = dict[str, Any]
+"""An epoch as result.json has it."""
+
+
+def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """A state dict as a safetensors file, whole or not at all. Raises OutputError."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        save_file(weights, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}): free space") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A text file, durable, whole or as it was. Raises OutputError."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent}: cannot be written ({error.strerror}): free space or choose another --output"
+        ) from None
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The lines of a state folder's rows.jsonl; a last line that a kill tore is left out. Raises CheckpointError."""
+    try:
+        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+        rows: list[Row] = [json.loads(line) for line in lines[:-1]]  # only a line with its end is whole
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: rows.jsonl is damaged ({error}): start without --resume") from None
+    if not rows:
+        raise CheckpointError(f"{folder}: rows.jsonl is empty: start without --resume")
+    return rows
+
+
+def append_row(folder: Path, row: Row) -> None:
+    """One more line at the end of rows.jsonl, durable. Raises OutputError."""
+    try:
+        with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(row)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}): free space") from None
