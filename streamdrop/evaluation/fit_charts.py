@@ -16,6 +16,9 @@ COLOURS = {"sgd": 8, "freeze-full": 1, "freeze": 0, "drop": 2, SAME_TIME: 4}
 SHOWN_LAYERS = 9
 """Layers drawn in a chart, spread from the input to the output; the PNG and SVG figures have all of them."""
 
+LAYER_COLOURS = (3, 0, 6, 2, 7, 5, 1, 4, 8)
+"""The page's colours from the input to the output: purple, blue, green, yellow, red, grey."""
+
 Arms = list[tuple[str, Rows]]
 
 
@@ -99,7 +102,7 @@ def _layer_charts(result: Result, arms: Arms, last: int) -> list[Markup]:
     drawn = []
     for title, key in (("Magnitude (Fig. 1), log10", "magnitude"), ("Importance P (Fig. 3)", "importance")):
         found = [(_layer_course(rows, layer, key), place, layer) for place, layer in enumerate(shown)]
-        lines = [Line(layer, x, y, place) for (x, y), place, layer in found if x]
+        lines = [Line(layer, x, y, LAYER_COLOURS[place]) for (x, y), place, layer in found if x]
         known = [value for (_, y), _, _ in found for value in y if math.isfinite(value)]
         if known:
             extent = (min(known) - 0.02, max(known) + 0.02)

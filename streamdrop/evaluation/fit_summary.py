@@ -139,7 +139,9 @@ def _same_course(drop: dict[str, Any] | None, freeze: dict[str, Any] | None) -> 
     """Whether every epoch's loss, accuracy and cut are the same number in both."""
     if drop is None or freeze is None:
         return None
-    courses = [[(row["loss"], row["accuracy"], row["cut"]) for row in arm["epochs"]] for arm in (drop, freeze)]
+    courses = [
+        [(number(row["loss"]), number(row["accuracy"]), row["cut"]) for row in arm["epochs"]] for arm in (drop, freeze)
+    ]
     return courses[0] == courses[1]
 
 
@@ -159,17 +161,17 @@ def _score_order(strategies: dict[str, dict[str, Any]]) -> float | None:
     """
     arm = strategies.get("drop") or strategies.get("sgd") or next(iter(strategies.values()), None)
     rows = [row for row in (arm["epochs"] if arm else []) if row["cut"] == 0 and len(row.get("importance") or {}) > 2]
-    found = [_rank_correlation([number(p) for p in row["importance"].values()]) for row in rows]
+    found = [rank_correlation([number(p) for p in reversed(row["importance"].values())]) for row in rows]
     known = [value for value in found if value is not None]
     return median(known) if known else None
 
 
-def _rank_correlation(values: Sequence[float | None]) -> float | None:
-    """Spearman's rho of values against their reversed position; ties share their rank; None where it is undefined."""
+def rank_correlation(values: Sequence[float | None]) -> float | None:
+    """Spearman's rho of values against their positions; ties share their rank; None where it is undefined."""
     if any(value is None for value in values):
         return None
     ranks = _ranks([value for value in values if value is not None])
-    places = [float(len(values) - 1 - i) for i in range(len(values))]
+    places = [float(i) for i in range(len(values))]
     middle = (len(values) - 1) / 2
     above = sum((r - middle) * (p - middle) for r, p in zip(ranks, places, strict=True))
     squares = [sum((v - middle) ** 2 for v in part) for part in (ranks, places)]
