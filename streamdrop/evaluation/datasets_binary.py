@@ -105,29 +105,37 @@ def opened_archive(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _cifar_records(opened: Callable[[str], IO[bytes]], name: str, count: int, size: int, where: str) -> LabelledSet:
-    parts: list[Pixels] = []
+    taken: list[tuple[str, int]] = []  # (part, records)
     held = 0
     for part in CIFAR_PARTS[name]:
         with opened(part) as file:
-            body = file.read((count - held) * CIFAR_RECORD)
-        if not body or len(body) % CIFAR_RECORD:
+            length = file.seek(0, 2)
+        if not length or length % CIFAR_RECORD:
             raise DataError(f"{where}: {part}.bin is no multiple of {CIFAR_RECORD} bytes: fetch it again")
-        parts.append(np.frombuffer(body, np.uint8).reshape(-1, CIFAR_RECORD))
-        held += len(parts[-1])
+        taken.append((part, min(length // CIFAR_RECORD, count - held)))
+        held += taken[-1][1]
         if held == count:
             break
     check_count(held, count, where, name)
-    images = np.empty((held, 32, 32, 3), np.uint8)
-    for start, records in _starts(parts):
-        images[start : start + len(records)] = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return _set("cifar10", name, images, np.concatenate([p[:, 0] for p in parts]), where, size, CIFAR_CLASSES)
-
-
-def _starts(parts: list[Pixels]) -> Iterator[tuple[int, Pixels]]:
+    images, labels = np.empty((count, 32, 32, 3), np.uint8), np.empty(count, np.uint8)
     start = 0
-    for part in parts:
-        yield start, part
-        start += len(part)
+    for part, records in taken:
+        with opened(part) as file:
+            for chunk in _chunks(file, records, f"{where}: {part}.bin"):
+                stop = start + len(chunk)
+                labels[start:stop] = chunk[:, 0]
+                images[start:stop] = chunk[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+                start = stop
+    return _set("cifar10", name, images, labels, where, size, CIFAR_CLASSES)
+
+
+def _chunks(file: IO[bytes], records: int, where: str) -> Iterator[Pixels]:
+    """The first records of a file, 1,000 at a time: the set itself is all that stays in memory."""
+    for start in range(0, records, 1000):
+        body = file.read(min(1000, records - start) * CIFAR_RECORD)
+        if len(body) != min(1000, records - start) * CIFAR_RECORD:
+            raise DataError(f"{where} is cut short: fetch it again")
+        yield np.frombuffer(body, np.uint8).reshape(-1, CIFAR_RECORD)
 
 
 def read_cifar_python(root: Path, name: str, count: int, size: int) -> LabelledSet:
