@@ -10,7 +10,7 @@ from streamdrop.errors import DataError
 from streamdrop.evaluation import fit_tables as tables
 from streamdrop.evaluation.fit_cells import Cell, Key, group_cells, lone_cell, pair_cells
 from streamdrop.evaluation.fit_charts import COLOURS, charts
-from streamdrop.evaluation.fit_summary import Result, Summary, number, ordered, spread
+from streamdrop.evaluation.fit_summary import Result, number, ordered, spread
 from streamdrop.evaluation.report import Card, render, write_page
 
 FULL_SECTIONS = 12
@@ -36,7 +36,7 @@ def write_fit_report(
         title=title,
         source=_source(cells, sweep),
         hardware=(sweep or results[0]).get("hardware") or "",
-        cards=_cards([cell.summary for cell in cells if cell.summary]),
+        cards=_cards(cells),
         grid=_grid(cells) if len(cells) > 1 else None,
         bars=_bars(cells) if len(cells) > 1 else None,
         gaps=tables.describe_gaps(cells),
@@ -54,9 +54,12 @@ def _source(cells: Sequence[Cell], sweep: dict[str, Any] | None) -> str:
     return tables.describe(done[0].summary or {}) if len(done) == 1 else f"{len(done)} experiments"
 
 
-def _cards(summaries: Sequence[Summary]) -> list[Card]:
-    """The five numbers that matter; means over the experiments of a page that shows several."""
-    word = "mean over experiments" if len(summaries) > 1 else ""
+def _cards(cells: Sequence[Cell]) -> list[Card]:
+    """The five numbers that matter; of a page on several experiments, means over those of one variant."""
+    variants = list(dict.fromkeys(cell.variant for cell in cells))
+    variant = "auto" if "auto" in variants else variants[0]
+    summaries = [cell.summary for cell in cells if cell.summary and cell.variant == variant]
+    word = f"{variant}, mean of {len(summaries)}" if len(cells) > 1 else ""
     bound = _mean([s["bound_time_percent"] for s in summaries], 1, " %")
     saved = [tables.strategy_value("drop", "saved_time_percent")(s) for s in summaries]
     macs = [tables.strategy_value("drop", "saved_macs_percent")(s) for s in summaries]

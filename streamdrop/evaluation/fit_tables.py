@@ -58,7 +58,7 @@ def _bound(summary: Summary) -> str:
     text = (
         f"Bound: a free head from the first decision on (after epoch {summary['first_asked']}) would save {bound:.1f} %"
     )
-    return text if share is None else f"{text}; drop saved {saved:.1f} % = {share:.1f} % of it."
+    return f"{text}." if share is None else f"{text}; drop saved {saved:.1f} % = {share:.1f} % of it."
 
 
 def _differences(summary: Summary) -> str:
