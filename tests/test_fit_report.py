@@ -178,9 +178,14 @@ def test_many_layers_have_a_colour_bar_that_counts_and_few_one_that_names():
 
 
 def test_the_threshold_is_drawn_where_the_policy_tells_it():
-    result = make_result(policy={"auto": {"threshold": 2.5}})
+    result = make_result(policy={"auto": {"critical": 2.5}})
     assert agreement_threshold(result) == 2.5
-    lines = {layer: len(agreement_figure(r).axes[0].lines) for layer, r in (("with", result), ("no", make_result()))}
+    without = ("paper", {"schedule": {"4": 4}}, None, "a policy of another version")
+    assert [agreement_threshold(make_result(policy=policy)) for policy in without] == [None] * 4
+    lines = {
+        layer: len(agreement_figure(r).axes[0].lines)
+        for layer, r in (("with", result), ("no", make_result(policy="paper")))
+    }
     assert lines == {"with": 6, "no": 5}
 
 

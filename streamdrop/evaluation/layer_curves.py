@@ -10,15 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
+from streamdrop.errors import ConfigError
 from streamdrop.evaluation.fit_summary import Result, Rows, number, ordered
+from streamdrop.policies import policy_from
 
 NAMED_LAYERS = 20
 """Up to so many layers, the colour bar names each; of more, it counts them."""
 
-THRESHOLDS = ("agreement_threshold", "threshold")
-"""Keys of a result or its policy under which the agreement's threshold may stand."""
+LINEAR = 10.0
+"""Agreements beyond this size are drawn on a scale that is logarithmic outside of ±4."""
 
 
 def layers_figure(result: Result) -> Figure:
@@ -62,28 +64,40 @@ def agreement_figure(result: Result) -> Figure | None:
     axis = figure.add_subplot()
     layers = layer_names(result)
     draw_layers(axis, rows, layers, "agreement")
-    axis.set_title(f"{result['model']} on {result['dataset']}: agreement of gradients under {name}", fontsize=11)
+    axis.set_title(f"{result['model']} on {result['dataset']}: gradients' agreement under {name}", fontsize=10)
     axis.set_ylabel("agreement z (0: noise)")
-    axis.set_yscale("symlog", linthresh=4)
+    _compress(axis)
     threshold = agreement_threshold(result)
     if threshold is not None:
         axis.axhline(threshold, color="#111827", linestyle="--", linewidth=1.2)
-        axis.annotate(f"dropped below {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
+        axis.annotate(f"learns above {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
                       xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
     _colour_bar(figure, [axis], layers)
     return figure
 
 
 def agreement_threshold(result: Result) -> float | None:
-    """The z below which the policy drops, where the result says so."""
-    drop = result["strategies"].get("drop", {})
+    """The z above which the run's policy takes a layer to learn still; None for policies that have none."""
     policy = result.get("policy")
-    settings = [policy, *policy.values()] if isinstance(policy, dict) else []
-    for place in (drop, result, *settings):
-        for key in THRESHOLDS:
-            if isinstance(place, dict) and isinstance(place.get(key), (int, float)):
-                return float(place[key])
-    return None
+    if policy is None or (isinstance(policy, dict) and "schedule" in policy):
+        return None
+    try:
+        critical = getattr(policy_from(policy), "critical", None)
+    except ConfigError:  # a result of another version: its curves are worth drawing all the same
+        return None
+    return None if critical is None else float(critical)
+
+
+def _compress(axis: Axes) -> None:
+    """A scale on which both noise around 0 and the large z of the first epochs can be read, ticks as plain numbers."""
+    low, high = axis.dataLim.y0, axis.dataLim.y1
+    if max(abs(low), abs(high)) > LINEAR:
+        axis.set_yscale("symlog", linthresh=4, linscale=1.5)
+        axis.set_yticks(
+            [t for t in (-50, -20, -10, -4, -2, 0, 2, 4, 10, 20, 50, 100, 200) if low - 1 <= t <= high * 1.2]
+        )
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())
 
 
 def layer_names(result: Result) -> list[str]:
