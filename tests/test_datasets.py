@@ -505,6 +505,15 @@ def test_npz_with_missing_arrays_mixed_sizes_or_damage(tmp_path):
         read_split(str(folder), "test", 2, 8)
 
 
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read .Permission denied.: check its permissions"):
+        read_split(str(tmp_path), "train", 2, 8)
+
+
 def test_what_is_no_set_says_what_is_accepted_and_what_was_found(tmp_path):
     for name in ("b.txt", "a.csv"):
         (tmp_path / name).write_text("x")
@@ -577,6 +586,20 @@ def test_a_download_that_fails_says_what_to_fetch_and_where(tmp_path, monkeypatc
     with pytest.raises(DataError, match=r"cifar10 could not be downloaded .* fetch cifar-10-binary\.tar\.gz") as caught:
         read_split(str(tmp_path / "cifar10"), "train", 5, 32, download=True)
     assert str(tmp_path / "cifar10") in str(caught.value)
+
+
+def test_what_a_failed_download_leaves_is_not_taken_for_the_set(tmp_path, monkeypatch):
+    root = tmp_path / "imagenette"
+
+    def fail(folder):
+        (folder / "imagenette2-160.tgz").write_bytes(b"half of it")
+        raise URLError("reset")
+
+    monkeypatch.setattr(torchvision.datasets, "Imagenette", Fetched(fail))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"could not be downloaded .* fetch imagenette2-160\.tgz"):
+            read_split(str(root), "train", 5, 32, download=True)
+    assert list(root.iterdir()) == []
 
 
 def test_a_folder_of_another_name_is_not_downloaded(tmp_path, monkeypatch):

@@ -46,15 +46,22 @@ def read_split(
     if name not in ("train", "test"):
         raise DataError(f"split {name!r} is not known: train or test")
     place = Path(data).expanduser()
+    try:
+        split = _read(place, name, count, size, download)
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error.strerror or error}): check its permissions") from error
+    checked_labels(split.labels.numpy(), data, classes)
+    return split
+
+
+def _read(place: Path, name: str, count: int, size: int, download: bool) -> LabelledSet:
     found = _find(place)
     if download and (found is None or not found.whole):
         datasets_download.fetch(place, size)
         found = _find(place)
     if found is None:
         raise DataError(f"{place}: {_seen(place)}; accepted are {ACCEPTED}{_remedy(place)}")
-    split = found.read(found.place, name, count, size)
-    checked_labels(split.labels.numpy(), data, classes)
-    return split
+    return found.read(found.place, name, count, size)
 
 
 def _find(place: Path) -> _Found | None:
@@ -93,7 +100,8 @@ def _found_mnist(folder: Path) -> _Found | None:
     for place in (folder, folder / "MNIST" / "raw"):
         held = [binary.idx_file(place, stem) is not None for stem in binary.MNIST_FILES]
         if any(held):
-            return _Found(place, binary.read_mnist, all(held) or place == folder)
+            unpacked = all((place / f"{stem}-ubyte").is_file() for stem in binary.MNIST_FILES)
+            return _Found(place, binary.read_mnist, unpacked or place == folder)
     return None
 
 

@@ -31,6 +31,7 @@ def fetch(folder: Path, size: int) -> None:
     name = set_named(folder)
     if name is None:
         raise DataError(f"{folder}: cannot be downloaded: name the folder {', '.join(WHAT)}, or put a data set there")
+    before = set(folder.glob("*.tgz"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):  # standard output is the command's own
@@ -42,6 +43,8 @@ def fetch(folder: Path, size: int) -> None:
                 published = "160px" if size <= 160 else "320px" if size <= 320 else "full"
                 torchvision.datasets.Imagenette(str(folder), size=published, download=True)
     except (RuntimeError, OSError, EOFError, ValueError) as error:  # URLError is an OSError
+        for partial in set(folder.glob("*.tgz")) - before:
+            partial.unlink(missing_ok=True)  # it would be taken for the set
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{folder}: {name} could not be downloaded ({reason}): fetch {WHAT[name]} elsewhere and put it there"

@@ -72,11 +72,10 @@ def decoded(file: IO[bytes] | Path, where: str, size: int) -> npt.NDArray[np.uin
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"image {where} cannot be read ({reason}): replace it or leave it out") from error
-    scale = size / min(upright.size)
-    width, height = (max(size, round(side * scale)) for side in upright.size)
-    resized = upright.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.array(resized.crop((left, top, left + size, top + size)))
+    short = min(upright.size)
+    left, top = ((side - short) / 2 for side in upright.size)
+    square = (left, top, left + short, top + short)
+    return np.array(upright.resize((size, size), Image.Resampling.BILINEAR, box=square))
 
 
 def holds_classes(folder: Path) -> bool:
