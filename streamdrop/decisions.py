@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from torch.nn import Parameter
 
 from streamdrop.errors import ConfigError
-from streamdrop.policies import DropPolicy, Evidence
+from streamdrop.policies import DropPolicy, Evidence, Offer
 from streamdrop.rounds import has_normalisation
 from streamdrop.scores import GradientScores
 from streamdrop.settings import TunerSettings
 from streamdrop.split import SplitModel
+from streamdrop.store import FeatureStore
 
 MINIMUM_ITERATIONS = 30
 """Gradients behind a score before any policy sees it: below that, P is mostly noise."""
 
+OTHER_RATE = 1.5
+"""A learning rate that has moved by this factor starts a new window: gradients before and after do not compare."""
 
-@dataclass(frozen=True)
+
 class Decisions:
-    """A policy's decisions about a split model; changes nothing itself."""
+    """A policy's decisions about a split model, and what has to be remembered from one to the next.
 
-    policy: DropPolicy
-    settings: TunerSettings
-    split: SplitModel
+    ``settling``: the next round stores, and no scored decision follows it. ``dropped_scores``: the P' that dropped
+    layers had when they were dropped. ``waited``: rounds since the last drop after which the policy dropped nothing.
+    ``why``: what the policy says about its last answer.
+    """
+
+    def __init__(self, policy: DropPolicy, settings: TunerSettings, split: SplitModel) -> None:
+        self.policy, self.settings, self.split = policy, settings, split
+        self.settling = False
+        self.dropped_scores: list[float] = []
+        self.last_iterations = 0
+        self.waited = 0
+        self.asked: int | None = None  # the first round after which the policy was asked
+        self.why = ""
+        self._previous: dict[str, float] = {}
+        self._rate = 0.0
+        cuts = range(len(split.layers))
+        self._costs = [(split.macs(cut), split.live_bytes(cut)) for cut in cuts] if self.needs_scores else []
 
     @property
     def needs_scores(self) -> bool:
@@ -51,32 +72,122 @@ class Decisions:
         """The weights whose gradients are scored: those of every layer from ``cut`` on."""
         return {name: self.split.layer_parameters(name) for name in self.split.layers[cut:]}
 
-    def window_is_over(self, scores: GradientScores, round_: int, last_iterations: int) -> bool:
-        """Whether scores start anew before a round: once the window is long enough.
+    # ---------------------------------------------------------------- windows of scores
 
-        Not so when the first decision, after a round as short as the last, would then come late.
-        """
-        first = round_ == self.settings.warm_up + 1 and last_iterations < MINIMUM_ITERATIONS
+    def begin_round(self, scores: GradientScores, round_: int, rate: float) -> None:
+        """Start a new window where the last is over, or the learning rate is another than at its start."""
+        moved = self._rate > 0 and rate > 0 and not 1 / OTHER_RATE < rate / self._rate < OTHER_RATE
+        if moved:
+            self._previous = {}
+        elif self._window_is_over(scores, round_):
+            self._previous = scores.importance()
+        if moved or self._window_is_over(scores, round_):
+            scores.reset()
+        if scores.iterations == 0:
+            self._rate = rate
+
+    def _window_is_over(self, scores: GradientScores, round_: int) -> bool:
+        """Once it is long enough; not so when the first decision, after a round as short as the last, would be late."""
+        first = round_ == self.settings.warm_up + 1 and self.last_iterations < MINIMUM_ITERATIONS
         return scores.iterations >= MINIMUM_ITERATIONS and not first
 
-    def evidence(
-        self, round_: int, cut: int, importance: Mapping[str, float] | None, dropped: Sequence[float], iterations: int
-    ) -> Evidence:
-        """What the policy sees after a round; scores only if it needs them."""
-        scores = tuple((importance or {}).values()) if self.needs_scores else ()
-        return Evidence(round_, cut, len(self.split.layers), scores, tuple(dropped), iterations)
+    # ---------------------------------------------------------------- decisions
 
-    def layers_to_drop(self, evidence: Evidence, settling: bool) -> int:
-        """How many layers to drop after a round, which stored (``settling``) or not. Raises ConfigError."""
-        room = evidence.layers - 1 - evidence.cut
-        if self.settings.strategy == "sgd" or room <= 0 or self._too_early(evidence, settling):
+    def after_round(
+        self, round_: int, cut: int, scores: GradientScores, store: FeatureStore, macs_per_second: float
+    ) -> int:
+        """How many layers to drop after a round at ``cut``. Raises ConfigError."""
+        settling, self.settling, self.why = self.settling, False, ""
+        room = len(self.split.layers) - 1 - cut
+        if self.settings.strategy == "sgd" or room <= 0 or (self.needs_scores and settling):
             return 0
+        evidence = self._evidence(round_, cut, scores, store, macs_per_second)
+        if self._too_early(evidence):
+            return 0
+        self.asked = round_ if self.asked is None else self.asked
         count = self.policy(evidence)
         if not 0 <= count <= room:
             raise ConfigError(f"the policy asked to drop {count} of {room + 1} layers: the last one must stay")
+        explain = getattr(self.policy, "explain", None)
+        self.why = str(explain(evidence)) if explain is not None else ""
+        self.waited = 0 if count else self.waited + 1
+        if count:
+            self.dropped_scores += evidence.standardised[:count].tolist()
+            self.settling = True
         return count
 
-    def _too_early(self, evidence: Evidence, settling: bool) -> bool:
+    def _too_early(self, evidence: Evidence) -> bool:
         """Only scores have to ripen: a schedule is obeyed whatever the warm-up."""
-        warming = evidence.round <= self.settings.warm_up or evidence.iterations < MINIMUM_ITERATIONS
-        return self.needs_scores and (warming or settling)
+        if not self.needs_scores:
+            return False
+        settled = getattr(self.policy, "settled", None)
+        warming = evidence.round <= self.settings.warm_up and not (settled is not None and settled(evidence))
+        return warming or evidence.iterations < MINIMUM_ITERATIONS
+
+    def _evidence(
+        self, round_: int, cut: int, scores: GradientScores, store: FeatureStore, macs_per_second: float
+    ) -> Evidence:
+        """What the policy sees after a round; scores and costs only if it needs scores."""
+        layers, dropped = len(self.split.layers), tuple(self.dropped_scores)
+        if not self.needs_scores:
+            return Evidence(round_, cut, layers, (), dropped, scores.iterations)
+        importance = scores.importance()
+        measures = getattr(self.policy, "measures", False)
+        return Evidence(
+            round_,
+            cut,
+            layers,
+            tuple(importance.values()),
+            dropped,
+            scores.iterations,
+            agreement=tuple(scores.agreement().values()),
+            previous=tuple(self._previous[name] for name in importance if name in self._previous),
+            waited=self.waited,
+            offers=tuple(Offer(self._costs[cut][0] - macs, size) for macs, size in self._costs[cut + 1 :]),
+            room=free_bytes(store),
+            samples=len(store),
+            break_even=macs_per_second * _seconds_per_byte(store) if measures else None,
+        )
+
+    def forget(self, cut: int) -> None:
+        """Layers from ``cut`` on are trained again: what they had when they were dropped counts no more."""
+        del self.dropped_scores[max(0, cut - self.settings.cut) :]
+        self._previous, self.settling, self.waited = {}, False, 0
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` takes, as plain data."""
+        return {
+            "settling": self.settling,
+            "dropped_scores": list(self.dropped_scores),
+            "last_iterations": self.last_iterations,
+            "waited": self.waited,
+            "asked": self.asked,
+            "previous": [[name, p] for name, p in self._previous.items()],
+            "rate": self._rate,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self.settling, self.dropped_scores = state["settling"], list(state["dropped_scores"])
+        self.last_iterations, self.waited = state["last_iterations"], state.get("waited", 0)
+        self.asked, self._rate = state.get("asked"), state.get("rate", 0.0)
+        self._previous = {name: float(p) for name, p in state.get("previous", [])}
+
+
+def free_bytes(store: FeatureStore) -> int | None:
+    """Bytes that a store may still take on its disk, a tenth of what is free left; None for a store in memory."""
+    path = getattr(getattr(store, "durable", store), "path", None)
+    if path is None or not Path(path).exists():
+        return None
+    return int(shutil.disk_usage(path).free * 0.9)
+
+
+def _seconds_per_byte(store: FeatureStore) -> float:
+    """What reading a stored byte costs here and now: the quicker of two batches of 64."""
+    keys: Sequence[bytes] = store.keys()[:64]
+    best, size = math.inf, 1
+    for _ in range(2 if keys else 0):
+        start = time.perf_counter()
+        size = sum(tensor.nbytes for tensor in store.get_many(keys))
+        best = min(best, time.perf_counter() - start)
+    return best / max(size, 1) if math.isfinite(best) else 0.0

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from streamdrop import checkpoint, resume
 from streamdrop.decisions import Decisions
-from streamdrop.errors import ModelError, TrainingError
+from streamdrop.diagnosis import explain_divergence
+from streamdrop.errors import ConfigError, ModelError, TrainingError
 from streamdrop.feed import Feed, check_images
-from streamdrop.policies import DropPolicy, PaperPolicy
+from streamdrop.growth import growth, scale_rates
+from streamdrop.policies import AutoPolicy, DropPolicy
 from streamdrop.rounds import (
     Clock,
     Sampler,
@@ -37,6 +39,7 @@ from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, MemoryStore, StagedCut
+from streamdrop.thawing import Prepare, Thawing, ThawPlan, thaw_store
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
 
@@ -46,13 +49,15 @@ class FineTuner:
 
     ``loss(output, target)`` gives a scalar; if it takes ``sample_weight``, it gets the stored weights [N] too.
     ``optimizer(parameters)`` is called once with the trainable parameters in execution order; ``scheduler(optimizer)``,
-    if given, makes a learning-rate scheduler stepped once a round. ``policy`` decides (default: the paper's);
+    if given, makes a learning-rate scheduler stepped once a round. ``policy`` decides (default: AutoPolicy);
     ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the tuner and each round's report.
+    ``thaw`` plans when dropped layers are trained again, from sources that ``prepare`` turns into the model's input.
     ``scoring`` forces gradient scores on or off (default: when the policy needs them). ``autocast`` is a dtype for
     mixed precision in the head (inexact), off by default. ``settings`` are the fields of TunerSettings: ``warm_up``,
     ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``, ``batch_norm`` (train or frozen), ``cut`` (layers
     dropped from the start), ``accumulate`` (batches per step), ``clip_norm``, ``chunk`` (samples per tail pass),
-    ``read_ahead`` (batches read from the store while one is trained on; 0: in line).
+    ``read_ahead`` (batches read from the store while one is trained on; 0: in line), ``whole_backward`` and
+    ``grow_batch`` (see TunerSettings).
 
     Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
     """
@@ -69,17 +74,20 @@ class FineTuner:
         callbacks: Sequence[Callable[[FineTuner, RoundReport], None]] = (),
         scoring: bool | None = None,
         autocast: torch.dtype | None = None,
+        thaw: ThawPlan | None = None,
+        prepare: Prepare | None = None,
         **settings: Any,
     ) -> None:
         self.settings = settings_from(settings)
         self.split, self.loss, self.callbacks, self.autocast = split, loss, tuple(callbacks), autocast
         self.store: FeatureStore = MemoryStore() if store is None else store
-        self.policy: DropPolicy = PaperPolicy() if policy is None else policy
+        self.policy: DropPolicy = AutoPolicy() if policy is None else policy
         self.round = 0
         self.extra: Any = None
         self.device = next(split.model.parameters()).device
-        self._decisions = Decisions(self.policy, self.settings, split)
-        self._decisions.check()
+        self.decisions = Decisions(self.policy, self.settings, split)
+        self.decisions.check()
+        self.thawing, self._prepare = Thawing(thaw), prepare
         self._feed = Feed(split, self.store, self.device, self.settings.chunk)
         self.cut = self._feed.open(self.settings.cut)
         trainable = [p for p in split.head_parameters(0).values() if p.requires_grad]
@@ -87,12 +95,11 @@ class FineTuner:
             raise ModelError("no parameter of the model requires a gradient: nothing can be trained")
         self.optimizer = optimizer(trainable)
         self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
         forget_parameters(self.optimizer, split.tail_parameters(self.cut).values())
-        scoring = self._decisions.needs_scores if scoring is None else scoring
-        self.scores = GradientScores(self._decisions.scored(self.cut) if scoring else {})
-        self.settling = False  # the round after a decision: it stores, and no scored decision follows it
-        self.dropped_scores: list[float] = []
-        self.last_iterations = 0
+        self._scoring = self.decisions.needs_scores if scoring is None else scoring
+        self.scores = GradientScores(self.decisions.scored(self.cut) if self._scoring else {})
+        self._grown = 1
         self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
 
@@ -141,39 +148,54 @@ class FineTuner:
             raise TrainingError("nothing is stored: observe samples before fit_round")
         self._checkpoint_before_storing()
         self.round += 1
-        if self._decisions.window_is_over(self.scores, self.round, self.last_iterations):
-            self.scores.reset()
-        clock, settling, cut, source = Clock(self.device), self.settling, self.cut, self.store.cut
-        size, moves = self.settings.batch_size, self.settings.strategy == "drop"
+        self.decisions.begin_round(self.scores, self.round, self.rate)
+        clock, cut, source, thawed = Clock(self.device), self.cut, self.store.cut, self.thawing.back is not None
+        size, rate, moves = self.batch_size, self.rate, self.settings.strategy == "drop"
         batches = round_batches(keys, size, steps, sampler, (self.settings.seed, self.round))
         with seeded(self.device), modes_kept(self.split.model), self._feed.staged(cut, moves) as staged:
             losses, samples = self._train(batches, staged, clock, deadline)
             promoted = self._feed.commit(staged, cut, clock) if staged is not None else 0
         self._feed.round_done()
-        self.settling, self.last_iterations = False, len(losses)
+        self.decisions.last_iterations = len(losses)
         if self.scheduler is not None:
             self.scheduler.step()
-        importance, magnitude = self.scores.importance() or None, self.scores.magnitude() or None
-        self._decide(settling, importance)
+        seconds, loss = clock.seconds(), math.fsum(losses) / len(losses)
+        scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
         whole, head = self.split.macs(source), self.split.macs(cut)
+        self._decide(loss, 3 * head * samples / max(seconds["train_seconds"], 1e-9))
         report = RoundReport(
             round=self.round,
             cut=cut,
             next_cut=self.cut,
-            loss=math.fsum(losses) / len(losses),
+            loss=loss,
             samples=samples,
             iterations=len(losses),
-            **clock.seconds(),
+            **seconds,
             parameters=sum(p.numel() for p in self.split.head_parameters(cut).values() if p.requires_grad),
             forward_macs=samples * whole + promoted * (whole - head),
             stored=staged is not None,
             cut_short=len(losses) < count_batches(keys, size, steps, sampler),
-            importance=importance,
-            magnitude=magnitude,
+            importance=scored[0],
+            magnitude=scored[1],
+            agreement=scored[2],
+            batch_size=size,
+            lr=rate,
+            why=self.decisions.why,
+            thawed=thawed,
         )
         for callback in self.callbacks:
             callback(self, report)
         return report
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch, grown as ``grow_batch`` allows."""
+        return self.settings.batch_size * self._grown
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
+        return float(self.optimizer.param_groups[0].get("lr", 0.0))
 
     def predict(self, images: Tensor) -> Any:
         """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
@@ -214,7 +236,7 @@ class FineTuner:
         """
         parts, state = resume.read(path, split)
         store = MemoryStore() if store is None else store
-        resume.align_store(store, state, parts, split, path)
+        resume.align_store(store, state, parts, split, path, options.get("prepare"))
         options = {**state["settings"], **options}
         tuner = cls(split, loss=loss, optimizer=optimizer, store=store, policy=policy, **options)
         resume.continue_from(tuner, parts, state)
@@ -244,7 +266,7 @@ class FineTuner:
         with contextlib.closing(reading) as batches:
             for index, batch in enumerate(batches):
                 reseed(self.device, seed_of(self.settings.seed, self.round, index))
-                activations = self._feed.raised(batch, self.cut, staged, clock)
+                activations = self._feed.raised(batch, self.cut, staged, clock, self.settings.whole_backward)
                 weights = self._feed.weights(batch) if self._takes_weights else None
                 with clock.part("train"):
                     losses.append(self._backward(activations, batch.targets, weights, index))
@@ -264,11 +286,10 @@ class FineTuner:
         with one_sample_explained(), mixed:
             loss = self.loss(head(activations), targets, **extra)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"round {self.round}, batch {index}: the loss is {value}: lower the learning rate or check the targets"
-            )
         (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        if not math.isfinite(value):
+            why = explain_divergence(self.split, self.cut, self.rate)
+            raise TrainingError(f"round {self.round}, batch {index}: the loss is {value}; {why}")
         return value
 
     def _step(self) -> None:
@@ -279,21 +300,52 @@ class FineTuner:
             torch.nn.utils.clip_grad_norm_(trained, self.settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.settings.whole_backward:
+            for parameter in self.split.tail_parameters(self.cut).values():
+                parameter.grad = None
 
     # ---------------------------------------------------------------- decisions
 
-    def _decide(self, settling: bool, importance: dict[str, float] | None) -> None:
-        iterations = self.scores.iterations
-        evidence = self._decisions.evidence(self.round, self.cut, importance, self.dropped_scores, iterations)
-        count = self._decisions.layers_to_drop(evidence, settling)
-        if count:
-            self.dropped_scores += evidence.standardised[:count].tolist()
-            self.set_cut(self.cut + count)
-            self.scores.reset()
-            self.settling = True
+    def _decide(self, loss: float, macs_per_second: float) -> None:
+        """Move the cut: back where a thaw is due, forward where one ends or the policy drops."""
+        cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
+        if cut is not None and cut < self.cut:
+            self.thaw(cut)
+        elif cut is not None:
+            self.set_cut(cut)
+            self.decisions.settling = True
+        elif self.thawing.back is None:
+            count = self.decisions.after_round(self.round, self.cut, self.scores, self.store, macs_per_second)
+            if count:
+                self.set_cut(self.cut + count)
+                self.scores.reset()
 
     def set_cut(self, cut: int) -> None:
-        """Move the cut: the layers below leave the optimiser and the scores."""
+        """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
         self.cut = cut
         forget_parameters(self.optimizer, self.split.tail_parameters(cut).values())
         self.scores.keep(self.split.layers[cut:])
+        self._grow()
+
+    def thaw(self, cut: int = 0) -> None:
+        """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
+
+        Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier.
+        """
+        if not 0 <= cut < self.cut:
+            raise ConfigError(f"thaw to cut {cut}: the cut is {self.cut}: give an earlier one")
+        if self.store.cut > cut:
+            thaw_store(self.store, self.split, cut, self.device, self.settings.chunk, self._prepare)
+        self.cut = cut
+        head = {id(parameter) for parameter in self.split.head_parameters(cut).values()}
+        for group, members in zip(self.optimizer.param_groups, self._groups, strict=True):
+            group["params"] = [parameter for parameter in members if id(parameter) in head]
+        self.scores = GradientScores(self.decisions.scored(cut) if self._scoring else {})
+        self.decisions.forget(cut)
+        self._grow()
+
+    def _grow(self) -> None:
+        grown = growth(self.split, self.settings.cut, self.cut, self.settings.grow_batch)
+        if grown != self._grown:
+            scale_rates(self.optimizer, self.scheduler, grown / self._grown)
+            self._grown = grown

@@ -92,12 +92,15 @@ class Feed:
         torch.cuda.current_stream(self._device).synchronize()  # the buffers are filled again behind our back
         return moved
 
-    def raised(self, batch: Stored, cut: int, staged: StagedCut | None, clock: Clock) -> Activations:
-        """A batch's activations at ``cut``; what the layers in between make of them is staged."""
+    def raised(
+        self, batch: Stored, cut: int, staged: StagedCut | None, clock: Clock, graph: bool = False
+    ) -> Activations:
+        """A batch's activations at ``cut``; what the layers in between make of them is staged. ``graph``: theirs."""
         if self.store.cut >= cut:
             return batch.activations
         with clock.part("tail"):
-            activations = self._between(batch.activations, cut)
+            step = self._split.step(self.store.cut, cut)
+            activations = step(batch.activations) if graph else self._between(batch.activations, cut)
         if staged is not None:
             with clock.part("write"):
                 staged.put_many(_unbatched(batch.keys, activations))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from streamdrop import checkpoint
-from streamdrop.errors import CheckpointError
+from streamdrop.errors import CheckpointError, StoreError
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, MemoryStore
+from streamdrop.thawing import Prepare, thaw_store
 
 if TYPE_CHECKING:
     from streamdrop.engine import FineTuner
@@ -26,10 +27,9 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any) -> tuple[checkpoint.Parts,
         "layers": list(tuner.split.layers),
         "round": tuner.round,
         "cut": tuner.cut,
-        "settling": tuner.settling,
-        "dropped_scores": list(tuner.dropped_scores),
+        **tuner.decisions.state(),
+        "thawing": tuner.thawing.state(),
         "iterations": tuner.scores.iterations,
-        "last_iterations": tuner.last_iterations,
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
         "scheduler": tuner.scheduler.state_dict() if tuner.scheduler is not None else None,
         "store": {"cut": tuner.store.cut, "count": len(tuner.store), "mark": mark},
@@ -60,9 +60,11 @@ def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
 
 def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
     """Put the checkpoint's optimiser, scores and counters into a tuner built anew."""
-    tuner.round, tuner.extra, tuner.settling = state["round"], state["extra"], state["settling"]
-    tuner.dropped_scores, tuner.last_iterations = list(state["dropped_scores"]), state["last_iterations"]
-    tuner.set_cut(state["cut"])
+    tuner.round, tuner.extra = state["round"], state["extra"]
+    tuner.decisions.restore(state)
+    if "thawing" in state:
+        tuner.thawing.restore(state["thawing"])
+    tuner.set_cut(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
     tuner.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"], parts["optimizer"]))
     if tuner.scheduler is not None and state["scheduler"] is not None:
         tuner.scheduler.load_state_dict(state["scheduler"])
@@ -70,10 +72,17 @@ def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> No
         tuner.scores.restore(parts["scores"], state["iterations"])
 
 
-def align_store(store: FeatureStore, state: State, parts: checkpoint.Parts, split: SplitModel, path: object) -> None:
-    """Bring a store to the checkpoint's mark: promote one that is behind, roll back what came later, refuse one ahead.
+def align_store(
+    store: FeatureStore,
+    state: State,
+    parts: checkpoint.Parts,
+    split: SplitModel,
+    path: object,
+    prepare: Prepare | None = None,
+) -> None:
+    """Bring a store to the checkpoint's mark: promote one that is behind, roll back what came later.
 
-    Raises CheckpointError.
+    One ahead, or made by later weights, is thawed where its samples have sources, else refused. Raises CheckpointError.
     """
     saved = state["store"]
     if isinstance(store, MemoryStore):
@@ -87,10 +96,10 @@ def align_store(store: FeatureStore, state: State, parts: checkpoint.Parts, spli
         )
     # A drop's checkpoint names the new cut before the store flips: a store at either is this checkpoint's own.
     newest = max(saved["cut"], state["cut"]) if state["settings"]["strategy"] == "drop" else saved["cut"]
-    if store.cut not in (newest, saved["cut"]) and store.cut > saved["cut"]:
-        raise CheckpointError(
-            f"{path}: the store is at cut {store.cut}, ahead of the checkpoint's {newest}: load the newest checkpoint, "
-            "or start with a new store"
+    ahead = store.cut not in (newest, saved["cut"]) and store.cut > saved["cut"]
+    if ahead or (store.cut > 0 and store.version != split.version(store.cut)):
+        _thaw(
+            store, state, split, prepare, f"{path}: the store is at cut {store.cut}, ahead of the checkpoint's {newest}"
         )
     if store.cut < saved["cut"]:
         step = split.step(store.cut, saved["cut"])
@@ -102,3 +111,14 @@ def align_store(store: FeatureStore, state: State, parts: checkpoint.Parts, spli
             f"{path}: the store holds {len(store)} samples, the checkpoint {saved['count']}: "
             "give the store it was saved with"
         )
+
+
+def _thaw(store: FeatureStore, state: State, split: SplitModel, prepare: Prepare | None, what: str) -> None:
+    """Make a store's activations anew by the checkpoint's own weights."""
+    store.rollback(state["store"]["mark"])
+    device = next(split.model.parameters()).device
+    try:
+        thaw_store(store, split, state["store"]["cut"], device, state["settings"]["chunk"], prepare)
+    except StoreError as error:
+        remedy = "load the newest checkpoint, or start with a new store"
+        raise CheckpointError(f"{what}, and cannot be made anew ({error}): {remedy}") from None

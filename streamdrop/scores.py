@@ -1,11 +1,12 @@
 """How much each layer is still learning: Equations 1-4 of Learn & Drop (Cruciata et al. 2024, section 3).
 
 ``g[i, j]`` is the gradient of weight ``i`` at iteration ``j``; a layer has ``N`` weights, a window ``M`` iterations.
-Two running sums per weight suffice: ``Σ_j g`` and ``Σ_j |g|``.
+Two running sums per weight suffice: ``Σ_j g`` and ``Σ_j |g|``; a calibrated test of agreement adds two a layer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -54,6 +55,16 @@ def best_prefix(z: Tensor) -> int:
     return length
 
 
+def agreement(cross: float, cross_squared: float) -> float:
+    """How far a layer's gradients agree beyond chance, in standard deviations of chance: ``z = Σ_j c_j / √(Σ_j c_j²)``.
+
+    ``c_j = g_j · Σ_{k<j} g_k`` says whether a step goes where those before it went. While a layer's gradients are noise
+    around zero, whatever their distribution, the ``c_j`` are martingale differences: z is then about N(0, 1). It is
+    large while they agree, negative where steps undo each other. 0 when every gradient is zero.
+    """
+    return cross / math.sqrt(cross_squared) if cross_squared > 0.0 else 0.0
+
+
 class GradientScores:
     """Running sums of each layer's gradients over a window of iterations.
 
@@ -67,6 +78,8 @@ class GradientScores:
         }
         self._signed = {name: [torch.zeros_like(w) for w in weights] for name, weights in self._weights.items()}
         self._absolute = {name: [torch.zeros_like(w) for w in weights] for name, weights in self._weights.items()}
+        device = next((w.device for weights in self._weights.values() for w in weights), torch.device("cpu"))
+        self._cross = torch.zeros(2, len(self._weights), dtype=torch.float64, device=device)  # Σc and Σc² of each layer
         self.iterations = 0
 
     @property
@@ -78,13 +91,19 @@ class GradientScores:
     def update(self) -> None:
         """Add the gradients that the weights hold now; a weight without one counts as zero."""
         gradients, signed, absolute = [], [], []
-        for name, weights in self._weights.items():
+        zero = self._cross.new_zeros((), dtype=torch.float32)
+        cross = [zero] * len(self._weights)
+        for layer, (name, weights) in enumerate(self._weights.items()):
             for weight, s, a in zip(weights, self._signed[name], self._absolute[name], strict=True):
                 if weight.grad is not None:
                     gradients.append(weight.grad)
                     signed.append(s)
                     absolute.append(a)
+                    cross[layer] = cross[layer] + _dot(weight.grad, s)
         if gradients:
+            products = torch.stack(cross).double()
+            self._cross[0] += products
+            self._cross[1] += products.square()
             torch._foreach_add_(signed, gradients)
             torch._foreach_add_(absolute, torch._foreach_abs(gradients))
         self.iterations += 1
@@ -97,9 +116,14 @@ class GradientScores:
         """Eq. 1 for every layer over the window, ≥ 0."""
         return {name: magnitude(_flat(self._absolute[name])) if self._weights[name] else 0.0 for name in self._weights}
 
+    def agreement(self) -> dict[str, float]:
+        """z of every layer over the window: about N(0, 1) for noise, large while the gradients agree."""
+        return {name: agreement(*sums) for name, sums in zip(self._weights, self._cross.t().tolist(), strict=True)}
+
     @torch.no_grad()
     def reset(self) -> None:
         """Start a new window."""
+        self._cross.zero_()
         for sums in (*self._signed.values(), *self._absolute.values()):
             for tensor in sums:
                 tensor.zero_()
@@ -108,13 +132,14 @@ class GradientScores:
     def keep(self, names: Iterable[str]) -> None:
         """Forget every other layer: the window of the kept ones goes on."""
         kept = set(names)
+        self._cross = self._cross[:, [i for i, name in enumerate(self._weights) if name in kept]]
         for sums in (self._weights, self._signed, self._absolute):
             for name in [name for name in sums if name not in kept]:
                 del sums[name]
 
     def tensors(self) -> dict[str, Tensor]:
         """The window's sums by name, for a checkpoint; ``restore`` takes them back."""
-        named = {}
+        named = {"cross": self._cross}
         for kind, sums in (("signed", self._signed), ("absolute", self._absolute)):
             for name, tensors in sums.items():
                 named.update({f"{kind}.{i}.{name}": tensor for i, tensor in enumerate(tensors)})
@@ -126,6 +151,11 @@ class GradientScores:
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self.iterations = iterations
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """``Σ a·b``, float32; both lie in memory alike."""
+    return torch.dot(a.flatten(), b.flatten()) if a.is_contiguous() and b.is_contiguous() else (a * b).sum()
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

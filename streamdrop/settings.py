@@ -10,7 +10,11 @@ from streamdrop.errors import ConfigError
 
 @dataclass(frozen=True)
 class TunerSettings:
-    """The plain numbers of a FineTuner; a checkpoint carries them. Raises ConfigError for what cannot work."""
+    """The plain numbers of a FineTuner; a checkpoint carries them. Raises ConfigError for what cannot work.
+
+    ``whole_backward``: under ``freeze``, gradients flow through frozen layers too and are thrown away, as in the paper.
+    ``grow_batch``: batches become up to so many times as large as dropped layers free memory, 1: they stay as they are.
+    """
 
     warm_up: int = 5
     strategy: Literal["sgd", "freeze", "drop"] = "drop"
@@ -22,6 +26,8 @@ class TunerSettings:
     clip_norm: float | None = None
     chunk: int = 64
     read_ahead: int = 2
+    whole_backward: bool = False
+    grow_batch: int = 1
 
     def __post_init__(self) -> None:
         if self.strategy not in ("sgd", "freeze", "drop"):
@@ -36,6 +42,7 @@ class TunerSettings:
             ("accumulate", 1),
             ("chunk", 2),
             ("read_ahead", 0),
+            ("grow_batch", 1),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")

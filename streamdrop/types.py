@@ -71,7 +71,9 @@ class RoundReport:
     ``cut`` is the cut the round trained at; ``next_cut`` the one decided after it. ``samples`` counts samples trained
     on (with repetition). ``tail_seconds`` ran dropped layers, ``write_seconds`` and ``read_seconds`` moved activations,
     ``train_seconds`` ran the head forward, backward and step. ``parameters`` are those still trained.
-    ``cut_short`` says that the deadline ended the round early.
+    ``cut_short`` says that the deadline ended the round early. ``batch_size`` and ``lr`` are those it trained with (the
+    first parameter group's rate). ``agreement`` is each layer's z, ``why`` what the policy says about its decision, and
+    ``thawed`` whether layers that had been dropped were trained in this round.
     """
 
     round: int
@@ -91,6 +93,11 @@ class RoundReport:
     cut_short: bool = False
     importance: dict[str, float] | None = None
     magnitude: dict[str, float] | None = None
+    agreement: dict[str, float] | None = None
+    batch_size: int = 0
+    lr: float = 0.0
+    why: str = ""
+    thawed: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ ORDER = [
     {"split"},
     {"scores", "policies"},
     {"store"},
-    {"rounds", "settings", "decisions", "checkpoint", "feed", "resume", "engine"},
+    {"rounds", "settings", "decisions", "diagnosis", "growth", "thawing", "checkpoint", "feed", "resume", "engine"},
     {"tracking"},
     {"evaluation"},
     {"service"},

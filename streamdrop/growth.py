@@ -1,0 +1,36 @@
+"""A batch that grows as dropped layers free memory, and the learning rate with it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from streamdrop.split import SplitModel
+
+
+def growth(split: SplitModel, first: int, cut: int, most: int) -> int:
+    """How much larger a batch at ``cut`` may be for the memory of one at cut ``first``: a power of two ≤ ``most``.
+
+    Memory is taken as what crosses all later cuts: the activations that a backward pass keeps.
+    """
+    if most <= 1 or cut <= first:
+        return 1
+    kept = [split.live_bytes(c) for c in range(len(split.layers))]
+    ratio = min(float(most), sum(kept[first:]) / max(sum(kept[cut:]), 1))
+    return int(2 ** math.floor(math.log2(max(ratio, 1.0))))
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
+    """Learning rates for batches ``factor`` times as large: linear for SGD, by the square root for adaptive methods.
+
+    Linear: Goyal et al. 2017, section 2.1; square root: Malladi et al. 2022, section 3. A scheduler goes on from there.
+    """
+    scale = factor if isinstance(optimizer, torch.optim.SGD) else math.sqrt(factor)
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * scale
+        if "initial_lr" in group:
+            group["initial_lr"] *= scale
+    if scheduler is not None and hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [rate * scale for rate in scheduler.base_lrs]

@@ -1,0 +1,126 @@
+"""Thaw: when dropped layers are trained again, and how a store is brought back to an earlier cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamdrop.errors import ConfigError, StoreError
+from streamdrop.split import SplitModel, run_in_chunks
+from streamdrop.store import FeatureStore, decode_source
+from streamdrop.types import Activations
+
+Prepare = Callable[[Any], Tensor]
+"""A decoded source → one sample as the model takes it, without the batch dimension."""
+
+
+@dataclass(frozen=True)
+class ThawPlan:
+    """Alternate head-only rounds with a few rounds of more layers (the paper's section 6, future work).
+
+    Layers from ``to`` on are trained again for ``rounds`` rounds after ``every`` rounds at a cut, or once the loss has
+    not fallen by a hundredth for ``plateau`` of them; then the cut moves back to where it was. ``most``: how often at
+    most. Raises ConfigError.
+    """
+
+    every: int | None = None
+    plateau: int | None = None
+    rounds: int = 1
+    to: int = 0
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is None and self.plateau is None:
+            raise ConfigError("thaw: neither every nor plateau is given: give one, in rounds")
+        for name in ("every", "plateau", "rounds", "most"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"thaw.{name} is {value}: give a whole number of at least 1")
+        if self.to < 0:
+            raise ConfigError(f"thaw.to is {self.to}: give a cut of at least 0")
+
+
+class Thawing:
+    """A plan under way: ``back`` is the cut to return to while more layers are trained, None otherwise."""
+
+    def __init__(self, plan: ThawPlan | None) -> None:
+        self.plan = plan
+        self.back: int | None = None
+        self._left = self._quiet = self._flat = self._done = 0
+        self._best = math.inf
+
+    def next_cut(self, cut: int, loss: float, moving: bool) -> int | None:
+        """Where the cut goes after a round at ``cut``, None: it stays. ``moving``: a drop is under way."""
+        if self.plan is None:
+            return None
+        if self.back is not None:
+            return self._return()
+        if moving or cut <= self.plan.to:
+            self._quiet, self._flat, self._best = 0, 0, math.inf
+            return None
+        self._quiet += 1
+        fell = loss < 0.99 * self._best
+        self._flat, self._best = (0, loss) if fell else (self._flat + 1, self._best)
+        return self._thaw(cut) if self._due(self.plan) else None
+
+    def _due(self, plan: ThawPlan) -> bool:
+        if plan.most is not None and self._done >= plan.most:
+            return False
+        by_count = plan.every is not None and self._quiet >= plan.every
+        return by_count or (plan.plateau is not None and self._flat >= plan.plateau)
+
+    def _thaw(self, cut: int) -> int:
+        assert self.plan is not None
+        self.back, self._left = cut, self.plan.rounds
+        self._done += 1
+        return self.plan.to
+
+    def _return(self) -> int | None:
+        self._left -= 1
+        if self._left > 0:
+            return None
+        back, self.back = self.back, None
+        self._quiet, self._flat, self._best = 0, 0, math.inf
+        return back
+
+    def state(self) -> list[Any]:
+        """What ``restore`` takes, as plain data."""
+        best = None if math.isinf(self._best) else self._best
+        return [self.back, self._left, self._quiet, self._flat, self._done, best]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self.back, self._left, self._quiet, self._flat, self._done, best = state
+        self._best = math.inf if best is None else best
+
+
+def thaw_store(
+    store: FeatureStore, split: SplitModel, cut: int, device: torch.device, chunk: int, prepare: Prepare | None = None
+) -> None:
+    """Bring a store back to ``cut``: every sample made anew from its source. Raises StoreError, DataError.
+
+    ``prepare`` turns a decoded source into the model's input; sources kept as ``raw`` tensors need none.
+    """
+    thaw = getattr(store, "thaw", None)
+    if thaw is None:
+        raise StoreError(f"{type(store).__name__} keeps no sources: use MemoryStore, LmdbStore or TieredStore to thaw")
+    tail = split.tail(cut)
+
+    def embed(sources: list[bytes]) -> Activations:
+        inputs = [_as_input(decode_source(source), prepare) for source in sources]
+        return run_in_chunks(tail, (torch.stack(inputs).to(device),), chunk)
+
+    thaw(cut, embed, split.version(cut), chunk)
+
+
+def _as_input(source: Any, prepare: Prepare | None) -> Tensor:
+    if prepare is not None:
+        return prepare(source)
+    if not isinstance(source, Tensor):
+        raise StoreError("sources are images: give prepare, which turns one into the model's input")
+    return source
