@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from streamdrop.cli import main
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, DataError, WeightsError
-from streamdrop.evaluation.experiment import FitConfig, run_experiment
+from streamdrop.evaluation import fit_arm
+from streamdrop.evaluation.experiment import FitConfig, read_result, run_experiment
+from streamdrop.evaluation.fit_config import ScheduleConfig, checked_strategies
 from streamdrop.evaluation.networks import build_network, load_weights
+from streamdrop.testing.tuners import SmallNet
 
 CONFIG = Path(__file__).parent.parent / "configs" / "fit" / "cifar10-resnet18.yaml"
 
@@ -131,3 +138,200 @@ def test_weights_from_a_file(tmp_path):
     (tmp_path / "bad.pt").write_bytes(os.urandom(100))
     with pytest.raises(WeightsError):
         load_weights(model, str(tmp_path / "bad.pt"))
+
+
+def small(given: FitConfig, monkeypatch) -> FitConfig:
+    """The experiment with a network of milliseconds."""
+    monkeypatch.setattr(fit_arm, "build_network", lambda *args, **more: SmallNet())
+    return replace(given, image_size=12, policy={"schedule": {2: 2}})
+
+
+def rows_of(result, *keys):
+    return {
+        name: [[row[key] for key in keys] for row in entry["epochs"]] for name, entry in result["strategies"].items()
+    }
+
+
+def test_the_same_time_baseline_gets_drops_seconds_and_a_schedule_scaled_to_them(data, tmp_path, monkeypatch):
+    given = small(
+        config(data, same_time=True, schedule={"kind": "step", "milestones": [2], "factor": 0.5}), monkeypatch
+    )
+    seconds = {"sgd": [9.0, 4.0, 4.0, 4.0], "drop": [4.0, 4.0, 0.5, 0.4]}
+    monkeypatch.setattr(fit_arm.FineTuner, "fit_round", timed(fit_arm.FineTuner.fit_round, seconds))
+    result = run_experiment(given, ["sgd", "drop"], tmp_path)
+    same = result["strategies"]["sgd-same-time"]
+    assert [row["lr"] for row in same["epochs"]] == [0.01, 0.005]  # 8.9 s / 4 s are two epochs, the milestone after one
+    assert [row["lr"] for row in result["strategies"]["sgd"]["epochs"]] == [0.01, 0.01, 0.005, 0.005]
+    assert same["cut"] == 0
+    assert list(result["strategies"]) == ["sgd", "drop", "sgd-same-time"]
+    drop = result["strategies"]["drop"]
+    assert drop["saved_time_percent"] == pytest.approx(100 * (21 - 8.9) / 21)
+    assert (drop["first_decision"], drop["first_asked"]) == (2, 1)
+    assert drop["bound_time_percent"] == pytest.approx(100 * (1 - 9 / 21))
+
+
+def timed(fit_round, seconds):
+    """``fit_round`` whose reports say that an epoch took what ``seconds`` has for its strategy, in order."""
+    told = {"drop": iter(seconds["drop"]), "sgd": iter([0.0, *seconds["sgd"], 1.0, 1.0])}  # the first: a throwaway
+
+    def wrapped(tuner, *args, **more):
+        report = fit_round(tuner, *args, **more)
+        return replace(report, seconds=next(told[tuner.settings.strategy]))
+
+    return wrapped
+
+
+def test_a_result_says_what_was_dropped_and_what_held_the_rest_back(data, tmp_path, monkeypatch):
+    result = run_experiment(small(config(data), monkeypatch), ["drop"], tmp_path)
+    drop = result["strategies"]["drop"]
+    assert result["layer_names"] == ["stem.0", "first.0", "second.1", "third.0", "last"]
+    assert (result["layers"], result["batch_size"], result["train_samples"], result["image_size"]) == (5, 8, 24, 12)
+    assert result["input_bytes"] == 3 * 12 * 12 * 4
+    assert drop["stored_bytes"] == 2 * 4 * 12 * 12 * 4  # main branch and skip
+    assert 0 < drop["dropped_macs_percent"] < 95
+    assert "SchedulePolicy" in drop["held_back"]
+    assert drop["best_accuracy"] == max(row["accuracy"] for row in drop["epochs"])
+    assert (drop["status"], drop["error"], result["finished"]) == ("done", None, True)
+    assert [row["stored"] for row in drop["epochs"]] == [False, False, True, False]
+
+
+def test_diverging_training_stops_one_arm_and_keeps_its_last_good_weights(data, tmp_path, monkeypatch, capsys):
+    small(config(data), monkeypatch)
+    good = {}
+
+    def fit_round(tuner, original=fit_arm.FineTuner.fit_round):
+        if tuner.settings.strategy == "drop" and tuner.round == 2:
+            good.update({name: tensor.clone() for name, tensor in tuner.split.model.state_dict().items()})
+            tuner.split.model.linear.weight.data.fill_(float("nan"))
+        return original(tuner)
+
+    monkeypatch.setattr(fit_arm.FineTuner, "fit_round", fit_round)
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{{data: {data}, image_size: 12, train: 24, test: 9, epochs: 4, warm_up: 1, batch_size: 8}}")
+    out = tmp_path / "out"
+    assert main(["fit", str(path), "--strategies", "sgd,drop", "--output", str(out)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    for words in ("drop diverged in epoch 3", "learning rate", str(out / "drop-last-good.safetensors")):
+        assert words in err
+    result = read_result(out)
+    assert [(n, e["status"], len(e["epochs"])) for n, e in result["strategies"].items()] == [
+        ("sgd", "done", 4),
+        ("drop", "diverged", 2),
+    ]
+    kept = load_file(out / "drop-last-good.safetensors")
+    assert kept.keys() == good.keys()
+    assert all(torch.equal(kept[name], good[name]) for name in good if name != "linear.weight")
+    assert torch.isfinite(kept["linear.weight"]).all()
+
+
+def test_an_interrupted_run_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    given = small(config(data), monkeypatch)
+    run_experiment(given, ["sgd", "drop"], tmp_path / "whole", save_weights=True)
+
+    def interrupt(strategy, epoch, row):
+        if (strategy, epoch) == ("drop", 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(given, ["sgd", "drop"], tmp_path / "cut", interrupt)
+    assert (tmp_path / "cut" / "state" / "drop" / "checkpoint" / "current").is_file()
+    before = [row["seconds"] for row in read_result(tmp_path / "cut")["strategies"]["drop"]["epochs"]]
+    seen = []
+    run_experiment(
+        given, ["sgd", "drop"], tmp_path / "cut", lambda s, e, row: seen.append((s, e)), resume=True, save_weights=True
+    )
+    assert seen == [("sgd", 4), ("drop", 4)]
+    whole, cut = (read_result(tmp_path / name) for name in ("whole", "cut"))
+    keys = ("epoch", "loss", "accuracy", "cut", "next_cut", "stored", "forward_macs", "lr", "importance")
+    assert rows_of(cut, *keys) == rows_of(whole, *keys)
+    assert [row["seconds"] for row in cut["strategies"]["drop"]["epochs"]][: len(before)] == before
+    for name in ("sgd", "drop"):
+        assert (tmp_path / "cut" / f"{name}.safetensors").read_bytes() == (
+            tmp_path / "whole" / f"{name}.safetensors"
+        ).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "drop.safetensors",
+        "result.json",
+        "sgd.safetensors",
+    ]
+
+
+def test_resuming_a_finished_run_does_nothing_and_another_configuration_is_refused(data, tmp_path, monkeypatch):
+    given = small(config(data), monkeypatch)
+    first = run_experiment(given, ["sgd"], tmp_path)
+    again = run_experiment(given, ["sgd"], tmp_path, lambda *told: pytest.fail("trained again"), resume=True)
+    assert again == json.loads(json.dumps(first))
+    with pytest.raises(ConfigError, match="other epochs, strategies"):
+        run_experiment(replace(given, epochs=5), ["drop"], tmp_path, resume=True)
+    started = []
+    run_experiment(given, ["sgd"], tmp_path, lambda s, e, row: started.append(e))  # without resume: anew
+    assert started == [1, 2, 3, 4]
+
+
+def test_threads_are_those_asked_for_and_come_back(data, tmp_path, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    given = replace(small(config(data), monkeypatch), threads=before + 1)
+    run_experiment(given, ["sgd"], tmp_path, lambda *told: seen.append(torch.get_num_threads()))
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+def test_a_baseline_pays_for_scores_only_where_it_is_all_there_is(data, tmp_path, monkeypatch):
+    given = small(config(data), monkeypatch)
+    alone = run_experiment(given, ["sgd"], tmp_path / "alone")
+    beside = run_experiment(given, ["sgd", "drop"], tmp_path / "beside")
+    assert alone["strategies"]["sgd"]["epochs"][0]["importance"]
+    assert beside["strategies"]["sgd"]["epochs"][0]["importance"] is None
+    assert rows_of(alone, "loss")["sgd"] == rows_of(beside, "loss")["sgd"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"train": 1}, "train is 1"),
+        ({"threads": 0}, "threads"),
+        ({"schedule": {"kind": "step"}}, "milestones"),
+        ({"schedule": {"kind": "cosine", "milestones": [3]}}, "kind: step"),
+        ({"schedule": {"kind": "step", "milestones": [5, 3]}}, "rising"),
+        ({"schedule": {"kind": "step", "milestones": [3], "factor": 0}}, "factor"),
+        ({"layers": "convs"}, "transformer_blocks"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_at_once(data, more, words):
+    with pytest.raises(ConfigError, match=words):
+        config(data, **more)
+
+
+def test_batches_of_one_are_refused_where_batchnorm_is(data, tmp_path):
+    with pytest.raises(ConfigError, match="BatchNorm"):
+        run_experiment(config(data, batch_size=1), ["drop"], tmp_path)
+    assert not (tmp_path / "stores").exists()
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [("constant", [1, 1, 1, 1]), ("step", [1, 0.1, 0.1, 0.01]), ("cosine", [1, 0.853553391, 0.5, 0.146446609])],
+)
+def test_schedules_move_the_rate_once_an_epoch(kind, shares):
+    schedule = ScheduleConfig(kind, (1, 3) if kind == "step" else ())
+    assert [schedule.share(done, 4) for done in range(4)] == pytest.approx(shares)
+
+
+def test_the_same_time_baseline_needs_what_it_is_compared_with():
+    assert checked_strategies(["drop", "sgd"], same_time=True) == ["drop", "sgd", "sgd-same-time"]
+    assert checked_strategies(["drop"], same_time=True) == ["drop"]
+    assert checked_strategies(["sgd-same-time", "sgd", "drop"], same_time=False)[-1] == "sgd-same-time"
+    with pytest.raises(ConfigError, match="needs the seconds"):
+        checked_strategies(["sgd", "sgd-same-time"], same_time=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_and_resumed_to_the_same_weights_and_rows(tmp_path):
+    script = Path(__file__).parent / "crash_fit.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("same=True") == 2

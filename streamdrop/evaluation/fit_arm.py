@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ class Arm:
         """One epoch and its row; False where the training diverged: ``good`` then holds the weights before it."""
         self.busy = True
         before = weights_of(self.tuner)
-        rate = float(self.tuner.optimizer.param_groups[0]["lr"])
         try:
             report = self.tuner.fit_round()
         except TrainingError as error:
@@ -88,13 +87,13 @@ class Arm:
         if len(self.rows) < len(self.known):
             self.rows.append(self.known[len(self.rows)])
         else:
-            self.rows.append(self._row(report, _accuracy(self.tuner, test), rate))
+            self.rows.append(self._row(report, _accuracy(self.tuner, test)))
             append_row(self.folder, self.rows[-1])
         self.busy = False
         return True
 
-    def _row(self, report: RoundReport, accuracy: float, rate: float) -> Row:
-        row = _row(report, accuracy, rate, self.tuner.settings.batch_size)
+    def _row(self, report: RoundReport, accuracy: float) -> Row:
+        row = _row(report, accuracy)
         before = self.rows[-1] if self.rows else None
         stores = before is not None and before["next_cut"] > before["cut"] and self.tuner.settings.strategy == "drop"
         if stores and before is not None and not report.stored:  # a kill came between the store's move and the row
@@ -229,26 +228,9 @@ def _accuracy(tuner: FineTuner, test: LabelledSet) -> float:
     return right / len(test)
 
 
-def _row(report: RoundReport, accuracy: float, rate: float, batch_size: int) -> Row:
+def _row(report: RoundReport, accuracy: float) -> Row:
     """An epoch as result.json has it. Seconds are those of the report."""
-    return {
-        "epoch": report.round,
-        "seconds": report.seconds,
-        "store_seconds": report.write_seconds,
-        "tail_seconds": report.tail_seconds,
-        "read_seconds": report.read_seconds,
-        "train_seconds": report.train_seconds,
-        "loss": report.loss,
-        "accuracy": accuracy,
-        "cut": report.cut,
-        "next_cut": report.next_cut,
-        "stored": report.stored,
-        "parameters": report.parameters,
-        "forward_macs": report.forward_macs,
-        "batch_size": getattr(report, "batch_size", batch_size),
-        "lr": rate,
-        "importance": report.importance,
-        "magnitude": report.magnitude,
-        "agreement": getattr(report, "agreement", None),
-        "thawed": getattr(report, "thawed", False),
-    }
+    names = {"round": "epoch", "write_seconds": "store_seconds"}
+    left_out = ("samples", "iterations", "cut_short")
+    row = {names.get(key, key): value for key, value in asdict(report).items() if key not in left_out}
+    return row | {"accuracy": accuracy}

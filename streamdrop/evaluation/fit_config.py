@@ -91,7 +91,7 @@ class FitConfig:
     epochs: int = 16
     warm_up: int = 3
     batch_size: int = 64
-    policy: str | dict[str, dict[int, int]] = "paper"
+    policy: str | dict[str, dict[Any, Any]] = "paper"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     layers: Literal["convolutions", "transformer_blocks"] | None = None

@@ -56,7 +56,7 @@ def describe_arms(config: FitConfig, asked: Sequence[str], arms: Sequence[Arm], 
 def _entry(arm: Arm, sgd: Arm | None, droppable: int) -> dict[str, Any]:
     split, cut, rows = arm.tuner.split, arm.tuner.cut, arm.rows
     dropped = 100.0 * (split.macs(0) - split.macs(cut)) / droppable if droppable else 0.0
-    asked = _first_asked(arm)
+    asked = arm.tuner.decisions.asked
     return {
         "status": arm.status,
         "error": arm.error,
@@ -82,17 +82,6 @@ def _decides(arm: Arm) -> bool:
     return arm.tuner.settings.strategy != "sgd"
 
 
-def _first_asked(arm: Arm) -> int | None:
-    """The first epoch after which the policy was asked; None where it was not (yet)."""
-    if not _decides(arm):
-        return None
-    told: int | None = getattr(arm.tuner, "first_asked", None)
-    if told is not None:
-        return told
-    first = arm.tuner.settings.warm_up + 1 if arm.tuner.policy.needs_scores else 1
-    return first if first <= len(arm.rows) else None
-
-
 def _bound(sgd: Arm | None, asked: int | None) -> float | None:
     """What a free head from epoch ``asked`` on would save of sgd's seconds, in percent."""
     if sgd is None or asked is None or not sgd.seconds:
@@ -104,10 +93,16 @@ def _held_back(arm: Arm, dropped: float) -> str | None:
     """Which rule kept droppable layers running; None where next to nothing is left of them."""
     if not _decides(arm) or dropped >= ENOUGH_DROPPED or not arm.rows:
         return None
-    told: str | None = getattr(arm.tuner, "held_back", None)
+    told = next((row["why"] for row in reversed(rows_after_drops(arm.rows)) if row["why"]), None)
     last = next((row["epoch"] for row in reversed(arm.rows) if row["next_cut"] > row["cut"]), None)
     since = f"since epoch {last}" if last is not None else "at any epoch"
     return told or f"{type(arm.tuner.policy).__name__} asked for no layer {since}"
+
+
+def rows_after_drops(rows: Sequence[Row]) -> Sequence[Row]:
+    """The epochs after which nothing was dropped any more."""
+    last = max((i for i, row in enumerate(rows) if row["next_cut"] > row["cut"]), default=-1)
+    return rows[last + 1 :]
 
 
 def _saved(arm: Arm, sgd: Arm | None, key: str) -> float | None:
