@@ -58,7 +58,7 @@ def _tell(strategy: str, epoch: int, row: dict[str, Any]) -> None:
 
 
 def _summary(results: list[dict[str, Any]]) -> str:
-    lines = [f"{'policy':<32}{'strategy':<10}{'n':>3}{'saved time %':>16}{'saved MACs %':>16}{'accuracy':>18}"]
+    lines = [f"{'policy':<32}{'strategy':<14}{'n':>3}{'saved time %':>16}{'saved MACs %':>16}{'accuracy':>18}"]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
         for strategy, entry in result["strategies"].items():
@@ -66,7 +66,7 @@ def _summary(results: list[dict[str, Any]]) -> str:
     for (policy, strategy), entries in groups.items():
         columns = [_spread([e[key] for e in entries]) for key in ("saved_time_percent", "saved_macs_percent")]
         accuracy = _spread([e["accuracy"] for e in entries], 3)
-        lines.append(f"{policy:<32}{strategy:<10}{len(entries):>3}{columns[0]:>16}{columns[1]:>16}{accuracy:>18}")
+        lines.append(f"{policy:<32}{strategy:<14}{len(entries):>3}{columns[0]:>16}{columns[1]:>16}{accuracy:>18}")
     return "\n".join(lines)
 
 

@@ -62,7 +62,8 @@ def test_result_holds_what_others_read(data, tmp_path):
     assert [row["loss"] for row in drop["epochs"]] == [row["loss"] for row in freeze["epochs"]]
     assert drop["accuracy"] == freeze["accuracy"]
     assert [row["cut"] for row in sgd["epochs"]] == [0] * 4
-    assert sgd["saved_time_percent"] == sgd["saved_macs_percent"] == freeze["saved_macs_percent"] == 0
+    assert sgd["saved_time_percent"] == sgd["saved_macs_percent"] == 0
+    assert freeze["saved_macs_percent"] <= 0, "freeze runs every layer, and may run some more where it decides"
     assert 0 < drop["saved_macs_percent"] < 100
     assert 0 <= drop["accuracy"] <= 1
     assert not (tmp_path / "stores").exists()
@@ -81,6 +82,7 @@ def test_the_command_prints_a_table_and_draws_figures(data, tmp_path, capsys):
     assert (status, captured.err) == (0, "")
     assert "saved time" in captured.out
     assert "drop" in captured.out
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()
     for name in ("accuracy-and-time", "parameters-and-macs", "layers"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
         assert (tmp_path / "out" / f"{name}.svg").exists()

@@ -161,6 +161,7 @@ def test_a_failing_cell_is_noted_and_the_others_finish_and_are_kept(data, tmp_pa
     assert told.err.count("\n") == 1
     assert "1 of 2 cells failed" in told.err
     assert "resnet81" in told.out
+    assert "tiny" in (tmp_path / "o" / "report.html").read_text()
     sweep = json.loads((tmp_path / "o" / "sweep.json").read_text())
     assert sweep.keys() >= {"name", "hardware", "version", "protocol", "cells"}
     assert sweep["protocol"]["base"]["epochs"] == 2

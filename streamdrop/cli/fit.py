@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamdrop.cli.terminal import Progress
@@ -26,6 +27,7 @@ def fit(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace) -> int:
     from streamdrop.evaluation.curves import draw_curves
     from streamdrop.evaluation.experiment import FitConfig, run_experiment
+    from streamdrop.evaluation.fit_report import write_fit_report
     from streamdrop.evaluation.fit_tables import format_result
 
     config, strategies = load(options.config, FitConfig, options.set), options.strategies or DEFAULT
@@ -46,6 +48,7 @@ def _fit(options: argparse.Namespace) -> int:
         )
     if any(entry["epochs"] for entry in result["strategies"].values()):
         draw_curves(result, options.output)
+        write_fit_report(Path(options.output) / "report.html", [result])
         print(format_result(result))
     _tell_diverged(result, options.output)
     return 0
@@ -61,6 +64,7 @@ def _tell_diverged(result: dict[str, Any], folder: str) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from streamdrop.evaluation.fit_report import write_fit_report
     from streamdrop.evaluation.sweep import run_sweep
     from streamdrop.evaluation.sweep_config import load_sweep
 
@@ -75,6 +79,8 @@ def _sweep(options: argparse.Namespace) -> int:
         flags = [f for f in ("--save-weights", "--download") if getattr(options, f[2:].replace("-", "_"))]
         outcome = run_sweep(sweep, options.output, show, flags)
     print(outcome.table)
+    if outcome.results:
+        write_fit_report(Path(options.output) / "report.html", outcome.results, outcome.sweep)
     if outcome.failed:
         raise TrainingError(
             f"{options.output}: {outcome.failed} of {sweep.count} cells failed (sweep.json says why): "

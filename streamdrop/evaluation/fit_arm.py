@@ -97,7 +97,9 @@ class Arm:
         before = self.rows[-1] if self.rows else None
         stores = before is not None and before["next_cut"] > before["cut"] and self.tuner.settings.strategy == "drop"
         if stores and before is not None and not report.stored:  # a kill came between the store's move and the row
-            row |= {"stored": True, "forward_macs": report.samples * self.tuner.split.macs(before["cut"])}
+            macs = self.tuner.split.macs
+            spared = report.samples * (macs(before["cut"]) - macs(report.cut))
+            row |= {"stored": True, "forward_macs": report.forward_macs + spared}
         return row
 
     def save(self) -> None:

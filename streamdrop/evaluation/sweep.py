@@ -28,11 +28,16 @@ STOP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended: the content of sweep.json, how many cells failed, and the table."""
+    """How a sweep ended: the content of sweep.json, the results of the cells that are done, and how many failed."""
 
     sweep: dict[str, Any]
+    results: list[dict[str, Any]]
     failed: int
-    table: str
+
+    @property
+    def table(self) -> str:
+        """Seeds averaged."""
+        return format_sweep(self.sweep, self.results)
 
 
 @dataclass
@@ -170,11 +175,10 @@ class _Grid:
         self.running.clear()
 
     def outcome(self) -> SweepOutcome:
-        """What sweep.json says, and the table."""
-        content = self._content()
+        """What sweep.json says, and what the cells that are done say."""
         found = [read_result(self.folder / c.folder) for c in self.sweep.cells if self.status[c] == "done"]
-        table = format_sweep(content, [result for result in found if result is not None])
-        return SweepOutcome(content, sum(s == "failed" for s in self.status.values()), table)
+        failed = sum(status == "failed" for status in self.status.values())
+        return SweepOutcome(self._content(), [result for result in found if result is not None], failed)
 
     def _write(self) -> None:
         replace_text(self.folder / "sweep.json", json.dumps(self._content(), indent=1))
