@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from streamdrop import checkpoint, resume
+from streamdrop.calibration import calibrate, calibration_batches
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
 from streamdrop.errors import ConfigError, ModelError, TrainingError
@@ -159,10 +160,10 @@ class FineTuner:
         self.decisions.last_iterations = len(losses)
         if self.scheduler is not None:
             self.scheduler.step()
-        seconds, loss = clock.seconds(), math.fsum(losses) / len(losses)
+        loss = math.fsum(losses) / len(losses)
         scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
         whole, head = self.split.macs(source), self.split.macs(cut)
-        self._decide(loss, 3 * head * samples / max(seconds["train_seconds"], 1e-9))
+        calibrated = self._decide(loss, 3 * head * samples / max(clock.seconds()["train_seconds"], 1e-9), clock)
         report = RoundReport(
             round=self.round,
             cut=cut,
@@ -170,9 +171,9 @@ class FineTuner:
             loss=loss,
             samples=samples,
             iterations=len(losses),
-            **seconds,
+            **clock.seconds(),
             parameters=sum(p.numel() for p in self.split.head_parameters(cut).values() if p.requires_grad),
-            forward_macs=samples * whole + promoted * (whole - head),
+            forward_macs=samples * whole + promoted * (whole - head) + calibrated,
             stored=staged is not None,
             cut_short=len(losses) < count_batches(keys, size, steps, sampler),
             importance=scored[0],
@@ -306,19 +307,33 @@ class FineTuner:
 
     # ---------------------------------------------------------------- decisions
 
-    def _decide(self, loss: float, macs_per_second: float) -> None:
-        """Move the cut: back where a thaw is due, forward where one ends or the policy drops."""
+    def _decide(self, loss: float, macs_per_second: float, clock: Clock) -> int:
+        """Move the cut: back where a thaw is due, on where one ends or the policy drops; returns multiply-adds run."""
         cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
         if cut is not None and cut < self.cut:
-            self.thaw(cut)
+            with clock.part("tail"):
+                self.thaw(cut)
         elif cut is not None:
-            self.set_cut(cut)
             self.decisions.settling = True
+            return self._drop(cut, clock)
         elif self.thawing.back is None:
             count = self.decisions.after_round(self.round, self.cut, self.scores, self.store, macs_per_second)
             if count:
-                self.set_cut(self.cut + count)
-                self.scores.reset()
+                return self._drop(self.cut + count, clock)
+        return 0
+
+    def _drop(self, cut: int, clock: Clock) -> int:
+        """Move the cut on and make the layers below fit to be run in eval mode for good."""
+        lower, settings = self.cut, self.settings
+        self.set_cut(cut)
+        self.scores.reset()
+        if settings.batch_norm == "frozen" or not settings.calibrate:
+            return 0
+        keys = calibration_batches(
+            self.store.keys(), settings.calibrate, settings.batch_size, settings.seed, self.round, 1
+        )
+        with clock.part("tail"), modes_kept(self.split.model):
+            return calibrate(self.split, self.store, lower, cut, keys, settings.chunk)
 
     def set_cut(self, cut: int) -> None:
         """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""

@@ -13,6 +13,7 @@ class TunerSettings:
     """The plain numbers of a FineTuner; a checkpoint carries them. Raises ConfigError for what cannot work.
 
     ``whole_backward``: under ``freeze``, gradients flow through frozen layers too and are thrown away, as in the paper.
+    ``calibrate``: BatchNorm statistics of layers to be dropped are taken anew from up to so many samples; 0: never.
     ``grow_batch``: batches become up to so many times as large as dropped layers free memory, 1: they stay as they are.
     """
 
@@ -27,6 +28,7 @@ class TunerSettings:
     chunk: int = 64
     read_ahead: int = 2
     whole_backward: bool = False
+    calibrate: int = 256
     grow_batch: int = 1
 
     def __post_init__(self) -> None:
@@ -43,6 +45,7 @@ class TunerSettings:
             ("chunk", 2),
             ("read_ahead", 0),
             ("grow_batch", 1),
+            ("calibrate", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")

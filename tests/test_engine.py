@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from streamdrop.calibration import calibration_batches
 from streamdrop.engine import FineTuner
 from streamdrop.errors import ConfigError, DataError, MissingKeyError, StoreVersionError, TrainingError
 from streamdrop.feed import Feed
@@ -352,6 +353,41 @@ def test_training_learns():
     assert losses[-1] < 0.5 * losses[0]
 
 
+# ---------------------------------------------------------------- statistics of dropped layers
+
+
+def test_dropped_layers_get_the_statistics_that_their_final_weights_give():
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({2: 2}), batch_size=25, calibrate=25)
+    run(tuner, 2)
+    model = tuner.split.model
+    with torch.no_grad():
+        out = model.stem[0](BATCH.images)
+        assert torch.allclose(model.stem[1].running_mean, out.mean((0, 2, 3)), atol=1e-5)
+        assert torch.allclose(model.stem[1].running_var, out.var((0, 2, 3)), atol=1e-4)
+    last = model.third[1]
+    assert last.num_batches_tracked == 2  # above the cut: as training left it
+    assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("options", [{"calibrate": 0}, {"batch_norm": "frozen"}])
+def test_statistics_stay_where_calibration_is_off(options):
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({2: 2}), **options)
+    run(tuner, 1)
+    before = tuner.split.model.stem[1].num_batches_tracked.clone()
+    run(tuner, 1)
+    after = tuner.split.model.stem[1].num_batches_tracked
+    assert after == before + (3 if "calibrate" in options else 0)  # three batches trained, none calibrated
+
+
+@pytest.mark.parametrize(("samples", "size"), [(25, 8), (9, 8), (256, 8), (1, 1), (25, 1), (0, 8)])
+def test_no_batch_of_one_sample_calibrates(samples, size):
+    batches = calibration_batches(BATCH.keys, samples, size, 0, 1)
+    keys = [key for batch in batches for key in batch]
+    assert len(set(keys)) == len(keys) <= min(samples, 25)
+    assert all(len(batch) > 1 for batch in batches)
+    assert samples < 2 or keys
+
+
 # ---------------------------------------------------------------- reports
 
 
@@ -359,7 +395,9 @@ def test_a_report_says_what_the_round_cost():
     tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}), scoring=True)
     full, storing, short = run(tuner, 3)
     per_sample = [tuner.split.macs(c) for c in (0, 3)]
-    assert [full.forward_macs, storing.forward_macs, short.forward_macs] == [25 * per_sample[i] for i in (0, 0, 1)]
+    calibrating = 24 * (per_sample[0] - per_sample[1])  # once more through what is dropped; never a batch of one
+    assert [storing.forward_macs, short.forward_macs] == [25 * per_sample[i] for i in (0, 1)]
+    assert full.forward_macs == 25 * per_sample[0] + calibrating
     assert full.parameters == sum(p.numel() for p in tuner.split.model.parameters())
     assert short.parameters == sum(p.numel() for p in tuner.split.head_parameters(3).values())
     assert storing.tail_seconds > 0

@@ -137,3 +137,77 @@ def test_best_prefix_is_the_largest_positive_sum(values):
 def test_corners(z, crossing, prefix):
     assert first_crossing(torch.tensor(z, dtype=torch.float32)) == crossing
     assert best_prefix(torch.tensor(z, dtype=torch.float32)) == prefix
+
+
+# ---------------------------------------------------------------- agreement beyond chance
+
+
+def agreement_oracle(gradients):
+    """z from its definition, over iterations of flat gradients [M, N]."""
+    before = np.zeros(gradients.shape[1])
+    products = []
+    for g in gradients.astype(np.float64):
+        products.append(float(g @ before))
+        before = before + g
+    squares = sum(c * c for c in products)
+    return sum(products) / squares**0.5 if squares else 0.0
+
+
+def scored(gradients):
+    weight = torch.nn.Parameter(torch.zeros(gradients.shape[1:]))
+    scores = GradientScores({"layer": weight})
+    for g in gradients:
+        weight.grad = torch.as_tensor(g, dtype=torch.float32)
+        scores.update()
+    return scores.agreement()["layer"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 12), st.floats(-1, 1))
+def test_agreement_matches_its_definition(seed, n, m, drift):
+    gradients = np.random.default_rng(seed).normal(drift, 1, (m, n)).astype(np.float32)
+    assert scored(gradients) == pytest.approx(agreement_oracle(gradients), rel=1e-3, abs=1e-3)
+
+
+def test_agreement_of_two_tensors_and_of_strided_ones_is_that_of_one():
+    gradients = np.random.default_rng(0).normal(0.1, 1, (9, 2, 3, 4, 4)).astype(np.float32)
+    first = torch.nn.Parameter(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    second = torch.nn.Parameter(torch.zeros(5))
+    scores = GradientScores({"layer": [first, second]})
+    for g in gradients:
+        first.grad = torch.from_numpy(g).to(memory_format=torch.channels_last)
+        second.grad = torch.from_numpy(g.reshape(-1)[:5].copy())
+        scores.update()
+    flat = np.concatenate([gradients.reshape(9, -1), gradients.reshape(9, -1)[:, :5]], axis=1)
+    assert scores.agreement()["layer"] == pytest.approx(agreement_oracle(flat), rel=1e-4)
+
+
+@pytest.mark.parametrize("tails", ["gaussian", "heavy"])
+def test_noise_is_within_chance_whatever_its_tails_and_agreement_is_not(tails):
+    random = np.random.default_rng(0)
+    draw = random.standard_normal if tails == "gaussian" else lambda size: random.standard_t(3, size)
+    noise = [scored(draw((48, 200))) for _ in range(100)]
+    assert abs(np.mean(noise)) < 0.4
+    assert 0.7 < np.std(noise) < 1.4
+    assert np.mean([z > 2 for z in noise]) < 0.1
+    assert min(scored(0.3 + draw((48, 200))) for _ in range(20)) > 3
+
+
+def test_steps_that_undo_each_other_agree_less_than_chance():
+    assert scored(np.array([[1.0, 2.0], [-1.0, -2.0]] * 20, dtype=np.float32)) < -3
+
+
+def test_agreement_is_kept_reset_and_restored():
+    scores = GradientScores({"a": torch.nn.Parameter(torch.ones(3)), "b": torch.nn.Parameter(torch.ones(2))})
+    for name, weights in scores._weights.items():
+        weights[0].grad = torch.full_like(weights[0], 1.0 if name == "a" else 2.0)
+    for _ in range(4):
+        scores.update()
+    before = scores.agreement()
+    other = GradientScores({"a": torch.nn.Parameter(torch.ones(3)), "b": torch.nn.Parameter(torch.ones(2))})
+    other.restore({name: t.clone() for name, t in scores.tensors().items()}, 4)
+    assert other.agreement() == before
+    scores.keep(["b"])
+    assert scores.agreement() == {"b": before["b"]}
+    scores.reset()
+    assert scores.agreement() == {"b": 0.0}

@@ -9,7 +9,7 @@ from streamdrop.testing.stores import CHECKS, assert_holds, check_store, doubled
 from streamdrop.types import SampleInfo
 
 
-@pytest.fixture(params=["memory", "lmdb", "tiered", "tiered, committing at once"])
+@pytest.fixture(params=["memory", "lmdb", "lmdb, without a map", "tiered", "tiered, committing at once"])
 def make(request, tmp_path):
     made = []
 
@@ -18,6 +18,7 @@ def make(request, tmp_path):
         kinds = {
             "memory": lambda: MemoryStore(**options),
             "lmdb": lambda: LmdbStore(path, **options),
+            "lmdb, without a map": lambda: LmdbStore(path, map_bytes=0, **options),
             "tiered": lambda: TieredStore(path, commit_seconds=3600, **options),
             "tiered, committing at once": lambda: TieredStore(path, commit_bytes=1, **options),
         }

@@ -206,6 +206,22 @@ def test_files_that_are_no_lmdb_are_refused(path, content):
     assert (path / "data.mdb").read_bytes() == content
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_grows_out_of_its_map_and_reads_the_same(path, verify):
+    def row(n):
+        return (torch.full((3000,), float(n)),)
+
+    with LmdbStore(path, map_bytes=200_000, verify=verify) as store:
+        for n in range(60):
+            store.put_many({name(n): row(n)})
+            wanted = sorted({0, n // 2, n})
+            assert store.get_many([name(i) for i in wanted])[0][:, 7].tolist() == wanted
+    file = next(path.glob("values-*"))
+    assert file.stat().st_size > 200_000
+    with LmdbStore(path, map_bytes=0, verify=verify) as store:
+        assert torch.equal(store.get_many([name(i) for i in range(60)])[0], torch.stack([row(i)[0] for i in range(60)]))
+
+
 @pytest.mark.slow
 def test_cut_off_files_are_refused(path):
     with LmdbStore(path) as store:

@@ -74,7 +74,6 @@ class _Rows:
         row = read_row(self._slab(table), seq, place, verify=True)
         if table == VALUES and packer is not None:
             unpacker(packer)(row, seq)
-        self._slab(table).counted(place.length)
 
     def _generation(self, table: bytes) -> int:
         return self.state.generation if table == VALUES else self.state.source_generation

@@ -43,7 +43,7 @@ class LmdbStore:
     returned; neither can tear the store. ``max_samples`` or a whole ``retention`` bound it. ``dtype`` "float16",
     "bfloat16" or "int8" shrinks floating tensors (``error`` tells at what error), ``compression`` "lz4" or "zstd" loses
     nothing; both are the store's own from its first opening on, None takes what it has. ``verify`` checks every row
-    that is read against its checksum; ``map_bytes`` bounds how much of the slab stays mapped in this process's memory.
+    that is read against its checksum; files larger than ``map_bytes`` are read without a map in this process's memory.
     ``clock`` gives seconds, for ages. Threads may share a store; a forked child must open its own.
 
     Raises StoreLockedError, StoreVersionError (foreign, newer, other ``dtype``), StoreCorruptError, StoreError.

@@ -1,4 +1,8 @@
-"""A file of rows beside LMDB: written with pwrite, read through a memory map."""
+"""A file of rows beside LMDB: written with pwrite, read through a memory map while it is small, else with pread.
+
+A map of a large file cannot be bounded: a fault brings in whole folios of the system's cache, megabytes for a row, and
+they stay in this process's memory.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from streamdrop.store.layout import byte_view
 GROWTH = 16
 """The file grows by a sixteenth at least, so that maps of it last."""
 MAP_BYTES = 512 << 20
-"""Bytes read through a map before its pages are let go: they stay in the system's cache, not in this process."""
+"""A larger file is not mapped: its pages stay in the system's cache, not in this process's memory."""
 _SLOW = 1e9
 """Bytes per second below which rows seem to come from the disk: the next ones are asked for ahead."""
 
@@ -51,7 +55,7 @@ class Slab:
         self._view = memoryview(b"")
         self._rows: np.ndarray[tuple[int, int], np.dtype[np.uint8]] | None = None
         self._map: mmap.mmap | None = None
-        self._touched, self._slow = 0, False
+        self._slow = False
         self._lock = threading.Lock()
         self.dirty = False
 
@@ -107,90 +111,96 @@ class Slab:
                 raise
 
     def row(self, place: Place) -> memoryview:
-        """A row's bytes, in the map. Raises StoreCorruptError when the file ends before it."""
+        """A row's bytes. Raises StoreCorruptError when the file ends before it."""
         start = place.start * self.unit
-        stop = start + place.length
-        view = self._view
-        if stop > len(view):
-            view = self._remap(stop)
-        return view[start:stop]
+        view = self._reaching(start + place.length)
+        if view is not None:
+            return view[start : start + place.length]
+        row = memoryview(bytearray(place.length))
+        self._read(row, start)
+        return row
 
     def rows(self, found: Sequence[tuple[int, Place]], out: torch.Tensor) -> None:
         """Copy rows of one unit each into ``out`` [N, ...], contiguous, ``unit`` bytes per row: one call for all."""
-        if self._slow:
-            self._ask_ahead(found)
-        began = time.perf_counter()
-        starts = [place[0] for _, place in found]
-        last = (max(starts) + 1) * self.unit
-        rows = self._rows
-        if rows is None or last > rows.size:
-            rows = self._matrix(last)
-        flat = out.view(torch.uint8).numpy().reshape(len(starts), self.unit)
-        np.take(rows, np.array(starts), axis=0, out=flat, mode="clip")
-        self._has_read(flat.size, began)
+        with self.reading(found):
+            starts = [place[0] for _, place in found]
+            last = (max(starts) + 1) * self.unit
+            view = self._reaching(last)
+            if view is None:
+                data = byte_view(out)
+                for at, start in enumerate(starts):
+                    self._read(data[at * self.unit : (at + 1) * self.unit], start * self.unit)
+                return
+            flat = out.view(torch.uint8).numpy().reshape(len(starts), self.unit)
+            np.take(self._matrix(view, last), np.array(starts), axis=0, out=flat, mode="clip")
 
     def checked_rows(self, found: Sequence[tuple[int, Place]], out: torch.Tensor) -> int | None:
         """As ``rows``, each row checked while the processor still has it; the number of one that has changed."""
-        if self._slow:
-            self._ask_ahead(found)
-        began, unit, digest = time.perf_counter(), self.unit, xxhash.xxh3_64_intdigest
-        view, data, at = self._reaching(found), byte_view(out), 0
-        for seq, (start, _, expected) in found:
-            row = data[at : at + unit]
-            row[:] = view[start * unit : (start + 1) * unit]
-            if digest(row, seq) != expected:
-                return seq
-            at += unit
-        self._has_read(at, began)
+        unit, digest, data, at = self.unit, xxhash.xxh3_64_intdigest, byte_view(out), 0
+        with self.reading(found):
+            view = self._reaching((max([place[0] for _, place in found]) + 1) * unit)
+            for seq, (start, _, expected) in found:
+                row = data[at : at + unit]
+                if view is not None:
+                    row[:] = view[start * unit : (start + 1) * unit]
+                else:
+                    self._read(row, start * unit)
+                if digest(row, seq) != expected:
+                    return seq
+                at += unit
         return None
 
-    def _reaching(self, found: Sequence[tuple[int, Place]]) -> memoryview:
-        """The map, as far as the last of some rows of one unit."""
-        last = (max([place[0] for _, place in found]) + 1) * self.unit
-        return self._view if last <= len(self._view) else self._remap(last)
+    def _read(self, row: memoryview, offset: int) -> None:
+        """Fill ``row`` from the file. Raises StoreCorruptError."""
+        done = os.preadv(self._fd, [row], offset)
+        while done < len(row):
+            more = os.preadv(self._fd, [row[done:]], offset + done)
+            if more == 0:
+                raise self._cut_off_before(offset + len(row))
+            done += more
 
     @contextlib.contextmanager
     def reading(self, found: Sequence[tuple[int, Place]]) -> Iterator[None]:
-        """Around reading rows one by one."""
-        if self._slow:
-            self._ask_ahead(found)
-        began = time.perf_counter()
-        yield
-        self._has_read(sum(place.length for _, place in found), began)
-
-    def _ask_ahead(self, found: Sequence[tuple[int, Place]]) -> None:
-        """Tell a slow disk of all rows, in its order, before the first is waited for."""
-        if hasattr(os, "posix_fadvise"):
+        """Around reading rows: a slow disk is told of all, in its order, before the first is waited for."""
+        if self._slow and hasattr(os, "posix_fadvise"):
             for place in sorted(place for _, place in found):
                 os.posix_fadvise(self._fd, place.start * self.unit, place.length, os.POSIX_FADV_WILLNEED)
-
-    def _has_read(self, nbytes: int, began: float) -> None:
+        began = time.perf_counter()
+        yield
+        nbytes = sum(place[1] for _, place in found)
         self._slow = nbytes < _SLOW * (time.perf_counter() - began)
-        self.counted(nbytes)
 
-    def counted(self, nbytes: int) -> None:
-        """So much more was read: the map's pages are let go once that is enough, and memory stays bounded."""
-        self._touched += nbytes
-        if self._touched > self._map_bytes and self._map is not None and hasattr(self._map, "madvise"):
-            self._touched = 0
-            self._map.madvise(mmap.MADV_DONTNEED)
+    def _matrix(self, view: memoryview, last: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+        """The map as rows of one unit, as far as byte ``last`` at least."""
+        rows = self._rows
+        if rows is None or last > rows.size:
+            count = len(view) // self.unit
+            rows = self._rows = np.frombuffer(view, np.uint8, count * self.unit).reshape(count, self.unit)
+        return rows
 
-    def _matrix(self, last: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-        view = self._view if last <= len(self._view) else self._remap(last)
-        count = len(view) // self.unit
-        self._rows = np.frombuffer(view, np.uint8, count * self.unit).reshape(count, self.unit)
-        return self._rows
+    def _reaching(self, stop: int) -> memoryview | None:
+        """The map, as far as byte ``stop``; None where the file is too large for one, or the system has no preadv."""
+        view = self._view
+        return view if stop <= len(view) else self._remap(stop)
 
-    def _remap(self, stop: int) -> memoryview:
+    def _remap(self, stop: int) -> memoryview | None:
         with self._lock:
             size = os.fstat(self._fd).st_size
             if stop > size:
-                raise StoreCorruptError(
-                    f"{self.path} is cut off at {size} of {stop} bytes: restore the store from a copy, or start anew"
-                )
+                raise self._cut_off_before(stop)
+            self._rows = None
+            if size > self._map_bytes and hasattr(os, "preadv"):
+                self._map, self._view = None, memoryview(b"")
+                return None
             self._map = mmap.mmap(self._fd, size, access=mmap.ACCESS_READ)  # the old one goes with its last view
-            self._rows, self._view = None, memoryview(self._map)
+            self._view = memoryview(self._map)
             return self._view
+
+    def _cut_off_before(self, stop: int) -> StoreCorruptError:
+        size = os.fstat(self._fd).st_size
+        return StoreCorruptError(
+            f"{self.path} is cut off at {size} of {stop} bytes: restore the store from a copy, or start anew"
+        )
 
     def size(self) -> int:
         """Bytes the file takes on the disk."""

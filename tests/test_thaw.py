@@ -1,0 +1,292 @@
+"""Thaw plans, batches that grow, the paper's kind of freezing, windows across learning rates, and broken training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from streamdrop.engine import FineTuner
+from streamdrop.errors import CheckpointError, ConfigError, StoreError, TrainingError
+from streamdrop.growth import growth
+from streamdrop.policies import SchedulePolicy
+from streamdrop.split import SplitModel
+from streamdrop.store import LmdbStore, MemoryStore, TieredStore, encode_source
+from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch
+from streamdrop.thawing import ThawPlan
+
+BATCH = labelled_batch(25)
+SOURCES = {key: encode_source(image, "raw") for key, image in zip(BATCH.keys, BATCH.images, strict=True)}
+PLAN = ThawPlan(every=2, rounds=2)
+
+
+def make(strategy="drop", store=None, sources=SOURCES, policy=None, lr=0.02, optimizer=torch.optim.SGD, **options):
+    torch.manual_seed(0)
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=lambda p: optimizer(p, lr, momentum=0.9) if optimizer is torch.optim.SGD else optimizer(p, lr),
+        store=MemoryStore() if store is None else store,
+        policy=SchedulePolicy({1: 2, 2: 4}) if policy is None else policy,
+        strategy=strategy,
+        **{"batch_size": 8, **options},
+    )
+    tuner.observe(BATCH, sources=sources)
+    return tuner
+
+
+def weights(tuner):
+    return {name: tensor.clone() for name, tensor in tuner.split.model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def test_a_plan_alternates_head_only_rounds_with_whole_model_rounds():
+    tuner = make(thaw=PLAN)
+    reports = [tuner.fit_round() for _ in range(11)]
+    assert [r.cut for r in reports] == [0, 2, 4, 4, 4, 0, 0, 4, 4, 4, 0]
+    assert [r.thawed for r in reports] == [r.round in (6, 7, 11) for r in reports]
+    assert [r.stored for r in reports] == [r.round in (2, 3, 8) for r in reports]
+
+
+def test_a_plan_may_wait_for_a_plateau_and_ends_after_most():
+    tuner = make(thaw=ThawPlan(plateau=2, rounds=1, to=1, most=1), lr=1e-9, policy=SchedulePolicy({1: 3}))
+    assert [tuner.fit_round().cut for _ in range(9)] == [0, 3, 3, 3, 3, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, LmdbStore, TieredStore])
+@pytest.mark.parametrize("to", [0, 1])
+def test_drop_and_freeze_agree_through_thaws(kind, to, tmp_path):
+    def tuner(strategy):
+        store = MemoryStore() if kind is MemoryStore else kind(tmp_path / strategy)
+        return make(strategy, store, thaw=ThawPlan(every=2, rounds=2, to=to))
+
+    drop, _ = check_drop_equals_freeze(tuner, 10)
+    assert any(r.thawed for r in drop)
+
+
+def test_thawed_layers_train_again_and_come_back_to_their_places_in_the_optimiser():
+    tuner = make(policy=SchedulePolicy({1: 3}))
+    names = [len(group["params"]) for group in tuner.optimizer.param_groups]
+    for _ in range(3):
+        tuner.fit_round()
+    stem = tuner.split.model.stem[0].weight
+    frozen = stem.detach().clone()
+    tuner.fit_round()
+    assert torch.equal(stem, frozen)
+    tuner.thaw()
+    assert [len(group["params"]) for group in tuner.optimizer.param_groups] == names
+    assert tuner.optimizer.param_groups[0]["params"][0] is stem
+    assert tuner.store.cut == tuner.cut == 0
+    tuner.fit_round()
+    assert not torch.equal(stem, frozen)
+
+
+def test_a_thaw_that_cannot_be_changes_nothing():
+    tuner = make(sources=None, policy=SchedulePolicy({1: 3}))
+    with pytest.raises(ConfigError, match="earlier"):
+        tuner.thaw(0)
+    for _ in range(2):
+        tuner.fit_round()
+    with pytest.raises(StoreError, match="source"):
+        tuner.thaw(0)
+    assert tuner.cut == tuner.store.cut == 3
+    tuner.fit_round()
+
+
+def test_sources_that_are_images_need_prepare():
+    def image(key):
+        return encode_source(
+            (BATCH.images[BATCH.keys.index(key)].permute(1, 2, 0) * 40 + 90).clamp(0, 255).byte(), "png"
+        )
+
+    pictures = {key: image(key) for key in BATCH.keys}
+    tuner = make(sources=pictures, policy=SchedulePolicy({1: 3}))
+    for _ in range(2):
+        tuner.fit_round()
+    with pytest.raises(StoreError, match="prepare"):
+        tuner.thaw(0)
+    prepared = make(
+        sources=pictures,
+        policy=SchedulePolicy({1: 3}),
+        prepare=lambda array: torch.from_numpy(array).permute(2, 0, 1).float().sub(90).div(40),
+    )
+    for _ in range(2):
+        prepared.fit_round()
+    prepared.thaw(1)
+    assert prepared.fit_round().cut == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"plateau": 0}, {"every": 1, "rounds": 0}, {"every": 1, "to": -1}])
+def test_plans_that_cannot_work_are_refused(options):
+    with pytest.raises(ConfigError):
+        ThawPlan(**options)
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def resumed(path, store=None, **options):
+    return FineTuner.load(
+        path,
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=lambda p: torch.optim.SGD(p, 0.02, momentum=0.9),
+        store=store,
+        policy=SchedulePolicy({1: 2, 2: 4}),
+        **options,
+    )
+
+
+def test_saved_after_any_round_of_a_plan_and_resumed(tmp_path):
+    whole = make(thaw=PLAN, grow_batch=4)
+    for number in range(11):
+        whole.save(tmp_path / str(number), extra=0)
+        whole.fit_round()
+    for number in range(11):
+        tuner = resumed(tmp_path / str(number), thaw=PLAN)
+        for _ in range(11 - number):
+            tuner.fit_round()
+        assert same(weights(tuner), weights(whole)), f"resumed after round {number}"
+
+
+@pytest.mark.parametrize("later", range(1, 8))
+def test_a_store_that_went_on_without_a_checkpoint_is_made_anew_from_its_sources(later, tmp_path):
+    """The disk holds what rounds after the checkpoint left: later cuts, thawed cuts, the same cut by other weights."""
+    whole = make(store=LmdbStore(tmp_path / "whole"), thaw=PLAN)
+    for _ in range(12):
+        whole.fit_round()
+    tuner = make(store=LmdbStore(tmp_path / "store"), thaw=PLAN)
+    for _ in range(4):
+        tuner.fit_round()
+    tuner.save(tmp_path / "saved", extra=0)
+    for _ in range(later):
+        tuner.fit_round()
+    tuner.store.close()
+    again = resumed(tmp_path / "saved", LmdbStore(tmp_path / "store"), thaw=PLAN)
+    for _ in range(8):
+        again.fit_round()
+    assert same(weights(again), weights(whole))
+
+
+def test_a_store_ahead_without_sources_is_refused(tmp_path):
+    tuner = make(store=LmdbStore(tmp_path / "store"), sources=None)
+    tuner.fit_round()
+    tuner.save(tmp_path / "saved", extra=0)
+    for _ in range(3):
+        tuner.fit_round()
+    tuner.store.close()
+    with pytest.raises(CheckpointError, match="source"):
+        resumed(tmp_path / "saved", LmdbStore(tmp_path / "store"))
+
+
+# ---------------------------------------------------------------- batches that grow
+
+
+@pytest.mark.parametrize(("kind", "power"), [(torch.optim.SGD, 1.0), (torch.optim.AdamW, 0.5)])
+def test_batches_grow_with_the_memory_that_dropping_frees_and_rates_with_them(kind, power):
+    tuner = make(policy=SchedulePolicy({1: 4}), grow_batch=2, optimizer=kind, lr=0.01)
+    first = tuner.fit_round()
+    second = tuner.fit_round()
+    assert (first.batch_size, second.batch_size) == (8, 16)
+    assert second.lr == pytest.approx(first.lr * 2**power)
+    assert (first.iterations, second.iterations) == (3, 2)
+
+
+def test_growth_is_a_bounded_power_of_two_and_never_shrinks_with_the_cut():
+    split = SplitModel(SmallNet(), BATCH.images[:2])
+    grown = [growth(split, 0, cut, 64) for cut in range(5)]
+    assert grown == sorted(grown)
+    assert set(grown) <= {1, 2, 4, 8, 16, 32, 64}
+    assert grown[0] == 1 < grown[-1]
+    assert [growth(split, 0, cut, 1) for cut in range(5)] == [1] * 5
+
+
+def test_a_scheduler_goes_on_from_the_scaled_rate():
+    tuner = make(
+        policy=SchedulePolicy({2: 4}),
+        grow_batch=2,
+        scheduler=lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [3], 0.1),
+    )
+    rates = [tuner.fit_round().lr for _ in range(5)]
+    assert rates == pytest.approx([0.02, 0.02, 0.04, 0.004, 0.004])
+
+
+# ---------------------------------------------------------------- the paper's freezing
+
+
+def test_freezing_with_a_whole_backward_pass_ends_in_the_same_weights():
+    cut_short, whole = make("freeze"), make("freeze", whole_backward=True)
+    for _ in range(5):
+        cut_short.fit_round()
+        whole.fit_round()
+    assert same(weights(cut_short), weights(whole))
+    assert all(p.grad is None for p in whole.split.tail_parameters(4).values())
+
+
+# ---------------------------------------------------------------- windows and rates
+
+
+def test_gradients_at_different_learning_rates_are_not_scored_together():
+    class Ask:
+        needs_scores = True
+
+        def __init__(self):
+            self.seen = []
+
+        def check(self, layers):
+            pass
+
+        def __call__(self, evidence):
+            self.seen.append((evidence.round, evidence.iterations))
+            return 0
+
+    policy = Ask()
+    tuner = make(
+        policy=policy,
+        batch_size=2,
+        warm_up=0,
+        scheduler=lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [4], 0.1),
+    )
+    for _ in range(7):
+        tuner.fit_round()
+    assert policy.seen == [(3, 36), (7, 36)]  # rounds 1-3; round 4 starts a window that the change ends; rounds 5-7
+
+
+# ---------------------------------------------------------------- broken training
+
+
+def test_a_rate_that_is_far_too_high_is_named_with_the_layer():
+    tuner = make(policy=SchedulePolicy(), lr=1e30)
+    with pytest.raises(
+        TrainingError, match=r"round 1, batch \d: the loss is (nan|inf).*layer .*learning rate \(now 1e\+30\)"
+    ):
+        tuner.fit_round()
+
+
+def test_a_gradient_that_is_not_finite_is_named_nearest_to_the_output():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.second = nn.Conv2d(4, 3, 3)
+
+        def forward(self, x):
+            return self.second(self.first(x).relu()).mean((2, 3))
+
+    model = Broken()
+    tuner = FineTuner(
+        SplitModel(model, BATCH.images[:2]),
+        loss=lambda output, target: functional.cross_entropy(output, target) * float("nan"),
+        optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        policy=SchedulePolicy(),
+        batch_size=8,
+    )
+    tuner.observe(BATCH)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    with pytest.raises(TrainingError, match="first gradient that is not finite is at layer second"):
+        tuner.fit_round()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
