@@ -11,6 +11,7 @@ trained again, to the same weights; their rows stay as they were first measured.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -155,7 +156,8 @@ def take_first_costs(config: FitConfig, data: FitData) -> None:
     """Train a throwaway network on two batches: what a process pays once (imports, kernels) falls on no arm."""
     tuner = FineTuner(_split(config, data), **_options(config, Plan("sgd", 1)), **_settings(config, "sgd"))
     tuner.observe(next(iter(data.train.batches(2 * config.batch_size))))
-    tuner.fit_round()
+    with contextlib.suppress(TrainingError):  # where training diverges, the arms will say so
+        tuner.fit_round()
 
 
 def weights_of(tuner: FineTuner) -> dict[str, Tensor]:

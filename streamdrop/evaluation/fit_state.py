@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,8 +23,8 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     try:
         save_file(weights, temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}): free space") from None
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: cannot be written ({error}): free space or choose another --output") from None
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -96,10 +96,12 @@ class _Grid:
                 continue
             asked = checked_strategies(self.sweep.config.strategies, cell.config.same_time)
             different = differences(result, cell.config, asked)
-            if different:
-                where = self.folder / cell.folder
+            where = self.folder / cell.folder
+            if different and (result["finished"] or (where / "state").exists()):
                 raise ConfigError(f"{where}: was made with other {', '.join(different)}: give another --output")
-            if result["finished"] and all(entry["status"] == "done" for entry in result["strategies"].values()):
+            if different:  # it failed before its first epoch, and what was wrong may have been corrected
+                (where / "result.json").unlink()
+            elif result["finished"] and all(entry["status"] == "done" for entry in result["strategies"].values()):
                 self.status[cell] = "done"
                 self.on_cell(cell, f"{cell}: kept")
         self._write()
