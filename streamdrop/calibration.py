@@ -45,8 +45,9 @@ def calibrate(
 
 def calibration_batches(keys: Sequence[bytes], samples: int, size: int, *seed: int) -> list[list[bytes]]:
     """Up to ``samples`` stored keys, chosen by ``seed``, in batches of ``size``; none of a single sample."""
-    order = [key for batch in shuffled_batches(keys, max(size, 2), generator_of(*seed)) for key in batch][:samples]
-    batches = [order[start : start + size] for start in range(0, len(order), max(size, 2))]
+    width = max(size, 2)
+    order = [key for batch in shuffled_batches(keys, width, generator_of(*seed)) for key in batch][:samples]
+    batches = [order[start : start + width] for start in range(0, len(order), width)]
     return [batch for batch in batches if len(batch) > 1]
 
 

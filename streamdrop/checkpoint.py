@@ -24,7 +24,7 @@ from torch import Tensor
 
 from streamdrop.errors import CheckpointError, OutputError
 
-FORMAT = 1
+FORMAT = 2
 Parts = dict[str, dict[str, Tensor]]
 
 

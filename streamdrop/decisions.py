@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.nn import Parameter
-
 from streamdrop.errors import ConfigError
 from streamdrop.policies import DropPolicy, Evidence, Offer
 from streamdrop.rounds import has_normalisation
@@ -32,7 +30,7 @@ class Decisions:
 
     ``settling``: the next round stores, and no scored decision follows it. ``dropped_scores``: the P' that dropped
     layers had when they were dropped. ``waited``: rounds since the last drop after which the policy dropped nothing.
-    ``why``: what the policy says about its last answer.
+    ``why``: what the policy says about its last answer. ``back``: the cut to return to, where a drop is taken back.
     """
 
     def __init__(self, policy: DropPolicy, settings: TunerSettings, split: SplitModel) -> None:
@@ -43,6 +41,10 @@ class Decisions:
         self.waited = 0
         self.asked: int | None = None  # the first round after which the policy was asked
         self.why = ""
+        self.back: int | None = None
+        self._loss = math.inf  # of the last round
+        self._came_from: int | None = None  # the cut before a drop that is on trial
+        self._refusals = self._quiet_until = 0
         self._previous: dict[str, float] = {}
         self._rate = 0.0
         cuts = range(len(split.layers))
@@ -68,9 +70,11 @@ class Decisions:
                 stacklevel=3,
             )
 
-    def scored(self, cut: int) -> dict[str, tuple[Parameter, ...]]:
-        """The weights whose gradients are scored: those of every layer from ``cut`` on."""
-        return {name: self.split.layer_parameters(name) for name in self.split.layers[cut:]}
+    def scores(self, cut: int | None) -> GradientScores:
+        """An empty window over the layers from ``cut`` on, as many of their weights as the policy wants; None: none."""
+        layers = self.split.layers[cut:] if cut is not None else ()
+        weights = {name: self.split.layer_parameters(name) for name in layers}
+        return GradientScores(weights, getattr(self.policy, "scored_weights", None))
 
     # ---------------------------------------------------------------- windows of scores
 
@@ -98,6 +102,9 @@ class Decisions:
     ) -> int:
         """How many layers to drop after a round at ``cut``. Raises ConfigError."""
         settling, self.settling, self.why = self.settling, False, ""
+        if round_ < self._quiet_until:
+            self.why = f"the last drop was taken back: the policy is asked again after round {self._quiet_until}"
+            return 0
         room = len(self.split.layers) - 1 - cut
         if self.settings.strategy == "sgd" or room <= 0 or (self.needs_scores and settling):
             return 0
@@ -113,8 +120,24 @@ class Decisions:
         self.waited = 0 if count else self.waited + 1
         if count:
             self.dropped_scores += evidence.standardised[:count].tolist()
-            self.settling = True
+            self.settling, self._came_from = True, cut
         return count
+
+    def takes_back(self, loss: float, round_: int) -> bool:
+        """Whether a drop ends with its first round, whose loss is too far above the round before; ``back`` is then set.
+
+        The policy's ``tolerance`` says how far; it is asked again after 2, 4, 8, … rounds.
+        """
+        before, self._loss = self._loss, loss
+        came_from, self._came_from = self._came_from, None
+        tolerance = getattr(self.policy, "tolerance", None)
+        if came_from is None or tolerance is None or loss <= tolerance * before:
+            return False
+        self._refusals += 1
+        self._quiet_until = round_ + 2**self._refusals
+        self.back, self._loss = came_from, before
+        self.why = f"the drop is taken back: a loss of {loss:.3g} in its first round, {before:.3g} before it"
+        return True
 
     def _too_early(self, evidence: Evidence) -> bool:
         """Only scores have to ripen: a schedule is obeyed whatever the warm-up."""
@@ -164,14 +187,19 @@ class Decisions:
             "asked": self.asked,
             "previous": [[name, p] for name, p in self._previous.items()],
             "rate": self._rate,
+            "trial": [None if math.isinf(self._loss) else self._loss, self._came_from],
+            "refusals": [self._refusals, self._quiet_until],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
         self.settling, self.dropped_scores = state["settling"], list(state["dropped_scores"])
-        self.last_iterations, self.waited = state["last_iterations"], state.get("waited", 0)
-        self.asked, self._rate = state.get("asked"), state.get("rate", 0.0)
-        self._previous = {name: float(p) for name, p in state.get("previous", [])}
+        self.last_iterations, self.waited = state["last_iterations"], state["waited"]
+        self.asked, self._rate = state["asked"], state["rate"]
+        self._previous = {name: float(p) for name, p in state["previous"]}
+        loss, self._came_from = state["trial"]
+        self._loss = math.inf if loss is None else loss
+        self._refusals, self._quiet_until = state["refusals"]
 
 
 def free_bytes(store: FeatureStore) -> int | None:

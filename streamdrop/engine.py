@@ -36,7 +36,6 @@ from streamdrop.rounds import (
     seed_of,
     seeded,
 )
-from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, MemoryStore, StagedCut
@@ -99,7 +98,7 @@ class FineTuner:
         self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
         forget_parameters(self.optimizer, split.tail_parameters(self.cut).values())
         self._scoring = self.decisions.needs_scores if scoring is None else scoring
-        self.scores = GradientScores(self.decisions.scored(self.cut) if self._scoring else {})
+        self.scores = self.decisions.scores(self.cut if self._scoring else None)
         self._grown = 1
         self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
@@ -155,12 +154,13 @@ class FineTuner:
         batches = round_batches(keys, size, steps, sampler, (self.settings.seed, self.round))
         with seeded(self.device), modes_kept(self.split.model), self._feed.staged(cut, moves) as staged:
             losses, samples = self._train(batches, staged, clock, deadline)
-            promoted = self._feed.commit(staged, cut, clock) if staged is not None else 0
+            loss = math.fsum(losses) / len(losses)
+            taken_back = self.decisions.takes_back(loss, self.round)
+            promoted = self._feed.commit(staged, cut, clock) if staged is not None and not taken_back else 0
         self._feed.round_done()
         self.decisions.last_iterations = len(losses)
         if self.scheduler is not None:
             self.scheduler.step()
-        loss = math.fsum(losses) / len(losses)
         scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
         whole, head = self.split.macs(source), self.split.macs(cut)
         calibrated = self._decide(loss, 3 * head * samples / max(clock.seconds()["train_seconds"], 1e-9), clock)
@@ -174,7 +174,7 @@ class FineTuner:
             **clock.seconds(),
             parameters=sum(p.numel() for p in self.split.head_parameters(cut).values() if p.requires_grad),
             forward_macs=samples * whole + promoted * (whole - head) + calibrated,
-            stored=staged is not None,
+            stored=staged is not None and not taken_back,
             cut_short=len(losses) < count_batches(keys, size, steps, sampler),
             importance=scored[0],
             magnitude=scored[1],
@@ -309,6 +309,11 @@ class FineTuner:
 
     def _decide(self, loss: float, macs_per_second: float, clock: Clock) -> int:
         """Move the cut: back where a thaw is due, on where one ends or the policy drops; returns multiply-adds run."""
+        back = self.decisions.back
+        if back is not None:  # the drop on trial in this round is taken back: the store has not moved
+            self.decisions.back = None
+            self._retreat(back)
+            return 0
         cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
         if cut is not None and cut < self.cut:
             with clock.part("tail"):
@@ -351,11 +356,15 @@ class FineTuner:
             raise ConfigError(f"thaw to cut {cut}: the cut is {self.cut}: give an earlier one")
         if self.store.cut > cut:
             thaw_store(self.store, self.split, cut, self.device, self.settings.chunk, self._prepare)
+        self._retreat(cut)
+
+    def _retreat(self, cut: int) -> None:
+        """Layers from ``cut`` on are trained again: they come back to their places in the optimiser."""
         self.cut = cut
         head = {id(parameter) for parameter in self.split.head_parameters(cut).values()}
         for group, members in zip(self.optimizer.param_groups, self._groups, strict=True):
             group["params"] = [parameter for parameter in members if id(parameter) in head]
-        self.scores = GradientScores(self.decisions.scored(cut) if self._scoring else {})
+        self.scores = self.decisions.scores(cut if self._scoring else None)
         self.decisions.forget(cut)
         self._grow()
 

@@ -161,7 +161,8 @@ class AutoPolicy:
     0: never before. Among the cuts of layers that have stopped, those count whose saving is within a tenth of the best;
     of them, the one that saves most per stored byte. ``break_even``: a cut must save so many multiply-adds for each
     byte then read; "measured": as many as run in that time here (the decision then depends on the clock, and a resumed
-    run, or ``freeze`` beside ``drop``, may decide otherwise). ``max_bytes``: what the store may hold.
+    run, or ``freeze`` beside ``drop``, may decide otherwise). ``max_bytes``: what the store may hold. A drop is on
+    trial in its first round: a loss above ``tolerance`` times that of the round before takes it back; None: never.
     Raises ConfigError for options that cannot work.
     """
 
@@ -170,7 +171,9 @@ class AutoPolicy:
     settle: float = 0.01
     break_even: float | Literal["measured"] = 50.0
     max_bytes: int | None = None
+    tolerance: float | None = 1.5
     needs_scores = True
+    scored_weights = 32_768  # of a parameter: enough for the test, and little work
 
     def __post_init__(self) -> None:
         rate = self.break_even

@@ -22,6 +22,7 @@ State = dict[str, Any]
 def snapshot(tuner: FineTuner, mark: int, extra: Any) -> tuple[checkpoint.Parts, State]:
     """Everything a tuner needs to go on: tensors by part, and plain data."""
     optimizer: dict[str, Tensor] = {}
+    scheduler = tuner.scheduler.state_dict() if tuner.scheduler is not None else None
     state: State = {
         "settings": asdict(tuner.settings),
         "layers": list(tuner.split.layers),
@@ -31,7 +32,7 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any) -> tuple[checkpoint.Parts,
         "thawing": tuner.thawing.state(),
         "iterations": tuner.scores.iterations,
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
-        "scheduler": tuner.scheduler.state_dict() if tuner.scheduler is not None else None,
+        "scheduler": None if scheduler is None else checkpoint.pack(scheduler, optimizer, "scheduler"),
         "store": {"cut": tuner.store.cut, "count": len(tuner.store), "mark": mark},
         "extra": extra,
     }
@@ -62,12 +63,11 @@ def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> No
     """Put the checkpoint's optimiser, scores and counters into a tuner built anew."""
     tuner.round, tuner.extra = state["round"], state["extra"]
     tuner.decisions.restore(state)
-    if "thawing" in state:
-        tuner.thawing.restore(state["thawing"])
+    tuner.thawing.restore(state["thawing"])
     tuner.set_cut(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
     tuner.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"], parts["optimizer"]))
     if tuner.scheduler is not None and state["scheduler"] is not None:
-        tuner.scheduler.load_state_dict(state["scheduler"])
+        tuner.scheduler.load_state_dict(checkpoint.unpack(state["scheduler"], parts["optimizer"]))
     if tuner.scores.layers:
         tuner.scores.restore(parts["scores"], state["iterations"])
 

@@ -69,17 +69,23 @@ class GradientScores:
     """Running sums of each layer's gradients over a window of iterations.
 
     ``layers`` maps a layer's name to its weights (one parameter or several; biases do not count). Call ``update``
-    after each backward pass, before gradients are cleared. ``iterations`` is M of the current window.
+    after each backward pass, before gradients are cleared. ``iterations`` is M of the current window. ``most`` bounds
+    the work: of a larger parameter about so many weights are followed, whole output filters evenly spread, and scores
+    are estimates of what all weights would give; None: all, as in the paper.
     """
 
-    def __init__(self, layers: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
+    def __init__(self, layers: Mapping[str, Tensor | Sequence[Tensor]], most: int | None = None) -> None:
         self._weights = {
             name: (given,) if isinstance(given, Tensor) else tuple(given) for name, given in layers.items()
         }
-        self._signed = {name: [torch.zeros_like(w) for w in weights] for name, weights in self._weights.items()}
-        self._absolute = {name: [torch.zeros_like(w) for w in weights] for name, weights in self._weights.items()}
+        self._most = most
+        self._signed = {
+            name: [torch.zeros_like(self._followed(w.detach())) for w in weights]
+            for name, weights in self._weights.items()
+        }
         device = next((w.device for weights in self._weights.values() for w in weights), torch.device("cpu"))
-        self._cross = torch.zeros(2, len(self._weights), dtype=torch.float64, device=device)  # Σc and Σc² of each layer
+        # Of each layer: Σ_i Σ_j |g|, Σ_j c, Σ_j c². No equation needs Σ_j |g| of single weights.
+        self._sums = torch.zeros(3, len(self._weights), dtype=torch.float64, device=device)
         self.iterations = 0
 
     @property
@@ -87,62 +93,74 @@ class GradientScores:
         """The names scored, in the order given."""
         return tuple(self._weights)
 
+    def _followed(self, values: Tensor) -> Tensor:
+        """The part of a parameter, or of its gradient, that is scored."""
+        if self._most is None or values.numel() <= self._most or values.ndim == 0:
+            return values
+        filters = max(1, self._most * len(values) // values.numel())
+        return values[:: max(1, len(values) // filters)]
+
     @torch.no_grad()
     def update(self) -> None:
         """Add the gradients that the weights hold now; a weight without one counts as zero."""
-        gradients, signed, absolute = [], [], []
-        zero = self._cross.new_zeros((), dtype=torch.float32)
-        cross = [zero] * len(self._weights)
-        for layer, (name, weights) in enumerate(self._weights.items()):
-            for weight, s, a in zip(weights, self._signed[name], self._absolute[name], strict=True):
-                if weight.grad is not None:
-                    gradients.append(weight.grad)
-                    signed.append(s)
-                    absolute.append(a)
-                    cross[layer] = cross[layer] + _dot(weight.grad, s)
-        if gradients:
-            products = torch.stack(cross).double()
-            self._cross[0] += products
-            self._cross[1] += products.square()
-            torch._foreach_add_(signed, gradients)
-            torch._foreach_add_(absolute, torch._foreach_abs(gradients))
         self.iterations += 1
+        owners, gradients, signed = [], [], []
+        for layer, (name, weights) in enumerate(self._weights.items()):
+            for weight, total in zip(weights, self._signed[name], strict=True):
+                if weight.grad is not None:
+                    owners.append(layer)
+                    gradients.append(self._followed(weight.grad))
+                    signed.append(total)
+        if not gradients:
+            return
+        cross = torch.stack([_dot(g, s) for g, s in zip(gradients, signed, strict=True)]).double()
+        absolute = torch.stack(torch._foreach_norm(gradients, 1)).double()
+        torch._foreach_add_(signed, gradients)
+        index = torch.tensor(owners, device=cross.device)
+        products = torch.zeros_like(self._sums[0]).index_add_(0, index, cross)
+        self._sums[0].index_add_(0, index, absolute)
+        self._sums[1] += products
+        self._sums[2] += products.square()
 
     def importance(self) -> dict[str, float]:
         """Eq. 2 for every layer over the window, in [0, 1]."""
-        return {name: importance(_flat(self._signed[name]), _flat(self._absolute[name])) for name in self._weights}
+        return {
+            name: importance(_flat(self._signed[name]), total)
+            for name, total in zip(self._weights, self._sums[0], strict=True)
+        }
 
     def magnitude(self) -> dict[str, float]:
         """Eq. 1 for every layer over the window, ≥ 0."""
-        return {name: magnitude(_flat(self._absolute[name])) if self._weights[name] else 0.0 for name in self._weights}
+        counts = [sum(part.numel() for part in parts) for parts in self._signed.values()]
+        totals = zip(self._weights, self._sums[0].tolist(), counts, strict=True)
+        return {name: total / max(count, 1) for name, total, count in totals}
 
     def agreement(self) -> dict[str, float]:
         """z of every layer over the window: about N(0, 1) for noise, large while the gradients agree."""
-        return {name: agreement(*sums) for name, sums in zip(self._weights, self._cross.t().tolist(), strict=True)}
+        sums = zip(self._weights, *self._sums[1:].tolist(), strict=True)
+        return {name: agreement(cross, squared) for name, cross, squared in sums}
 
     @torch.no_grad()
     def reset(self) -> None:
         """Start a new window."""
-        self._cross.zero_()
-        for sums in (*self._signed.values(), *self._absolute.values()):
-            for tensor in sums:
+        self._sums.zero_()
+        for tensors in self._signed.values():
+            for tensor in tensors:
                 tensor.zero_()
         self.iterations = 0
 
     def keep(self, names: Iterable[str]) -> None:
         """Forget every other layer: the window of the kept ones goes on."""
         kept = set(names)
-        self._cross = self._cross[:, [i for i, name in enumerate(self._weights) if name in kept]]
-        for sums in (self._weights, self._signed, self._absolute):
-            for name in [name for name in sums if name not in kept]:
-                del sums[name]
+        self._sums = self._sums[:, [i for i, name in enumerate(self._weights) if name in kept]]
+        self._weights = {name: weights for name, weights in self._weights.items() if name in kept}
+        self._signed = {name: tensors for name, tensors in self._signed.items() if name in kept}
 
     def tensors(self) -> dict[str, Tensor]:
         """The window's sums by name, for a checkpoint; ``restore`` takes them back."""
-        named = {"cross": self._cross}
-        for kind, sums in (("signed", self._signed), ("absolute", self._absolute)):
-            for name, tensors in sums.items():
-                named.update({f"{kind}.{i}.{name}": tensor for i, tensor in enumerate(tensors)})
+        named = {"sums": self._sums}
+        for name, tensors in self._signed.items():
+            named.update({f"signed.{i}.{name}": tensor for i, tensor in enumerate(tensors)})
         return named
 
     @torch.no_grad()

@@ -211,3 +211,30 @@ def test_agreement_is_kept_reset_and_restored():
     assert scores.agreement() == {"b": before["b"]}
     scores.reset()
     assert scores.agreement() == {"b": 0.0}
+
+
+def test_scores_of_some_filters_estimate_those_of_all():
+    random = np.random.default_rng(1)
+    weight = torch.nn.Parameter(torch.zeros(64, 8, 3, 3))
+    drift = torch.from_numpy(random.normal(0, 0.1, (64, 8, 3, 3))).float()
+    whole, part = GradientScores({"a": weight}), GradientScores({"a": weight}, most=1000)
+    for _ in range(40):
+        weight.grad = drift + torch.from_numpy(random.standard_normal((64, 8, 3, 3))).float()
+        whole.update()
+        part.update()
+    assert part._signed["a"][0].numel() == 16 * 72  # every fourth of 64 filters
+    assert part.importance()["a"] == pytest.approx(whole.importance()["a"], abs=0.02)
+    assert part.magnitude()["a"] == pytest.approx(whole.magnitude()["a"], rel=0.05)
+    assert min(part.agreement()["a"], whole.agreement()["a"]) > 2
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3,), (7, 1000), (2, 3, 1)])
+@pytest.mark.parametrize("most", [1, 10, 10**6])
+def test_every_parameter_is_followed_whatever_its_shape(shape, most):
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    scores = GradientScores({"a": weight}, most)
+    weight.grad = torch.ones(shape)
+    scores.update()
+    scores.update()
+    assert scores.importance()["a"] == 0.0
+    assert scores.magnitude()["a"] == pytest.approx(2.0)

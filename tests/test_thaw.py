@@ -136,8 +136,7 @@ def resumed(path, store=None, **options):
         loss=functional.cross_entropy,
         optimizer=lambda p: torch.optim.SGD(p, 0.02, momentum=0.9),
         store=store,
-        policy=SchedulePolicy({1: 2, 2: 4}),
-        **options,
+        **{"policy": SchedulePolicy({1: 2, 2: 4}), **options},
     )
 
 
@@ -213,6 +212,49 @@ def test_a_scheduler_goes_on_from_the_scaled_rate():
     )
     rates = [tuner.fit_round().lr for _ in range(5)]
     assert rates == pytest.approx([0.02, 0.02, 0.04, 0.004, 0.004])
+
+
+# ---------------------------------------------------------------- drops on trial
+
+
+class Hasty:
+    """Drops two layers whenever asked; takes back what makes the loss rise at all."""
+
+    needs_scores = False
+    tolerance = 0.01
+
+    def check(self, layers):
+        pass
+
+    def __call__(self, evidence):
+        return 2
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, LmdbStore, TieredStore])
+def test_a_drop_that_makes_the_loss_rise_is_taken_back_and_tried_again_later(kind, tmp_path):
+    def tuner(strategy):
+        store = MemoryStore() if kind is MemoryStore else kind(tmp_path / strategy)
+        return make(strategy, store, policy=Hasty())
+
+    drop, freeze = check_drop_equals_freeze(tuner, 9)
+    assert [r.cut for r in drop] == [0, 2, 0, 0, 2, 0, 0, 0, 0]
+    assert drop[8].next_cut == 2
+    assert not any(r.stored for r in drop)
+    assert "taken back" in drop[1].why
+    assert "asked again" in drop[2].why
+    assert [r.loss for r in drop] == [r.loss for r in freeze]
+
+
+def test_a_trial_is_resumed_wherever_it_was_saved(tmp_path):
+    whole = make(policy=Hasty())
+    for number in range(8):
+        whole.save(tmp_path / str(number), extra=0)
+        whole.fit_round()
+    for number in range(8):
+        again = resumed(tmp_path / str(number), policy=Hasty())
+        for _ in range(8 - number):
+            again.fit_round()
+        assert same(weights(again), weights(whole)), f"resumed after round {number}"
 
 
 # ---------------------------------------------------------------- the paper's freezing
