@@ -88,10 +88,10 @@ def test_the_command_prints_a_table_and_draws_figures(data, tmp_path, capsys):
         assert (tmp_path / "out" / f"{name}.svg").exists()
 
 
-def test_the_example_configuration_is_the_papers_setting(monkeypatch):
+def test_the_example_configuration_is_what_its_comment_says(monkeypatch):
     monkeypatch.setenv("STREAMDROP_DATA", "/d")
     example = load(CONFIG, FitConfig)
-    assert (example.data, example.model, example.policy) == ("/d/cifar10", "resnet18", "paper")
+    assert (example.data, example.model, example.policy) == ("/d/cifar10", "resnet18", "auto")
     assert (example.train, example.test, example.image_size, example.batch_size) == (1500, 1000, 64, 64)
     assert (example.epochs, example.warm_up) == (16, 3)
     monkeypatch.delenv("STREAMDROP_DATA")

@@ -30,10 +30,11 @@ from streamdrop.evaluation.datasets import LabelledSet
 from streamdrop.evaluation.fit_config import RULES, SAME_TIME, FitConfig
 from streamdrop.evaluation.fit_state import Row, append_row, read_rows, replace_text
 from streamdrop.evaluation.networks import build_network, layer_rule
+from streamdrop.evaluation.views import OneViewEach, view_of
 from streamdrop.policies import policy_from
 from streamdrop.split import SplitModel
-from streamdrop.store import FeatureStore, LmdbStore, MemoryStore
-from streamdrop.types import RoundReport
+from streamdrop.store import FeatureStore, LmdbStore, MemoryStore, encode_source
+from streamdrop.types import Batch, RoundReport
 
 IN_MEMORY = 256 * 2**20
 """Bytes of model input up to which sgd reads from memory: the baseline pays for no store."""
@@ -65,6 +66,7 @@ class Arm:
     error: str | None = None
     good: dict[str, Tensor] | None = None
     busy: bool = False  # within an epoch: what the tuner holds is no state to save
+    sampler: OneViewEach | None = None
 
     @property
     def active(self) -> bool:
@@ -81,7 +83,7 @@ class Arm:
         self.busy = True
         before = weights_of(self.tuner)
         try:
-            report = self.tuner.fit_round()
+            report = self._round()
         except TrainingError as error:
             self.status, self.error, self.good, self.busy = "diverged", str(error), before, False
             return False
@@ -92,6 +94,12 @@ class Arm:
             append_row(self.folder, self.rows[-1])
         self.busy = False
         return True
+
+    def _round(self) -> RoundReport:
+        if self.sampler is None:
+            return self.tuner.fit_round()
+        self.sampler.size = self.tuner.batch_size
+        return self.tuner.fit_round(steps=self.sampler.steps, sampler=self.sampler)
 
     def _row(self, report: RoundReport, accuracy: float) -> Row:
         row = _row(report, accuracy)
@@ -134,18 +142,20 @@ def open_arm(config: FitConfig, plan: Plan, data: FitData, output: Path) -> Arm:
         shutil.rmtree(stored, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
     split = _split(config, data)
-    store = _store(config, strategy, len(data.train) * split.live_bytes(0), stored)
+    store = _store(config, strategy, len(data.train) * config.views.count * split.live_bytes(0), stored)
     try:
         options = _options(config, plan)
         if going_on:
             tuner = FineTuner.load(folder / "checkpoint", split, store=store, **options)
         else:
             tuner = FineTuner(split, store=store, **options, **_settings(config, strategy))
-        arm = Arm(strategy, tuner, folder, plan.epochs)
+        views = config.views.count
+        sampler = OneViewEach(data.train.keys, views) if views > 1 else None
+        arm = Arm(strategy, tuner, folder, plan.epochs, sampler=sampler)
         if going_on:
             _take_rows(arm)
         else:
-            _fill(arm, data.train)
+            _fill(arm, data.train, config)
     except BaseException:
         store.close()
         raise
@@ -192,6 +202,7 @@ def _options(config: FitConfig, plan: Plan) -> dict[str, Any]:
         "loss": functional.cross_entropy,
         "optimizer": config.optimizer.build,
         "policy": policy_from(config.policy),
+        "thaw": config.thaw if plan.strategy not in ("sgd", SAME_TIME) else None,
         "scheduler": (lambda optimizer: schedule.build(optimizer, epochs)) if schedule.kind != "constant" else None,
         "scoring": plan.scored or plan.strategy not in ("sgd", SAME_TIME),  # a baseline pays for no scores
     }
@@ -202,16 +213,24 @@ def _settings(config: FitConfig, strategy: str) -> dict[str, Any]:
     kind = {"freeze-full": "freeze", SAME_TIME: "sgd"}.get(strategy, strategy)
     settings: dict[str, Any] = {"strategy": kind, "warm_up": config.warm_up}
     settings |= {"batch_size": config.batch_size, "seed": config.seed}
+    settings |= {"grow_batch": config.grow_batch, "calibrate": config.calibrate}
     return settings | ({"whole_backward": True} if strategy == "freeze-full" else {})
 
 
-def _fill(arm: Arm, train: LabelledSet) -> None:
+def _fill(arm: Arm, train: LabelledSet, config: FitConfig) -> None:
     start = time.perf_counter()
-    for batch in train.batches(READ_AT_ONCE):
-        arm.tuner.observe(batch)
+    for view in range(config.views.count):
+        for images in train.batches(READ_AT_ONCE):
+            batch = view_of(images, view, config.views, config.seed)
+            arm.tuner.observe(batch, sources=_sources(batch) if config.thaw and arm.strategy == "drop" else None)
     arm.fill_seconds = time.perf_counter() - start
     arm.folder.mkdir(parents=True, exist_ok=True)
     append_row(arm.folder, {"fill_seconds": arm.fill_seconds, "epochs": arm.total})
+
+
+def _sources(batch: Batch) -> dict[bytes, bytes]:
+    """What a thaw makes activations from again: the model's input, bit for bit."""
+    return {key: encode_source(image, "raw") for key, image in zip(batch.keys, batch.images, strict=True)}
 
 
 def _take_rows(arm: Arm) -> None:

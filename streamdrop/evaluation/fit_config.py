@@ -12,8 +12,10 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from streamdrop.errors import ConfigError
+from streamdrop.evaluation.views import ViewsConfig
 from streamdrop.policies import policy_from
 from streamdrop.split import Layers, convolutions, transformer_blocks
+from streamdrop.thawing import ThawPlan
 
 STRATEGIES = ("sgd", "freeze", "freeze-full", "drop", "sgd-same-time")
 """``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind)."""
@@ -80,6 +82,8 @@ class FitConfig:
     transformer_blocks; None: the network's own). ``store`` is where drop and freeze keep their samples: on disk (lmdb,
     under the output folder, removed afterwards) or in memory. ``same_time`` adds ``sgd-same-time`` where both sgd and
     drop run. ``threads`` are torch's (None: as they are). A checkpoint is written every ``checkpoint_seconds`` at most.
+    ``views``, ``thaw``, ``grow_batch`` and ``calibrate`` hold for every strategy alike: see ViewsConfig, ThawPlan and
+    TunerSettings.
     """
 
     data: str
@@ -91,7 +95,7 @@ class FitConfig:
     epochs: int = 16
     warm_up: int = 3
     batch_size: int = 64
-    policy: str | dict[str, dict[Any, Any]] = "paper"
+    policy: str | dict[str, dict[Any, Any]] = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     layers: Literal["convolutions", "transformer_blocks"] | None = None
@@ -100,9 +104,14 @@ class FitConfig:
     seed: int = 0
     store: Literal["lmdb", "memory"] = "lmdb"
     checkpoint_seconds: float = 60.0
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    thaw: ThawPlan | None = None
+    grow_batch: int = 1
+    calibrate: int = 256
 
     def __post_init__(self) -> None:
         least = {"image_size": 1, "train": 2, "test": 1, "epochs": 1, "warm_up": 0, "batch_size": 1, "seed": 0}
+        least |= {"grow_batch": 1, "calibrate": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {bound}")
