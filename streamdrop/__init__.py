@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from streamdrop.boxes import parse_box as parse_box
     from streamdrop.engine import FineTuner as FineTuner
     from streamdrop.errors import StreamdropError as StreamdropError
+    from streamdrop.policies import AutoPolicy as AutoPolicy
     from streamdrop.policies import PaperPolicy as PaperPolicy
     from streamdrop.policies import PrefixSumPolicy as PrefixSumPolicy
     from streamdrop.policies import SchedulePolicy as SchedulePolicy
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from streamdrop.store import encode_source as encode_source
     from streamdrop.store import read_ahead as read_ahead
     from streamdrop.streams import open_stream as open_stream
+    from streamdrop.thawing import ThawPlan as ThawPlan
     from streamdrop.tracking import Tracker as Tracker
     from streamdrop.tracking import track as track
     from streamdrop.types import Activations as Activations
@@ -46,6 +48,7 @@ _HOME = {
     "Box": "boxes",
     "FineTuner": "engine",
     "StreamdropError": "errors",
+    "AutoPolicy": "policies",
     "PaperPolicy": "policies",
     "PrefixSumPolicy": "policies",
     "Recorder": "service.recorder",
@@ -65,6 +68,7 @@ _HOME = {
     "read_ahead": "store",
     "open_stream": "streams",
     "parse_box": "boxes",
+    "ThawPlan": "thawing",
     "Tracker": "tracking",
     "track": "tracking",
     "Activations": "types",

@@ -42,6 +42,7 @@ class Decisions:
         self.asked: int | None = None  # the first round after which the policy was asked
         self.why = ""
         self.back: int | None = None
+        self._losses: list[float | None] = [None, None]  # of the first round, and when last asked
         self._loss = math.inf  # of the last round
         self._came_from: int | None = None  # the cut before a drop that is on trial
         self._refusals = self._quiet_until = 0
@@ -112,6 +113,7 @@ class Decisions:
         if self._too_early(evidence):
             return 0
         self.asked = round_ if self.asked is None else self.asked
+        self._losses[1] = self._loss
         count = self.policy(evidence)
         if not 0 <= count <= room:
             raise ConfigError(f"the policy asked to drop {count} of {room + 1} layers: the last one must stay")
@@ -128,6 +130,7 @@ class Decisions:
 
         The policy's ``tolerance`` says how far; it is asked again after 2, 4, 8, … rounds.
         """
+        self._losses[0] = loss if self._losses[0] is None else self._losses[0]
         before, self._loss = self._loss, loss
         came_from, self._came_from = self._came_from, None
         tolerance = getattr(self.policy, "tolerance", None)
@@ -170,6 +173,7 @@ class Decisions:
             room=free_bytes(store),
             samples=len(store),
             break_even=macs_per_second * _seconds_per_byte(store) if measures else None,
+            losses=None if self._losses[0] is None else (self._losses[0], self._losses[1], self._loss),
         )
 
     def forget(self, cut: int) -> None:
@@ -187,6 +191,7 @@ class Decisions:
             "asked": self.asked,
             "previous": [[name, p] for name, p in self._previous.items()],
             "rate": self._rate,
+            "losses": list(self._losses),
             "trial": [None if math.isinf(self._loss) else self._loss, self._came_from],
             "refusals": [self._refusals, self._quiet_until],
         }
@@ -197,6 +202,7 @@ class Decisions:
         self.last_iterations, self.waited = state["last_iterations"], state["waited"]
         self.asked, self._rate = state["asked"], state["rate"]
         self._previous = {name: float(p) for name, p in state["previous"]}
+        self._losses = list(state["losses"])
         loss, self._came_from = state["trial"]
         self._loss = math.inf if loss is None else loss
         self._refusals, self._quiet_until = state["refusals"]

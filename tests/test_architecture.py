@@ -21,7 +21,7 @@ ORDER = [
     {"streams"},
     {"tracing"},
     {"split"},
-    {"scores", "policies"},
+    {"scores", "evidence", "auto", "policies"},
     {"store"},
     {
         "rounds",
@@ -101,7 +101,9 @@ def test_the_public_surface_is_what_it_says():
         "GradientScores",
         "LmdbStore",
         "MemoryStore",
+        "AutoPolicy",
         "PaperPolicy",
+        "ThawPlan",
         "PrefixSumPolicy",
         "Recorder",
         "Retention",

@@ -1,0 +1,74 @@
+"""What a drop policy is, and what it sees after a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from streamdrop.scores import standardise
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a cut gives and takes, per sample: forward multiply-adds no longer run, bytes stored and read instead."""
+
+    saved_macs: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a policy sees after a round.
+
+    ``importance`` holds P (Eq. 2) of the head's layers in execution order, empty for a policy with
+    ``needs_scores = False``. ``dropped`` holds the standardised scores that the layers dropped so far had when they
+    were dropped. ``iterations`` is M, the gradients behind each P. Rounds count from 1; ``cut`` is the current one.
+
+    ``agreement`` holds z of the head's layers (see ``scores.agreement``); ``previous`` their P in the window before,
+    empty where there was none. ``waited`` counts the rounds since the last drop, or the warm-up's end, after which
+    scores were ripe and nothing was dropped. ``offers[n - 1]`` is what dropping n layers would save and cost; ``room``
+    the bytes that the store may still take, None where nothing bounds it; ``samples`` how many it holds.
+    ``break_even`` is the measured multiply-adds that could run while one stored byte is read, None: not measured.
+    ``losses`` are the mean losses of the first round, of the round when the policy was last asked (None: never), and of
+    this one.
+    """
+
+    round: int
+    cut: int
+    layers: int
+    importance: tuple[float, ...] = ()
+    dropped: tuple[float, ...] = ()
+    iterations: int = 0
+    agreement: tuple[float, ...] = ()
+    previous: tuple[float, ...] = ()
+    waited: int = 0
+    offers: tuple[Offer, ...] = ()
+    room: int | None = None
+    samples: int = 0
+    break_even: float | None = None
+    losses: tuple[float, float | None, float] | None = None
+
+    @property
+    def standardised(self) -> torch.Tensor:
+        """P' (Eq. 3) over the head's layers, [layers - cut] float64."""
+        return standardise(torch.tensor(self.importance, dtype=torch.float64))
+
+
+class DropPolicy(Protocol):
+    """How many of the head's first layers to drop after a round: 0 … layers - cut - 1.
+
+    ``needs_scores``: asked only after the warm-up, never right after a storing round, and once 30 gradients are in.
+    ``check`` refuses, before training, what cannot work for a model of that many layers (ConfigError).
+    """
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the decision rests on ``Evidence.importance``."""
+
+    def check(self, layers: int) -> None:
+        """Raise ConfigError if the policy cannot work for a model of so many layers."""
+
+    def __call__(self, evidence: Evidence) -> int:
+        """The number of layers to drop now."""
