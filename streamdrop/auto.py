@@ -31,7 +31,7 @@ class AutoPolicy:
 
     critical: float = 2.0
     learned: float = 0.2
-    fitted: float = 0.05
+    fitted: float = 0.02
     patience: int = 3
     settle: float = 0.01
     break_even: float | Literal["measured"] = 50.0

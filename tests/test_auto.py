@@ -58,8 +58,8 @@ def test_nothing_is_dropped_while_most_of_the_loss_is_there_and_falls_fast(losse
 
 
 def test_once_the_loss_is_gone_agreement_holds_nothing_back():
-    assert AUTO(see([9.0] * 4, losses=(2.0, None, 0.11))) == 0
-    assert AUTO(see([9.0] * 4, losses=(2.0, None, 0.1))) == 3
+    assert AUTO(see([9.0] * 4, losses=(2.0, None, 0.05))) == 0
+    assert AUTO(see([9.0] * 4, losses=(2.0, None, 0.04))) == 3
 
 
 def offers(*pairs):
