@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from streamdrop.errors import DataError
@@ -18,7 +18,7 @@ def slow_iou(a, b):
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
         return 0.0
-    return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
+    return min(1.0, width * height / (a[2] * a[3] + b[2] * b[3] - width * height))  # a box with itself may round up
 
 
 def slow_scores(predicted, truth):
@@ -37,17 +37,25 @@ def slow_scores(predicted, truth):
     }
 
 
-# Eighths are exact in binary; odd multiples of 1/7 keep overlaps away from the thresholds where rounding decides.
+# Eighths are exact in binary; sevenths keep most overlaps away from the thresholds, where rounding decides.
 numbers = st.integers(-400, 400).map(lambda n: n / 8)
 sizes = st.integers(1, 400).map(lambda n: n / 7)
 boxes = st.tuples(numbers, numbers, sizes, sizes)
 pairs = st.lists(st.tuples(boxes, st.one_of(boxes, st.just(tuple(NAN)))), min_size=1, max_size=30)
 
 
+def rounding_decides(predicted, truth):
+    """Whether an overlap lies on a threshold between 0 and 1, so that its last bit settles the score."""
+    ious = [slow_iou(p, t) for p, t in zip(predicted, truth, strict=True) if not math.isnan(t[0])]
+    return any(0 < v < 1 - 1e-9 and abs(v * 20 - round(v * 20)) < 1e-9 for v in ious)
+
+
 @settings(deadline=None)
 @given(pairs)
+@example([((0.0, 31.875, 1 / 7, 1 / 7), (0.0, 31.875, 1 / 7, 1 / 7))])
 def test_scores_equal_the_slow_oracle(frames):
     predicted, truth = [p for p, _ in frames], [t for _, t in frames]
+    assume(not rounding_decides(predicted, truth))
     if all(math.isnan(t[0]) for t in truth):
         assert all(math.isnan(v) for v in metrics.scores(predicted, truth).values())
         return
