@@ -16,9 +16,10 @@ class AutoPolicy:
     A layer still learns while its agreement z exceeds ``critical`` standard deviations of chance: an absolute test,
     where the paper's standardised scores rank layers against each other and, once all are at their noise floor, rank
     noise. In a deep network noise hides slow learning, so nothing is dropped either while the loss is above ``learned``
-    of the first round's and still falling by a tenth from one decision to the next. Below ``fitted`` of it there is
-    nothing left to gain by agreeing. After ``patience`` decisions without a drop the test of the loss is waived, and
-    that of agreement grows more lenient, by half a deviation each time.
+    of the first round's and still falling: the mean of the last three rounds a tenth below that of the three before.
+    Below ``fitted`` of it there is nothing left to gain by agreeing. After ``patience`` decisions without a drop a loss
+    that is high but no longer falls holds nothing back, and the test of agreement grows more lenient, by half a
+    deviation each time.
 
     ``settle``: the warm-up ends before its count once no layer's P has moved by more than this since the window before;
     0: never before. Among the cuts of layers that have stopped, those count whose saving is within a tenth of the best;
@@ -36,7 +37,7 @@ class AutoPolicy:
     settle: float = 0.01
     break_even: float | Literal["measured"] = 50.0
     max_bytes: int | None = None
-    tolerance: float | None = 1.5
+    tolerance: float | None = 1.0
     needs_scores = True
     scored_weights = 32_768  # of a parameter: enough for the test, and little work
 
@@ -72,7 +73,7 @@ class AutoPolicy:
     def _choice(self, evidence: Evidence) -> tuple[int, str]:
         """How many layers, and why."""
         if not self._has_learned(evidence):
-            return 0, "the loss is still falling fast: layers learn though noise may hide it"
+            return 0, "most of the loss is still there: layers may learn though noise hides it"
         stopped = self._stopped(evidence)
         if not stopped:
             z = evidence.agreement[0] if evidence.agreement else 0.0
@@ -102,16 +103,15 @@ class AutoPolicy:
         return count, why + f"byte, {rate:.0f} break even"
 
     def _has_learned(self, evidence: Evidence) -> bool:
-        """Whether most of the loss is gone, or it no longer falls fast, or this was waited for long enough."""
-        if evidence.losses is None or evidence.waited >= self.patience:
+        """Whether most of the loss is gone, or it no longer falls and that was waited for."""
+        if evidence.first_loss is None or evidence.losses[-1] <= self.learned * evidence.first_loss:
             return True
-        first, before, now = evidence.losses
-        return now <= self.learned * first or (before is not None and now > 0.9 * before)
+        return evidence.waited >= self.patience and not _falls(evidence.losses)
 
     def _stopped(self, evidence: Evidence) -> int:
         """How many leading layers no longer learn, leaving one."""
         critical = self.critical + 0.5 * max(0, evidence.waited - self.patience)
-        if evidence.losses is not None and evidence.losses[2] <= self.fitted * evidence.losses[0]:
+        if evidence.first_loss is not None and evidence.losses[-1] <= self.fitted * evidence.first_loss:
             return max(0, evidence.layers - evidence.cut - 1)
         stopped = 0
         for z in evidence.agreement[:-1]:
@@ -119,6 +119,12 @@ class AutoPolicy:
                 break
             stopped += 1
         return stopped
+
+
+def _falls(losses: tuple[float, ...]) -> bool:
+    """Whether the later half's mean is a tenth below the earlier half's; True where there is nothing to compare."""
+    half = len(losses) // 2
+    return half == 0 or sum(losses[-half:]) < 0.9 * sum(losses[-2 * half : -half])
 
 
 def _per_byte(offer: Offer) -> float:

@@ -21,6 +21,9 @@ from streamdrop.store import FeatureStore
 MINIMUM_ITERATIONS = 30
 """Gradients behind a score before any policy sees it: below that, P is mostly noise."""
 
+LOSSES = 6
+"""Rounds whose losses a policy sees: enough to tell a fall from noise."""
+
 OTHER_RATE = 1.5
 """A learning rate that has moved by this factor starts a new window: gradients before and after do not compare."""
 
@@ -42,8 +45,8 @@ class Decisions:
         self.asked: int | None = None  # the first round after which the policy was asked
         self.why = ""
         self.back: int | None = None
-        self._losses: list[float | None] = [None, None]  # of the first round, and when last asked
-        self._loss = math.inf  # of the last round
+        self._first_loss: float | None = None
+        self._losses: list[float] = []  # of the last rounds
         self._came_from: int | None = None  # the cut before a drop that is on trial
         self._refusals = self._quiet_until = 0
         self._previous: dict[str, float] = {}
@@ -113,7 +116,6 @@ class Decisions:
         if self._too_early(evidence):
             return 0
         self.asked = round_ if self.asked is None else self.asked
-        self._losses[1] = self._loss
         count = self.policy(evidence)
         if not 0 <= count <= room:
             raise ConfigError(f"the policy asked to drop {count} of {room + 1} layers: the last one must stay")
@@ -130,15 +132,17 @@ class Decisions:
 
         The policy's ``tolerance`` says how far; it is asked again after 2, 4, 8, … rounds.
         """
-        self._losses[0] = loss if self._losses[0] is None else self._losses[0]
-        before, self._loss = self._loss, loss
+        self._first_loss = loss if self._first_loss is None else self._first_loss
+        before = self._losses[-1] if self._losses else math.inf
+        self._losses = [*self._losses, loss][-LOSSES:]
         came_from, self._came_from = self._came_from, None
         tolerance = getattr(self.policy, "tolerance", None)
         if came_from is None or tolerance is None or loss <= tolerance * before:
             return False
         self._refusals += 1
         self._quiet_until = round_ + 2**self._refusals
-        self.back, self._loss = came_from, before
+        self.back = came_from
+        self._losses[-1] = before  # as if that round had not been
         self.why = f"the drop is taken back: a loss of {loss:.3g} in its first round, {before:.3g} before it"
         return True
 
@@ -173,7 +177,8 @@ class Decisions:
             room=free_bytes(store),
             samples=len(store),
             break_even=macs_per_second * _seconds_per_byte(store) if measures else None,
-            losses=None if self._losses[0] is None else (self._losses[0], self._losses[1], self._loss),
+            first_loss=self._first_loss,
+            losses=tuple(self._losses),
         )
 
     def forget(self, cut: int) -> None:
@@ -191,8 +196,9 @@ class Decisions:
             "asked": self.asked,
             "previous": [[name, p] for name, p in self._previous.items()],
             "rate": self._rate,
+            "first_loss": self._first_loss,
             "losses": list(self._losses),
-            "trial": [None if math.isinf(self._loss) else self._loss, self._came_from],
+            "came_from": self._came_from,
             "refusals": [self._refusals, self._quiet_until],
         }
 
@@ -202,9 +208,8 @@ class Decisions:
         self.last_iterations, self.waited = state["last_iterations"], state["waited"]
         self.asked, self._rate = state["asked"], state["rate"]
         self._previous = {name: float(p) for name, p in state["previous"]}
-        self._losses = list(state["losses"])
-        loss, self._came_from = state["trial"]
-        self._loss = math.inf if loss is None else loss
+        self._first_loss, self._losses = state["first_loss"], list(state["losses"])
+        self._came_from = state["came_from"]
         self._refusals, self._quiet_until = state["refusals"]
 
 

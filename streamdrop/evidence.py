@@ -31,8 +31,7 @@ class Evidence:
     scores were ripe and nothing was dropped. ``offers[n - 1]`` is what dropping n layers would save and cost; ``room``
     the bytes that the store may still take, None where nothing bounds it; ``samples`` how many it holds.
     ``break_even`` is the measured multiply-adds that could run while one stored byte is read, None: not measured.
-    ``losses`` are the mean losses of the first round, of the round when the policy was last asked (None: never), and of
-    this one.
+    ``first_loss`` is the mean loss of the first round, ``losses`` those of the last six at most, this one's last.
     """
 
     round: int
@@ -48,7 +47,8 @@ class Evidence:
     room: int | None = None
     samples: int = 0
     break_even: float | None = None
-    losses: tuple[float, float | None, float] | None = None
+    first_loss: float | None = None
+    losses: tuple[float, ...] = ()
 
     @property
     def standardised(self) -> torch.Tensor:

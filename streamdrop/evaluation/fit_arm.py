@@ -178,7 +178,7 @@ def weights_of(tuner: FineTuner) -> dict[str, Tensor]:
 
 def _split(config: FitConfig, data: FitData) -> SplitModel:
     torch.manual_seed(config.seed)
-    model = build_network(config.model, data.classes, config.weights, config.image_size)
+    model = build_network(config.model, data.classes, config.weights, config.image_size, config.model_options)
     norms = (torch.nn.modules.batchnorm._BatchNorm,)
     if config.batch_size == 1 and any(isinstance(module, norms) for module in model.modules()):
         raise ConfigError("batch_size is 1: BatchNorm cannot train on one sample: give at least 2")

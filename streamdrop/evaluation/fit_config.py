@@ -78,7 +78,8 @@ class ScheduleConfig:
 class FitConfig:
     """One experiment. ``data`` is where train and test images lie; ``train`` and ``test`` are counts of images.
 
-    ``policy`` is whatever ``policy_from`` takes. ``layers`` names the rule of what a layer is (convolutions,
+    ``model_options`` are keywords of torchvision's builder, such as ``zero_init_residual`` of a ResNet. ``policy`` is
+    whatever ``policy_from`` takes. ``layers`` names the rule of what a layer is (convolutions,
     transformer_blocks; None: the network's own). ``store`` is where drop and freeze keep their samples: on disk (lmdb,
     under the output folder, removed afterwards) or in memory. ``same_time`` adds ``sgd-same-time`` where both sgd and
     drop run. ``threads`` are torch's (None: as they are). A checkpoint is written every ``checkpoint_seconds`` at most.
@@ -89,6 +90,7 @@ class FitConfig:
     data: str
     model: str = "resnet18"
     weights: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
     image_size: int = 64
     train: int = 1500
     test: int = 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,26 @@ from streamdrop.split import Layers, transformer_blocks
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 
 
-def build_network(name: str, classes: int, weights: str | None = None, image_size: int | None = None) -> nn.Module:
+def build_network(
+    name: str,
+    classes: int,
+    weights: str | None = None,
+    image_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """A classification network with ``classes`` outputs; random unless ``weights`` names a file.
 
     ``name`` is one of torchvision's or of small_networks.SMALL. ``image_size`` in px is for networks that are built for
-    one (vision transformers; by default 224, the small ones 32). Randomness comes from torch's global generator.
-    Raises ConfigError for an unknown name or a size that does not suit it, WeightsError for weights that are missing
+    one (vision transformers; by default 224, the small ones 32). ``options`` are keywords of torchvision's builder, such
+    as ``zero_init_residual`` of a ResNet. Randomness comes from torch's global generator.
+    Raises ConfigError for an unknown name, or a size or an option that does not suit it, WeightsError for weights that are missing
     or of another network.
     """
-    model = SMALL[name](classes, image_size or 32) if name in SMALL else _from_torchvision(name, classes, image_size)
+    options = options or {}
+    if name in SMALL and options:
+        raise ConfigError(f"model_options {sorted(options)}: {name} takes none: leave them out")
+    small = SMALL.get(name)
+    model = small(classes, image_size or 32) if small else _from_torchvision(name, classes, image_size, options)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -39,7 +51,7 @@ def layer_rule(name: str) -> Layers | None:
     return transformer_blocks if name.startswith(TRANSFORMERS) else None
 
 
-def _from_torchvision(name: str, classes: int, image_size: int | None) -> nn.Module:
+def _from_torchvision(name: str, classes: int, image_size: int | None, chosen: Mapping[str, Any]) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         names += list(SMALL)
@@ -57,7 +69,14 @@ def _from_torchvision(name: str, classes: int, image_size: int | None) -> nn.Mod
                 f"image_size {image_size} does not suit {name}: give a multiple of its patches' {patch} px"
             )
         options.update(image_size=image_size)
-    model: nn.Module = builder(**options)
+    try:
+        model: nn.Module = builder(**{**options, **chosen})
+    except TypeError as error:
+        if not chosen:
+            raise
+        raise ConfigError(
+            f"model_options {dict(chosen)} do not suit {name} ({error}): see its builder's keywords"
+        ) from None
     return model
 
 
