@@ -25,6 +25,14 @@ LAYERS = {
 }
 
 
+def test_options_reach_the_builder_and_wrong_ones_are_refused():
+    assert not build_network("resnet18", 3, options={"zero_init_residual": True}).layer1[0].bn2.weight.any()
+    with pytest.raises(ConfigError, match=r"model_options .* do not suit resnet18"):
+        build_network("resnet18", 3, options={"zero_init": True})
+    with pytest.raises(ConfigError, match="convgru takes none"):
+        build_network("convgru", 3, options={"zero_init_residual": True})
+
+
 def made(name, classes=7, **more):
     torch.manual_seed(0)
     return build_network(name, classes, **more)

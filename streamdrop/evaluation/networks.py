@@ -31,10 +31,10 @@ def build_network(
     """A classification network with ``classes`` outputs; random unless ``weights`` names a file.
 
     ``name`` is one of torchvision's or of small_networks.SMALL. ``image_size`` in px is for networks that are built for
-    one (vision transformers; by default 224, the small ones 32). ``options`` are keywords of torchvision's builder, such
-    as ``zero_init_residual`` of a ResNet. Randomness comes from torch's global generator.
-    Raises ConfigError for an unknown name, or a size or an option that does not suit it, WeightsError for weights that are missing
-    or of another network.
+    one (vision transformers; by default 224, the small ones 32). ``options`` are keywords of torchvision's builder, as
+    ``zero_init_residual`` of a ResNet. Randomness comes from torch's global generator. Raises ConfigError for an
+    unknown name, or a size or an option that does not suit it, WeightsError for weights that are missing or of another
+    network.
     """
     options = options or {}
     if name in SMALL and options:
