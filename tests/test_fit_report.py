@@ -8,7 +8,7 @@ import pytest
 from fit_results import diverge, make_result, make_sweep
 
 from streamdrop.errors import DataError, OutputError
-from streamdrop.evaluation.curves import draw_curves, draw_importance_pair
+from streamdrop.evaluation.curves import draw_curves, draw_importance_pairs
 from streamdrop.evaluation.fit_report import write_fit_report
 from streamdrop.evaluation.fit_summary import rank_correlation, spread, summarise
 from streamdrop.evaluation.fit_tables import format_result, format_seconds, format_sweep
@@ -163,7 +163,10 @@ def test_every_figure_is_drawn_as_png_and_svg(result, agreement, tmp_path):
 @pytest.mark.slow
 def test_the_pair_of_figure_3_shares_its_scale(tmp_path):
     pair = make_result("vgg11_bn"), make_result("vgg11", batch_norm=False)
-    assert [path.suffix for path in draw_importance_pair(*pair, tmp_path)] == [".png", ".svg"]
+    written = draw_importance_pairs([*pair, make_result("resnet18")], tmp_path)
+    assert [path.suffix for path in written] == [".png", ".svg"]
+    assert all("vgg11_bn" in path.name and path.stat().st_size > 5000 for path in written)
+    assert not draw_importance_pairs(pair[:1], tmp_path)
 
 
 def test_many_layers_have_a_colour_bar_that_counts_and_few_one_that_names():

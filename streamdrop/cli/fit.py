@@ -64,6 +64,7 @@ def _tell_diverged(result: dict[str, Any], folder: str) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from streamdrop.evaluation.curves import draw_importance_pairs
     from streamdrop.evaluation.fit_report import write_fit_report
     from streamdrop.evaluation.sweep import run_sweep
     from streamdrop.evaluation.sweep_config import load_sweep
@@ -81,6 +82,7 @@ def _sweep(options: argparse.Namespace) -> int:
     print(outcome.table)
     if outcome.results:
         write_fit_report(Path(options.output) / "report.html", outcome.results, outcome.sweep)
+        draw_importance_pairs(outcome.results, options.output)
     if outcome.failed:
         raise TrainingError(
             f"{options.output}: {outcome.failed} of {sweep.count} cells failed (sweep.json says why): "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from streamdrop.evaluation.claims import SWEEP
+from streamdrop.evaluation.claims import ABLATIONS, RULES, SWEEP
 from streamdrop.evaluation.fit_cells import Cell, group_cells
 from streamdrop.evaluation.fit_summary import Summary, spread
 from streamdrop.evaluation.fit_tables import format_spread, strategy_value, summary_value
@@ -34,7 +34,7 @@ def rules_section(grids: Sequence[Grid]) -> str:
              for name in ("paper", "prefix-sum")}  # fmt: skip
     both = [key for key in pairs["paper"] if key in pairs["prefix-sum"]]
     if not both:
-        return "\n\n".join([*lines, f"`paper` against `prefix-sum`: not measured yet: `{SWEEP}`"])
+        return "\n\n".join([*lines, f"`paper` against `prefix-sum`: not measured yet: `{RULES}`"])
     head = ["run", "data", "network", "n"]
     columns = (("ΔT %", SAVED_TIME, ".1f"), ("A to sgd", TO_SGD, "+.2f"), ("layers dropped", DROPPED, ".1f"))
     head += [f"`{name}`: {what}" for name in pairs for what, _, _ in columns]
@@ -145,7 +145,7 @@ def ablation_section(grids: Sequence[Grid]) -> str:
             if cells:
                 rows.append(_ablation_row(grid, variant, cells))
     if not rows:
-        return f"## Ablations\n\nNot measured yet: `{SWEEP}`"
+        return f"## Ablations\n\nNot measured yet: `{ABLATIONS}`"
     head = ("run", "variant", "networks", "n", "ΔT %", "ΔMACs %", "A to sgd", "A to same time",
             "stored bytes × input", f"ΔT less `{DEFAULT}`'s", f"A less `{DEFAULT}`'s")  # fmt: skip
     note = (

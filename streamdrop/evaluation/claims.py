@@ -20,7 +20,9 @@ from streamdrop.evaluation.reproduction_data import (
 )
 
 SWEEP = "streamdrop fit --sweep configs/fit/mini.yaml --output runs/mini"
-FIG_3 = "streamdrop fit --sweep configs/fit/mini.yaml --set 'models=[vgg11, vgg11_bn]' --output runs/batch-norm"
+FIG_3 = "streamdrop fit --sweep configs/fit/batch-norm.yaml --output runs/batch-norm"
+ABLATIONS = "streamdrop fit --sweep configs/fit/ablations.yaml --output runs/ablations"
+RULES = "streamdrop fit --sweep configs/fit/rules.yaml --output runs/rules"
 STORE = (
     "python benchmarks/store.py --only writes,reads --output runs/store "
     "--rivals 'sequential write,raw memory map,pickle per sample,pickle per batch,torch.save,npy files'"
@@ -43,7 +45,7 @@ class Claim:
     source: str
     rule: str
     judge: Callable[[Evidence], Verdict | None]
-    command: str = SWEEP
+    command: str = RULES
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """What our numbers say; not tested where there are none."""
@@ -160,7 +162,7 @@ def _together(evidence: Evidence) -> Verdict | None:
     paper, free = (_drop_sizes(select(evidence.grids, name)) for name in ("paper", "prefix-sum"))
     if not free:
         sizes = f"`paper` dropped {min(paper)} to {max(paper)} layers at a time (n = {len(paper)})" if paper else ""
-        missing = f"{sizes}, but Algorithm 1 forbids it one; `prefix-sum`, free to, is not measured yet: `{SWEEP}`"
+        missing = f"{sizes}, but Algorithm 1 forbids it one; `prefix-sum`, free to, is not measured yet: `{RULES}`"
         return Verdict("not tested", missing) if paper else None
     several = sum(size > 1 for size in free) / len(free)
     also = f"; `paper`, which may not drop one, {min(paper)} to {max(paper)}" if paper else ""

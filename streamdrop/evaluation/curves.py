@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -52,9 +52,18 @@ def draw_curves(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
     return [path for name, figure in figures.items() if figure for path in _save(figure, Path(folder), name)]
 
 
-def draw_importance_pair(with_bn: Result, without_bn: Result, folder: str | os.PathLike[str]) -> list[Path]:
-    """Fig. 3: importance per layer with and without BatchNorm, side by side; returns the files; raises OutputError."""
-    return list(_save(importance_pair_figure(with_bn, without_bn), Path(folder), "importance-with-and-without-bn"))
+def draw_importance_pairs(results: Sequence[Result], folder: str | os.PathLike[str]) -> list[Path]:
+    """Fig. 3 for every network that ``results`` hold with and without BatchNorm (``vgg11_bn``, ``vgg11``) on one data
+    set: importance per layer, side by side, of the first seed; returns the files; raises OutputError.
+    """
+    known = {(result["dataset"], result["model"]): result for result in reversed(results)}
+    paths: list[Path] = []
+    for (dataset, model), result in known.items():
+        without = known.get((dataset, model.replace("_bn", "")))
+        if "_bn" in model and without is not None:
+            name = f"importance-with-and-without-bn-{dataset}-{model}"
+            paths += _save(importance_pair_figure(result, without), Path(folder), name)
+    return paths
 
 
 def _save(figure: Figure, folder: Path, name: str) -> Iterator[Path]:

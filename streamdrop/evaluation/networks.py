@@ -46,15 +46,18 @@ def build_network(
     return model
 
 
+def network_names() -> list[str]:
+    """Every name that ``build_network`` takes."""
+    return [*torchvision.models.list_models(module=torchvision.models), *SMALL]
+
+
 def layer_rule(name: str) -> Layers | None:
     """What SplitModel takes as ``layers`` for this network: blocks for transformers, None (convolutions) for others."""
     return transformer_blocks if name.startswith(TRANSFORMERS) else None
 
 
 def _from_torchvision(name: str, classes: int, image_size: int | None, chosen: Mapping[str, Any]) -> nn.Module:
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        names += list(SMALL)
+    if name not in (names := network_names()):
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "give a torchvision classification network such as resnet18"
         raise ConfigError(f"model {name!r} is not known: {hint}")

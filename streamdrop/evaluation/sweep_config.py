@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any
 from streamdrop.config import load
 from streamdrop.errors import ConfigError
 from streamdrop.evaluation.fit_config import FitConfig, checked_strategies
+from streamdrop.evaluation.networks import network_names
 
 Keys = dict[str, Any]
 SET_BY_SWEEP = ("data", "model", "seed", "threads")
@@ -45,10 +47,13 @@ class SweepConfig:
         for name in ("jobs", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
-        for name, known in (("per_dataset", list(self.data)), ("per_model", self.models)):
-            wrong = [key for key in getattr(self, name) if key not in known]
-            if wrong:
-                raise ConfigError(f"{name}: {', '.join(wrong)} is not in the grid: it holds {', '.join(known)}")
+        wrong = [key for key in self.per_dataset if key not in self.data]
+        if wrong:
+            raise ConfigError(f"per_dataset: {', '.join(wrong)} is not in the grid: it holds {', '.join(self.data)}")
+        wrong = [key for key in self.per_model if key not in network_names()]  # a grid may be narrowed by --set models
+        if wrong:
+            near = difflib.get_close_matches(wrong[0], self.models, n=1, cutoff=0.0)
+            raise ConfigError(f"per_model: {wrong[0]} is no network: did you mean {near[0]}?")
         checked_strategies(self.strategies, same_time=False)
 
 

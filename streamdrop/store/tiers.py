@@ -31,7 +31,7 @@ class TieredStore:
     """An LmdbStore behind a memory: ``put_many`` and ``discard`` return at once, a thread commits them.
 
     One commit each ``commit_seconds``, at the end of a round where there are rounds (``round_done``), or when
-    ``commit_bytes`` wait (or a thirty-second of a bounded store: room is used again only after a commit); ``flush``
+    ``commit_bytes`` wait (or a 128th of a bounded store: room is used again only after a commit); ``flush``
     waits for it. A killed process loses at most what had not been committed, never a part of a batch. What was put is
     read back at once, always. When twice as much waits, ``put_many`` waits too; the newest committed samples stay in
     memory up to ``memory_bytes`` in all. A commit that fails is told by the next ``put_many``

@@ -7,7 +7,7 @@ import time
 
 from streamdrop.store.front import Batch, Front
 
-_SHARE = 64
+_SHARE = 128
 """Of a bounded store's bytes, the part that one commit may bring."""
 _LEAST = 1 << 20
 """Bytes below which that would mean too many commits."""
