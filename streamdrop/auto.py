@@ -25,7 +25,8 @@ class AutoPolicy:
     0: never before. Among the cuts of layers that have stopped, those count whose saving is within a tenth of the best;
     of them, the one that saves most per stored byte. ``break_even``: a cut must save so many multiply-adds for each
     byte then read; "measured": as many as run in that time here (the decision then depends on the clock, and a resumed
-    run, or ``freeze`` beside ``drop``, may decide otherwise). ``max_bytes``: what the store may hold. A drop is on
+    run, or ``freeze`` beside ``drop``, may decide otherwise). ``worth``: a drop costs a round of storing, so it must
+    save this share of what dropping all but the last layer would. ``max_bytes``: what the store may hold. A drop is on
     trial in its first round: a loss above ``tolerance`` times that of the round before takes it back; None: never.
     Raises ConfigError for options that cannot work.
     """
@@ -36,6 +37,7 @@ class AutoPolicy:
     patience: int = 3
     settle: float = 0.01
     break_even: float | Literal["measured"] = 50.0
+    worth: float = 0.1
     max_bytes: int | None = None
     tolerance: float | None = 1.0
     needs_scores = True
@@ -45,7 +47,7 @@ class AutoPolicy:
         rate = self.break_even
         if isinstance(rate, str) and rate != "measured":
             raise ConfigError(f"policy auto: break_even {rate!r}: give multiply-adds per byte, or measured")
-        for name in ("patience", "settle", *(("break_even",) if rate != "measured" else ())):
+        for name in ("patience", "settle", "worth", *(("break_even",) if rate != "measured" else ())):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"policy auto: {name} is {getattr(self, name)}: give a number of at least 0")
 
@@ -94,7 +96,9 @@ class AutoPolicy:
         if not paying:
             most = max(_per_byte(o) for _, o in fitting)
             return 0, f"reading costs more than running: {most:.0f} multiply-adds saved per byte, {rate:.0f} break even"
-        most = max(o.saved_macs for _, o in paying)
+        most, whole = max(o.saved_macs for _, o in paying), evidence.offers[-1].saved_macs
+        if most < self.worth * whole:
+            return 0, f"{len(offers)} layers have stopped learning, but are only {most / whole:.0%} of the work"
         near = [(n, o) for n, o in paying if o.saved_macs >= 0.9 * most]
         count, offer = max(near, key=lambda one: (_per_byte(one[1]), one[0]))
         why = (

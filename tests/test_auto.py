@@ -89,6 +89,15 @@ def test_a_cut_that_reads_more_than_it_saves_is_refused_with_its_break_even():
     assert AutoPolicy(break_even=39)(see([0.0] * 4, offers=dear)) == 3
 
 
+def test_a_drop_of_little_work_is_not_worth_its_round_of_storing():
+    deep = offers((900, 1), (9500, 1), (10000, 1))
+    assert AUTO(see([0.0, 9.0, 0.0, 0.0], offers=deep)) == 0
+    assert "1 layers have stopped learning, but are only 9% of the work" in AUTO.explain(
+        see([0.0, 9.0, 0.0, 0.0], offers=deep)
+    )
+    assert AutoPolicy(worth=0.05)(see([0.0, 9.0, 0.0, 0.0], offers=deep)) == 1
+
+
 def test_a_measured_break_even_is_the_evidences():
     measured = AutoPolicy(break_even="measured")
     dear = offers((100, 10), (300, 10), (400, 10))
@@ -128,7 +137,14 @@ def test_whatever_it_sees_one_layer_stays_and_it_can_say_why(agreement, waited, 
 
 @pytest.mark.parametrize(
     "options",
-    [{"break_even": "often"}, {"break_even": -1}, {"patience": -1}, {"settle": -0.1}, {"settle": float("nan")}],
+    [
+        {"break_even": "often"},
+        {"break_even": -1},
+        {"patience": -1},
+        {"worth": -0.1},
+        {"settle": -0.1},
+        {"settle": float("nan")},
+    ],
 )
 def test_options_that_cannot_work_are_refused(options):
     with pytest.raises(ConfigError, match="policy auto"):
