@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 
 from streamdrop import checkpoint, resume
+from streamdrop.boundary import Boundary
 from streamdrop.calibration import calibrate, calibration_batches
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
-from streamdrop.errors import ConfigError, ModelError, TrainingError
+from streamdrop.errors import ConfigError, TrainingError
 from streamdrop.feed import Feed, check_images
-from streamdrop.growth import growth, scale_rates
 from streamdrop.policies import AutoPolicy, DropPolicy
 from streamdrop.rounds import (
     Clock,
     Sampler,
     count_batches,
-    forget_parameters,
     head_to_train,
     one_sample_explained,
     predicted,
@@ -89,17 +88,10 @@ class FineTuner:
         self.decisions.check()
         self.thawing, self._prepare = Thawing(thaw), prepare
         self._feed = Feed(split, self.store, self.device, self.settings.chunk)
-        self.cut = self._feed.open(self.settings.cut)
-        trainable = [p for p in split.head_parameters(0).values() if p.requires_grad]
-        if not trainable:
-            raise ModelError("no parameter of the model requires a gradient: nothing can be trained")
-        self.optimizer = optimizer(trainable)
-        self.scheduler = scheduler(self.optimizer) if scheduler else None
-        self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
-        forget_parameters(self.optimizer, split.tail_parameters(self.cut).values())
+        self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
+        self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         self._scoring = self.decisions.needs_scores if scoring is None else scoring
         self.scores = self.decisions.scores(self.cut if self._scoring else None)
-        self._grown = 1
         self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
 
@@ -189,14 +181,19 @@ class FineTuner:
         return report
 
     @property
+    def cut(self) -> int:
+        """How many leading layers are no longer trained."""
+        return self._boundary.cut
+
+    @property
     def batch_size(self) -> int:
         """Samples a batch, grown as ``grow_batch`` allows."""
-        return self.settings.batch_size * self._grown
+        return self._boundary.batch_size
 
     @property
     def rate(self) -> float:
         """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
-        return float(self.optimizer.param_groups[0].get("lr", 0.0))
+        return self._boundary.rate
 
     def predict(self, images: Tensor) -> Any:
         """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
@@ -342,10 +339,8 @@ class FineTuner:
 
     def set_cut(self, cut: int) -> None:
         """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
-        self.cut = cut
-        forget_parameters(self.optimizer, self.split.tail_parameters(cut).values())
+        self._boundary.advance(cut)
         self.scores.keep(self.split.layers[cut:])
-        self._grow()
 
     def thaw(self, cut: int = 0) -> None:
         """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
@@ -359,17 +354,6 @@ class FineTuner:
         self._retreat(cut)
 
     def _retreat(self, cut: int) -> None:
-        """Layers from ``cut`` on are trained again: they come back to their places in the optimiser."""
-        self.cut = cut
-        head = {id(parameter) for parameter in self.split.head_parameters(cut).values()}
-        for group, members in zip(self.optimizer.param_groups, self._groups, strict=True):
-            group["params"] = [parameter for parameter in members if id(parameter) in head]
+        self._boundary.retreat(cut)
         self.scores = self.decisions.scores(cut if self._scoring else None)
         self.decisions.forget(cut)
-        self._grow()
-
-    def _grow(self) -> None:
-        grown = growth(self.split, self.settings.cut, self.cut, self.settings.grow_batch)
-        if grown != self._grown:
-            scale_rates(self.optimizer, self.scheduler, grown / self._grown)
-            self._grown = grown

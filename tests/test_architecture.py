@@ -29,6 +29,7 @@ ORDER = [
         "decisions",
         "diagnosis",
         "growth",
+        "boundary",
         "calibration",
         "thawing",
         "checkpoint",

@@ -1,0 +1,70 @@
+"""The cut, and all that moves with it: which parameters the optimiser trains, and how large a batch may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from streamdrop.errors import ModelError
+from streamdrop.growth import growth, scale_rates
+from streamdrop.rounds import forget_parameters
+from streamdrop.settings import TunerSettings
+from streamdrop.split import SplitModel
+
+
+class Boundary:
+    """Where the head begins. Its parameters are in the ``optimizer``, in execution order; those below are not.
+
+    ``optimizer(parameters)`` is called once with all trainable parameters, ``scheduler(optimizer)`` once if given.
+    Raises ModelError when nothing can be trained.
+    """
+
+    def __init__(
+        self,
+        split: SplitModel,
+        settings: TunerSettings,
+        cut: int,
+        optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None,
+    ) -> None:
+        trainable = [p for p in split.head_parameters(0).values() if p.requires_grad]
+        if not trainable:
+            raise ModelError("no parameter of the model requires a gradient: nothing can be trained")
+        self._split, self._settings, self.cut = split, settings, cut
+        self.optimizer = optimizer(trainable)
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
+        self._grown = 1
+        forget_parameters(self.optimizer, split.tail_parameters(cut).values())
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch, grown as ``grow_batch`` allows."""
+        return self._settings.batch_size * self._grown
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
+        return float(self.optimizer.param_groups[0].get("lr", 0.0))
+
+    def advance(self, cut: int) -> None:
+        """Layers below ``cut`` leave the optimiser for good or until a thaw; the batch may grow."""
+        self.cut = cut
+        forget_parameters(self.optimizer, self._split.tail_parameters(cut).values())
+        self._grow()
+
+    def retreat(self, cut: int) -> None:
+        """Layers from ``cut`` on are trained again: they come back to their places, with no state."""
+        self.cut = cut
+        head = {id(parameter) for parameter in self._split.head_parameters(cut).values()}
+        for group, members in zip(self.optimizer.param_groups, self._groups, strict=True):
+            group["params"] = [parameter for parameter in members if id(parameter) in head]
+        self._grow()
+
+    def _grow(self) -> None:
+        grown = growth(self._split, self._settings.cut, self.cut, self._settings.grow_batch)
+        if grown != self._grown:
+            scale_rates(self.optimizer, self.scheduler, grown / self._grown)
+            self._grown = grown
