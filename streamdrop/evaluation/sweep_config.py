@@ -103,7 +103,7 @@ def load_sweep(
     config = load(source, SweepConfig, overrides)
     if strategies:
         config = replace(config, strategies=list(strategies))
-    variants = config.variants or {_policy_name(config.base.get("policy", "paper")): {}}
+    variants = config.variants or {_policy_name(config.base.get("policy", FitConfig.policy)): {}}
     cells = [
         _cell(source, config, dataset, model, variant, seed, changes)
         for seed in config.seeds
