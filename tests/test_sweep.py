@@ -95,7 +95,7 @@ def test_later_ones_win_and_mappings_are_merged():
     assert [found["a", "resnet50", v].epochs for v in ("fixed", "never")] == [3, 4]
     assert [found["a", "resnet50", v].policy for v in ("fixed", "never")] == [{"schedule": {1: 2}}, "never"]
     assert found["b", "resnet50", "never"].data == "/d/b"
-    assert load_sweep(GRID).cells[0].variant == "paper"
+    assert load_sweep(GRID).cells[0].variant == "auto"
     assert load_sweep(GRID).cells[0].folder == "cells/a/resnet18/paper/seed-0"
 
 
