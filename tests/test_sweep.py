@@ -96,7 +96,7 @@ def test_later_ones_win_and_mappings_are_merged():
     assert [found["a", "resnet50", v].policy for v in ("fixed", "never")] == [{"schedule": {1: 2}}, "never"]
     assert found["b", "resnet50", "never"].data == "/d/b"
     assert load_sweep(GRID).cells[0].variant == "auto"
-    assert load_sweep(GRID).cells[0].folder == "cells/a/resnet18/paper/seed-0"
+    assert load_sweep(GRID).cells[0].folder == "cells/a/resnet18/auto/seed-0"
 
 
 @pytest.mark.parametrize(
