@@ -80,11 +80,12 @@ def _mean(values: Sequence[float | None], digits: int, unit: str, sign: str = ""
 
 def _grid(cells: Sequence[Cell]) -> dict[str, Any]:
     """The table over seeds; a row links to the section of its first seed."""
+    head, columns = tables.sweep_columns(cells)
     rows = [
-        {"key": key, "values": tables.sweep_row(group), "link": _anchor(key)}
+        {"key": key, "values": tables.sweep_row(group, columns), "link": _anchor(key)}
         for key, group in group_cells(cells).items()
     ]
-    return {"head": ["n", *(heading for heading, _, _ in tables.SWEEP_COLUMNS)], "rows": rows}
+    return {"head": head, "rows": rows}
 
 
 def _anchor(key: Key) -> str:

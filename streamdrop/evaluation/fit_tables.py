@@ -131,21 +131,29 @@ def format_sweep(sweep: dict[str, Any], results: Sequence[Result]) -> str:
     ``results`` are those of the finished cells, in order. Failed and missing cells are counted and named.
     """
     cells = pair_cells(sweep, results)
-    head = ("dataset", "model", "variant", "n", *(heading for heading, _, _ in SWEEP_COLUMNS))
-    rows = [head, *((*key, *sweep_row(group)) for key, group in group_cells(cells).items())]
+    head, columns = sweep_columns(cells)
+    rows = [("dataset", "model", "variant", *head)]
+    rows += [(*key, *sweep_row(group, columns)) for key, group in group_cells(cells).items()]
     done = sum(cell.status == "done" for cell in cells)
     note = "± is the standard deviation over seeds; differences of accuracy in points (drop less the other)."
     lines = [f"{sweep.get('name', 'sweep')}: {done} of {len(cells)} cells done", "", *align(rows, left=3), "", note]
     return "\n".join([*lines, *describe_gaps(cells)])
 
 
-def sweep_row(group: Sequence[Cell]) -> list[str]:
-    """``n`` (finished of all where some are not) and the mean ± spread of every column of SWEEP_COLUMNS."""
+def sweep_columns(cells: Sequence[Cell]) -> tuple[tuple[str, ...], tuple[Column, ...]]:
+    """A sweep's headings, and what its columns read: those of SWEEP_COLUMNS that any cell has something for."""
+    summaries = [cell.summary for cell in cells if cell.summary is not None]
+    columns = tuple(c for c in SWEEP_COLUMNS if any(c[1](s) is not None for s in summaries)) or SWEEP_COLUMNS[:1]
+    return ("n", *(heading for heading, _, _ in columns)), columns
+
+
+def sweep_row(group: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
+    """``n`` (finished of all where some are not) and the mean ± spread of every column."""
     summaries = [cell.summary for cell in group if cell.summary is not None]
     n = str(len(summaries)) if len(summaries) == len(group) else f"{len(summaries)} of {len(group)}"
     if not summaries:
-        return [n, *(_states(group) if i == 0 else NOTHING for i in range(len(SWEEP_COLUMNS)))]
-    return [n, *(format_spread([read(s) for s in summaries], form) for _, read, form in SWEEP_COLUMNS)]
+        return [n, *(_states(group) if i == 0 else NOTHING for i in range(len(columns)))]
+    return [n, *(format_spread([read(s) for s in summaries], form) for _, read, form in columns)]
 
 
 def _states(group: Sequence[Cell]) -> str:
