@@ -2,8 +2,9 @@
 
     python benchmarks/drift.py [--model convgru] [--rounds 2] [--seeds 0,1,2] [--output runs/drift]
 
-sgd, freeze and drop take turns batch by batch, from the same weights. A table and drift.json: seconds of training,
-forward MACs, share of images right before they were trained on.
+sgd, freeze, drop, and drop with a thaw where the loss has risen (--rise), take turns batch by batch, from the same
+weights. A table and drift.json: seconds of training and thawing, forward MACs of training, share of images right before
+they were trained on.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 import streamdrop as sd
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.evaluation.networks import build_network, layer_rule
+from streamdrop.store import encode_source
 
-CLASSES, STRATEGIES = 8, ("sgd", "freeze", "drop")
+CLASSES, STRATEGIES = 8, ("sgd", "freeze", "drop", "thaw")
 SAMPLE = Path(__file__).resolve().parent.parent / "data_samples" / "drift.npz"
 
 
@@ -54,7 +56,8 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
         seen += len(batch)
         for name, tuner in tuners.items():
             rows[name]["right"] += int((tuner.predict(batch.images).argmax(1) == batch.targets).sum())
-            tuner.observe(batch)
+            sources = zip(batch.keys, batch.images, strict=True)
+            tuner.observe(batch, sources={k: encode_source(i, "raw") for k, i in sources} if name == "thaw" else None)
             for _ in range(options.rounds):
                 report = tuner.fit_round()
                 rows[name]["seconds"] += report.seconds
@@ -73,7 +76,8 @@ def make_tuner(options: argparse.Namespace, strategy: str, seed: int) -> sd.Fine
         loss=torch.nn.functional.cross_entropy,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=options.rate),
         store=sd.MemoryStore(max_samples=options.kept),
-        strategy=strategy,
+        strategy="drop" if strategy == "thaw" else strategy,
+        thaw=sd.ThawPlan(rise=options.rise) if strategy == "thaw" else None,
         warm_up=3,
         batch_size=32,
         seed=seed,
@@ -93,6 +97,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=250, help="images tested, then trained on")
     parser.add_argument("--kept", type=int, default=500, help="samples kept in the store")
     parser.add_argument("--rounds", type=int, default=2, help="rounds per batch")
+    parser.add_argument("--rise", type=float, default=2.0, help="thaw once the loss is so many times its least")
     parser.add_argument("--rate", type=float, default=0.002)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--output", type=Path, default=Path("runs/drift"))

@@ -19,24 +19,34 @@ Prepare = Callable[[Any], Tensor]
 """A decoded source → one sample as the model takes it, without the batch dimension."""
 
 
+RISEN = 2
+"""Rounds running with a risen loss that are no chance."""
+
+
 @dataclass(frozen=True)
 class ThawPlan:
     """Alternate head-only rounds with a few rounds of more layers (the paper's section 6, future work).
 
     Layers from ``to`` on are trained again for ``rounds`` rounds after ``every`` rounds at a cut, or once the loss has
-    not fallen by a hundredth for ``plateau`` of them; then the cut moves back to where it was. ``most``: how often at
-    most. Raises ConfigError.
+    not fallen by a hundredth for ``plateau`` of them; then the cut moves back to where it was. ``rise`` is for streams
+    that drift: once the loss has been above ``rise`` times its least at this cut for two rounds running, layers from
+    ``to`` on are trained until the policy drops them anew. ``most``: how often at most. Raises ConfigError.
     """
 
     every: int | None = None
     plateau: int | None = None
+    rise: float | None = None
     rounds: int = 1
     to: int = 0
     most: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every is None and self.plateau is None:
-            raise ConfigError("thaw: neither every nor plateau is given: give one, in rounds")
+        if self.every is None and self.plateau is None and self.rise is None:
+            raise ConfigError(
+                "thaw: none of every, plateau and rise is given: give one, rounds or a factor of the loss"
+            )
+        if self.rise is not None and not self.rise > 1:
+            raise ConfigError(f"thaw.rise is {self.rise}: give a factor above 1")
         for name in ("every", "plateau", "rounds", "most"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -51,7 +61,7 @@ class Thawing:
     def __init__(self, plan: ThawPlan | None) -> None:
         self.plan = plan
         self.back: int | None = None
-        self._left = self._quiet = self._flat = self._done = 0
+        self._left = self._quiet = self._flat = self._risen = self._done = 0
         self._best = math.inf
 
     def next_cut(self, cut: int, loss: float, moving: bool) -> int | None:
@@ -61,16 +71,26 @@ class Thawing:
         if self.back is not None:
             return self._return()
         if moving or cut <= self.plan.to:
-            self._quiet, self._flat, self._best = 0, 0, math.inf
+            self._begin()
             return None
         self._quiet += 1
+        self._risen = self._risen + 1 if self.plan.rise is not None and loss > self.plan.rise * self._best else 0
         fell = loss < 0.99 * self._best
         self._flat, self._best = (0, loss) if fell else (self._flat + 1, self._best)
+        if self.plan.most is not None and self._done >= self.plan.most:
+            return None
+        if self._risen >= RISEN:
+            self._done += 1
+            self._begin()
+            return self.plan.to
         return self._thaw(cut) if self._due(self.plan) else None
 
+    def _begin(self) -> None:
+        """Nothing is known of this cut yet."""
+        self._quiet = self._flat = self._risen = 0
+        self._best = math.inf
+
     def _due(self, plan: ThawPlan) -> bool:
-        if plan.most is not None and self._done >= plan.most:
-            return False
         by_count = plan.every is not None and self._quiet >= plan.every
         return by_count or (plan.plateau is not None and self._flat >= plan.plateau)
 
@@ -85,17 +105,17 @@ class Thawing:
         if self._left > 0:
             return None
         back, self.back = self.back, None
-        self._quiet, self._flat, self._best = 0, 0, math.inf
+        self._begin()
         return back
 
     def state(self) -> list[Any]:
         """What ``restore`` takes, as plain data."""
         best = None if math.isinf(self._best) else self._best
-        return [self.back, self._left, self._quiet, self._flat, self._done, best]
+        return [self.back, self._left, self._quiet, self._flat, self._risen, self._done, best]
 
     def restore(self, state: Sequence[Any]) -> None:
         """Go on where ``state`` was taken."""
-        self.back, self._left, self._quiet, self._flat, self._done, best = state
+        self.back, self._left, self._quiet, self._flat, self._risen, self._done, best = state
         self._best = math.inf if best is None else best
 
 

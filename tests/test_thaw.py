@@ -14,7 +14,8 @@ from streamdrop.policies import SchedulePolicy
 from streamdrop.split import SplitModel
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore, encode_source
 from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch
-from streamdrop.thawing import ThawPlan
+from streamdrop.thawing import Thawing, ThawPlan
+from streamdrop.types import Batch
 
 BATCH = labelled_batch(25)
 SOURCES = {key: encode_source(image, "raw") for key, image in zip(BATCH.keys, BATCH.images, strict=True)}
@@ -55,6 +56,34 @@ def test_a_plan_alternates_head_only_rounds_with_whole_model_rounds():
 def test_a_plan_may_wait_for_a_plateau_and_ends_after_most():
     tuner = make(thaw=ThawPlan(plateau=2, rounds=1, to=1, most=1), lr=1e-9, policy=SchedulePolicy({1: 3}))
     assert [tuner.fit_round().cut for _ in range(9)] == [0, 3, 3, 3, 3, 1, 3, 3, 3]
+
+
+def test_a_risen_loss_thaws_until_the_policy_drops_anew():
+    thawing = Thawing(ThawPlan(rise=2.0, to=1))
+    seen = []
+    for loss in (1.0, 0.5, 1.2, 0.6, 1.1, 1.3):  # twice the least, but not running; then it is
+        seen.append(thawing.next_cut(3, loss, moving=False))
+        again = Thawing(thawing.plan)
+        again.restore(thawing.state())
+        thawing = again  # a resumed run goes on counting
+    assert seen == [None, None, None, None, None, 1]
+    assert thawing.back is None
+    assert thawing.next_cut(1, 5.0, moving=False) is None  # nothing is dropped that could be thawed
+
+
+def test_a_stream_that_changes_is_learned_by_all_layers_again():
+    tuner = make(thaw=ThawPlan(rise=1.02), policy=SchedulePolicy({2: 3}))
+    for _ in range(8):
+        tuner.fit_round()
+    assert tuner.cut == 3
+    shuffled = Batch([b"new" + key for key in BATCH.keys], BATCH.images.flip(0), BATCH.targets)
+    tuner.observe(
+        shuffled,
+        sources={b"new" + key: source for key, source in zip(BATCH.keys, list(SOURCES.values())[::-1], strict=True)},
+    )
+    cuts = [tuner.fit_round().next_cut for _ in range(3)]
+    assert 0 in cuts
+    assert tuner.store.cut == tuner.cut == 0
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, LmdbStore, TieredStore])
@@ -120,7 +149,9 @@ def test_sources_that_are_images_need_prepare():
     assert prepared.fit_round().cut == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"plateau": 0}, {"every": 1, "rounds": 0}, {"every": 1, "to": -1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"plateau": 0}, {"rise": 1.0}, {"every": 1, "rounds": 0}, {"every": 1, "to": -1}]
+)
 def test_plans_that_cannot_work_are_refused(options):
     with pytest.raises(ConfigError):
         ThawPlan(**options)
