@@ -142,7 +142,7 @@ def ablation_section(grids: Sequence[Grid]) -> str:
     for grid in grids:
         for variant in dict.fromkeys(cell.variant for cell in grid.cells):
             cells = select([grid], variant)
-            if cells:
+            if any(SAVED_TIME(cell.summary) is not None for cell in cells if cell.summary):
                 rows.append(_ablation_row(grid, variant, cells))
     if not rows:
         return f"## Ablations\n\nNot measured yet: `{ABLATIONS}`"

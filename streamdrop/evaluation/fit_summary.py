@@ -62,7 +62,8 @@ def summarise(result: Result) -> Summary:
     summary["strategies"] = {name: _entry(entry, sgd) for name, entry in strategies.items()}
     summary["accuracy_difference"] = _points(drop, sgd)
     summary["same_time_difference"] = _points(drop, strategies.get(SAME_TIME))
-    summary |= _bound(result, drop, sgd) | _dropped(drop)
+    views = result.get("config", {}).get("views", {}).get("count", 1)
+    summary |= _bound(result, drop, sgd) | _dropped(drop, views)
     summary["same_as_freeze"] = _same_course(drop, strategies.get("freeze"))
     summary["faster_than_freeze"] = _after_last_drop(drop, strategies.get("freeze"))
     summary["score_order"] = _score_order(strategies)
@@ -115,14 +116,16 @@ def _bound(result: Result, drop: dict[str, Any] | None, sgd: dict[str, Any] | No
     return {"first_asked": asked, "bound_time_percent": bound, "share_of_bound_percent": share}
 
 
-def _dropped(drop: dict[str, Any] | None) -> dict[str, Any]:
+def _dropped(drop: dict[str, Any] | None, views: int) -> dict[str, Any]:
+    """What was dropped and when; ``stored_bytes`` are a sample's, all its views together."""
     entry = drop or {}
+    stored = number(entry.get("stored_bytes"))
     rows: Rows = entry.get("epochs", [])
     return {
         "first_decision": entry.get("first_decision"),
         "dropped_macs_percent": number(entry.get("dropped_macs_percent")),
         "held_back": entry.get("held_back"),
-        "stored_bytes": number(entry.get("stored_bytes")),
+        "stored_bytes": None if stored is None else stored * views,
         "drops": [[b["epoch"], a["cut"], b["cut"]] for a, b in pairwise(rows) if b["cut"] > a["cut"]],
         "store_cost": _store_cost(rows),
         "store_seconds": sum(float(row.get("store_seconds") or 0.0) for row in rows) if rows else None,
