@@ -26,8 +26,8 @@ class Share:
     """``slots`` trackers compute at once. Who has used the least goes first; rounds let waiting frames go before them.
 
     ``between`` is to be called between the iterations of a round, by the thread that has the turn: ``watch_rounds``
-    sees to it. A round that has let as many frames pass as there are other streams goes on, so that overload slows rounds
-    but stops no stream. ``clock``: seconds, for tests.
+    sees to it. A round that has let as many frames pass as there are other streams goes on, so that overload slows
+    rounds but stops no stream. ``clock``: seconds, for tests.
     """
 
     def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
