@@ -44,7 +44,7 @@ class Broadcast:
 
     def tell(self, event: dict[str, Any]) -> None:
         """An event to the journal and every listener, with the time of day."""
-        event = {**event, "time": round(time.time(), 3)}
+        event = {**event, "time": event.get("time", round(time.time(), 3))}
         if self._journal is not None:
             try:
                 self._journal.write(event)
@@ -85,7 +85,8 @@ class Broadcast:
 
 def stream_events(number: int, track: Track) -> list[dict[str, Any]]:
     """The frame's event and its rounds', with what the page shows of them: importance by layer, the policy's reason."""
-    events = list(events_of(number, track))
+    now = round(time.time(), 3)
+    events = [{**event, "time": now} for event in events_of(number, track)]
     for event, report in zip(events[1:], track.reports, strict=True):
         event.update(importance=report.importance, why=report.why, thawed=report.thawed)
     return events

@@ -40,8 +40,9 @@ class Signal:
 class Capture:
     """Reads one source in a thread of its own until ``stop``; nothing that goes wrong there gets out.
 
-    ``deliver`` gets every frame, ``changed`` is called when the signal comes, goes or ends. ``number`` and
-    ``position``: of the first frame to deliver; a file is read over up to there.
+    ``deliver`` gets every frame, ``changed`` is called when the signal comes, goes or ends, ``preview`` gets the frame
+    that a file stands still before. ``number`` and ``position``: of the first frame to deliver; what a file has before
+    is read over.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class Capture:
         limits: LimitsConfig,
         deliver: Callable[[Arrival], None],
         changed: Callable[[Signal], None],
+        preview: Callable[[Arrival], None],
         number: int = 0,
         position: int = 0,
     ) -> None:
         self.signal = Signal()
         self._config, self._limits = config, limits
-        self._deliver, self._changed = deliver, changed
+        self._deliver, self._changed, self._preview = deliver, changed, preview
         self._number, self._position = number, position
         self._stopping, self._running = threading.Event(), threading.Event()
         self._running.set()
@@ -167,6 +169,12 @@ class Capture:
         self._deliver(Arrival(self._number, sample.index, sample.image, self._last))
         self._number += 1
 
+    def _stand_still(self, sample: Sample) -> None:
+        """Wait until the file may go on; its next frame is shown meanwhile."""
+        if hasattr(sample, "image"):
+            self._preview(Arrival(self._number, sample.index, sample.image, time.monotonic()))
+        self._running.wait()
+
     def _came_up(self) -> None:
         signal = self.signal
         signal.reconnects += self._failures > 0
@@ -188,7 +196,7 @@ class Capture:
                     return
                 continue
             if not self._running.is_set():
-                self._running.wait()
+                self._stand_still(sample)
                 due = time.monotonic()
             due = max(due, time.monotonic() - _BEHIND)
             if self._stopping.wait(max(0.0, due - time.monotonic())):

@@ -23,7 +23,7 @@ from streamdrop.store.lock import WriterLock
 log = logging.getLogger("streamdrop")
 
 _ADDED = "streams.json"
-_STOP = 4.0  # seconds within which a stream ends
+_STOP = 3.5  # seconds within which a stream ends
 
 
 class Daemon:
@@ -181,7 +181,7 @@ class Daemon:
     def _stop(self, name: str) -> None:
         session = self._sessions.pop(name)
         session.stop()
-        if not session.join(_STOP * 3):
+        if not session.join(_STOP * 2):
             log.error("%s: did not end in time; what it last saved stands", name)
         self.share.forget(name)
         log.info("%s: stopped", name)

@@ -38,6 +38,7 @@ class FrameBuffer:
         self._bytes = 0
         self._taken = -1
         self._catching = False
+        self._from: int | None = None
         self._changed = threading.Condition()
 
     def put(self, arrival: Arrival) -> None:
@@ -50,7 +51,9 @@ class FrameBuffer:
             self._changed.notify_all()
 
     def _full(self) -> bool:
-        return self._bytes > self._most_bytes or self._frames[-1].at - self._frames[0].at > self._seconds
+        wanted = self._from is not None and self._frames[0].number >= self._from
+        old = self._frames[-1].at - self._frames[0].at > self._seconds
+        return self._bytes > self._most_bytes or (old and not wanted)
 
     def take(self, timeout: float) -> Arrival | None:
         """The next frame to look at; None when none comes within ``timeout`` seconds."""
@@ -72,7 +75,7 @@ class FrameBuffer:
     def _strided(self) -> Arrival:
         pending = self._pending()
         if len(pending) <= 2:
-            self._catching = False
+            self._catching, self._from = False, None
             return pending[0]
         return pending[min(max(2, -(-len(pending) // _STEPS)), len(pending)) - 1]
 
@@ -98,6 +101,11 @@ class FrameBuffer:
         """Numbers of the oldest and the newest kept frame."""
         with self._changed:
             return (self._frames[0].number, self._frames[-1].number) if self._frames else None
+
+    def keep(self, number: int) -> None:
+        """Keep frames from ``number`` on, however old, as far as there is room: ``rewind`` will go back there."""
+        with self._changed:
+            self._from = number
 
     def rewind(self, number: int) -> None:
         """Go on with the frame after ``number``, in strides up to the present."""

@@ -62,6 +62,7 @@ class Server:
     def stop(self) -> bool:
         """Save and end everything; whether all ended in time."""
         self._ending.set()  # live views close, so that the HTTP server need not wait for them
+        self.http.stop_soon()
         ended = self.daemon.stop()
         self.http.stop()
         (Path(self.daemon.config.state) / "daemon.json").unlink(missing_ok=True)

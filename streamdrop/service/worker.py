@@ -58,7 +58,7 @@ class Worker:
         self.following = Following(settings.tracker, state_folder, self.state, share, self.stats)
         self.buffer = FrameBuffer(limits.buffer_seconds, limits.buffer_mb * 2**20, limits.late_seconds)
         number, position = self.state.number, self.state.position
-        self.capture = Capture(stream, limits, self._came, self._signalled, number, position)
+        self.capture = Capture(stream, limits, self._came, self._signalled, self._preview, number, position)
         self.commands = Commands(self.buffer.wake)
         self.giving_up = threading.Event()
         self.wanted: Wanted | None = None
@@ -111,6 +111,10 @@ class Worker:
         self.stats.counters.frames += 1
         self.buffer.put(arrival)
         if self.state.box is None or self.state.paused or self.phase != "running":
+            self.broadcast.show(arrival, self.state.target)
+
+    def _preview(self, arrival: Arrival) -> None:
+        if self.broadcast.pictures.newest is None:
             self.broadcast.show(arrival, self.state.target)
 
     def _signalled(self, signal: Signal) -> None:
@@ -190,6 +194,7 @@ class Worker:
         self.broadcast.tell({"event": "target", "frame": arrival.number, "box": list(box), "why": wanted.why})
         self.phase = "learning"
         self.capture.hold("learning")
+        self.buffer.keep(arrival.number)
         try:
             track = self.following.learn(arrival.image, box, self._distracted)
         except Interrupted:

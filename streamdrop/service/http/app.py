@@ -25,7 +25,7 @@ from streamdrop.service.http.problems import Json
 from streamdrop.service.settings import StreamConfig, load_stream
 
 PROTOCOL = "streamdrop"
-"""The WebSocket subprotocol; a browser that needs a token also offers ``bearer.TOKEN``."""
+"""The WebSocket subprotocol; a browser that needs a token also offers the guard's ``bearer-hex.``."""
 
 _PRIVATE = ("store", "weights")  # keys of a tracker that name files
 

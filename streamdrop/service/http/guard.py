@@ -16,8 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamdrop.service.http.problems import problem
 from streamdrop.service.settings import HttpConfig, is_loopback
 
-OPEN = frozenset(("/", "/healthz", "/readyz"))
+OPEN = frozenset(("/", "/docs", "/healthz", "/readyz"))
 """Addresses that need no token: they tell nothing about the streams."""
+
+HEX = "bearer-hex."
+"""Beginning of the subprotocol that brings a browser's token to a WebSocket: its bytes in hexadecimal follow."""
 
 _CLIENTS = 4096  # addresses whose rate is remembered
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -99,7 +102,7 @@ class Guard:
         if self._config.token is None:
             return True
         given = [headers.get("authorization", "").removeprefix("Bearer ")]
-        given += [name.removeprefix("bearer.") for name in scope.get("subprotocols", ())]  # browsers' sockets
+        given += [_from_hex(name) for name in scope.get("subprotocols", ()) if name.startswith(HEX)]
         right = self._config.token.encode()
         return any(hmac.compare_digest(one.encode("utf-8", "replace"), right) for one in given)
 
@@ -135,6 +138,14 @@ async def _refuse(refusal: Response, scope: Scope, receive: Receive, send: Send)
         return
     await receive()  # the opening
     await send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+
+def _from_hex(name: str) -> str:
+    """The token that a browser's socket brings: it can set no header, and a subprotocol's name holds few characters."""
+    try:
+        return bytes.fromhex(name.removeprefix(HEX)).decode("utf-8", "replace")
+    except ValueError:
+        return ""
 
 
 def _host_name(host: str) -> str:

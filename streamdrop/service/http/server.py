@@ -53,9 +53,13 @@ class HttpServer:
                 raise OutputError(f"{self.address}: the server does not start: see the log")
             time.sleep(0.01)
 
+    def stop_soon(self) -> None:
+        """Take no more requests; those that are open go on for a moment."""
+        self._server.should_exit = True
+
     def stop(self) -> None:
         """Answer what is open, then end."""
-        self._server.should_exit = True
+        self.stop_soon()
         self._thread.join(_CLOSING + 1.0)
         self._socket.close()
 
