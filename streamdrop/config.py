@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import types
@@ -241,10 +242,15 @@ def _leaf(kind: Any, value: Any, path: KeyPath, document: _Document, problems: l
         problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
         return None
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError:
         problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
         return None
+
+
+@functools.cache  # making one takes milliseconds
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _dataclass_in(kind: Any) -> Any:

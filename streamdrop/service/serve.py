@@ -71,11 +71,11 @@ class Server:
 
 def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
     """Run until SIGTERM (0) or Ctrl-C (130); SIGHUP reloads. Raises ConfigError, OutputError before anything starts."""
+    server = Server(path, overrides)
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     for name in _SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: arrived.put(number))
-    server = Server(path, overrides)
     number = 0
     try:
         server.start()

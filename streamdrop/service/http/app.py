@@ -247,9 +247,13 @@ def _permitted(values: dict[str, Any], daemon: Daemon) -> dict[str, Any]:
     private = [key for key in _PRIVATE if isinstance(tracker, dict) and key in tracker]
     if private:
         raise ConfigError(f"tracker.{private[0]}: names a file, which clients may not: set it in the configuration")
-    source = values.get("source")
-    if not isinstance(source, (str, int)) or isinstance(source, bool):
+    if "source" not in values:
         return values
+    source = values["source"]
+    if not isinstance(source, (str, int)) or isinstance(source, bool):
+        raise ConfigError(
+            "source: is neither text nor a camera's number: give a file, a folder, an address or a number"
+        )
     return {**values, "source": permitted_source(source, daemon.config.roots)}
 
 

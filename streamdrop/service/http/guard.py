@@ -67,7 +67,7 @@ class Guard:
             text = "another page's scripts may not do this: list its origin in http.origins"
             return problem(403, "Foreign origin", text, where)
         if where not in OPEN and not self._authorized(scope, headers):
-            text = "a token is needed: send the header Authorization: Bearer TOKEN"
+            text = "a token is needed: send it in the header Authorization, as Bearer TOKEN"
             return problem(401, "No valid token", text, where, headers={"www-authenticate": "Bearer"})
         if int_or(headers.get("content-length"), 0) > self._config.max_body:
             return self._too_large(where)
