@@ -1,13 +1,15 @@
 """YAML to frozen dataclasses: the only reader of YAML.
 
-A schema is any frozen dataclass, nested as deep as needed; it stands beside the code it configures. Unknown keys,
-wrong types and unset ``${VARIABLES}`` are refused with file, line, path and the nearest valid key.
+A schema is any frozen dataclass, nested as deep as needed, or a tuple of them; it stands beside the code it configures.
+Unknown keys, wrong types and unset ``${VARIABLES}`` are refused with file, line, path and the nearest valid key.
+A field made by ``overrides_of`` holds some keys of another schema as plain values, one made by ``secret`` is not shown.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import types
@@ -55,8 +57,27 @@ def load(
     problems: list[str] = []
     result = _build(schema, document.values, (), document, problems)
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError("; ".join(problems), problems=problems)
     return typing.cast(T, result)
+
+
+def overrides_of(schema: type[Any]) -> Any:
+    """A field for some of ``schema``'s keys: checked as ``schema`` is, kept as the nested mapping that was given."""
+    return dataclasses.field(default_factory=dict, metadata={"overrides": schema})
+
+
+def secret(default: Any = None) -> Any:
+    """A field whose value no message shows, nor the repr of its dataclass."""
+    return dataclasses.field(default=default, repr=False, metadata={"secret": True})
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; ``above`` wins, key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        result[key] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
@@ -163,6 +184,12 @@ def _example(schema: type[Any]) -> str:
 
 
 def _build(kind: Any, value: Any, path: KeyPath, document: _Document, problems: list[str]) -> Any:
+    item = _items_in(kind)
+    if item is not None and isinstance(value, (list, tuple)):
+        return tuple(_build(item, one, (*path, str(n)), document, problems) for n, one in enumerate(value))
+    if item is not None:
+        problems.append(f"{document.where(path)}: expected a list, each with keys ({_names(item)}), got {value!r}")
+        return None
     nested = _dataclass_in(kind)
     if nested is None or (value is None and nested is not kind):
         return _leaf(kind, value, path, document, problems)
@@ -186,7 +213,7 @@ def _build_dataclass(
     given: dict[str, Any] = {}
     for name, field in fields.items():
         if name in value:
-            given[name] = _build(hints[name], value[name], (*path, name), document, problems)
+            given[name] = _field(field, hints[name], value[name], (*path, name), document, problems)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{document.where((*path, name))}: missing: give {name}")
     if len(problems) > before:
@@ -198,15 +225,32 @@ def _build_dataclass(
         return None
 
 
+def _field(
+    field: dataclasses.Field[Any], kind: Any, value: Any, path: KeyPath, document: _Document, problems: list[str]
+) -> Any:
+    if "overrides" in field.metadata:
+        _build(field.metadata["overrides"], value, path, document, problems)
+        return value
+    if field.metadata.get("secret") and value is not None and not isinstance(value, str):
+        problems.append(f"{document.where(path)}: expected text (its value is not shown here): put it in quotes")
+        return None
+    return _build(kind, value, path, document, problems)
+
+
 def _leaf(kind: Any, value: Any, path: KeyPath, document: _Document, problems: list[str]) -> Any:
     if isinstance(value, bool) and kind in (int, float):
         problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
         return None
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError:
         problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
         return None
+
+
+@functools.cache  # making one takes milliseconds
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _dataclass_in(kind: Any) -> Any:
@@ -215,6 +259,14 @@ def _dataclass_in(kind: Any) -> Any:
         return kind
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), None)
+    return None
+
+
+def _items_in(kind: Any) -> Any:
+    """The dataclass in ``tuple[Dataclass, ...]``; None for anything else."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return arguments[0] if dataclasses.is_dataclass(arguments[0]) else None
     return None
 
 

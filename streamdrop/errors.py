@@ -19,12 +19,17 @@
     │   ├── StoreCorruptError records do not decode
     │   └── MissingKeyError   keys that are not in the store (also a KeyError)
     ├── TrainingError         a round cannot go on: nothing stored, or a loss that is not finite
-    └── CheckpointError       a checkpoint is missing, incomplete, or of another model or store
+    ├── CheckpointError       a checkpoint is missing, incomplete, or of another model or store
+    └── ServiceError          the daemon cannot do what was asked
+        ├── UnknownError      a stream that it does not have
+        └── ConflictError     a request that does not fit the state its stream is in
 
 Every message says what, where, and the remedy, in one line.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class StreamdropError(Exception):
@@ -48,7 +53,11 @@ class DataError(InputError, ValueError):
 
 
 class ConfigError(StreamdropError):
-    """Configuration or arguments: unknown key, wrong type, unset variable."""
+    """Configuration or arguments: unknown key, wrong type, unset variable. ``problems``: every mistake by itself."""
+
+    def __init__(self, *args: object, problems: Sequence[str] = ()) -> None:
+        super().__init__(*args)
+        self.problems = tuple(problems) or tuple(str(argument) for argument in args)
 
 
 class OutputError(StreamdropError):
@@ -100,3 +109,15 @@ class TrainingError(StreamdropError):
 
 class CheckpointError(StreamdropError):
     """A checkpoint that is missing, incomplete, or of another model or store."""
+
+
+class ServiceError(StreamdropError):
+    """What was asked of the daemon cannot be done."""
+
+
+class UnknownError(ServiceError):
+    """A stream that the daemon does not have."""
+
+
+class ConflictError(ServiceError):
+    """A request that does not fit the state that its stream is in."""

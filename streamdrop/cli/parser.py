@@ -38,6 +38,16 @@ STORE_EXAMPLES = """examples:
   streamdrop store export run/features features.safetensors --stream cam1
   streamdrop store import other/features features-*.safetensors"""
 
+SERVE_EXAMPLES = """examples:
+  streamdrop serve configs/daemon.yaml
+  streamdrop serve configs/daemon.yaml --set http.port=9000
+  streamdrop config check configs/daemon.yaml         before you send the daemon SIGHUP"""
+
+CONFIG_EXAMPLES = """examples:
+  streamdrop config check configs/daemon.yaml
+  streamdrop config check configs/basic.yaml --for track
+  streamdrop config schema > daemon.schema.json      for editors that complete and check YAML"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Bad arguments end in one line on stderr and status 2."""
@@ -61,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_fit(commands)
     _add_store(commands)
+    _add_serve(commands)
+    _add_configuration(commands)
     return parser
 
 
@@ -156,6 +168,33 @@ def _add_store(commands: _Commands) -> None:
     text = "Put exported samples into a store of the same cut and model, or into a new one."
     importing = _action(actions, "import", "put exported samples into it", text, "import_files")
     importing.add_argument("files", nargs="+", metavar="FILE", help="all shards of an export")
+
+
+def _add_serve(commands: _Commands) -> None:
+    text = "Track many streams, day and night, by one YAML file, with an HTTP API and a page."
+    parser = _command(commands, "serve", text, SERVE_EXAMPLES, "serve")
+    parser.add_argument("config", metavar="CONFIG.yaml", help="see configs/daemon.yaml and docs/daemon.md")
+    _add_set(parser)
+
+
+def _add_configuration(commands: _Commands) -> None:
+    text = "Check a configuration, or describe what may stand in one."
+    parser = commands.add_parser(
+        "config",
+        help=text,
+        description=text,
+        epilog=CONFIG_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="name every mistake, with its line", description="Check a file.")
+    check.add_argument("file", metavar="FILE")
+    schema = actions.add_parser("schema", help="print the JSON Schema", description="Print the JSON Schema.")
+    for action, function in ((check, "check"), (schema, "schema")):
+        action.add_argument(
+            "--for", dest="kind", choices=("serve", "track"), default="serve", help="whose configuration it is"
+        )
+        action.set_defaults(module="config", function=function)
 
 
 def _action(actions: _Commands, name: str, help: str, text: str, function: str) -> argparse.ArgumentParser:

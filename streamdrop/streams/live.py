@@ -16,6 +16,9 @@ from streamdrop.types import Image
 TIMEOUT = (5.0, 5.0)
 """Seconds allowed for connecting, and for each read."""
 
+CLOSING = 1.0
+"""Seconds that ``close`` waits for a read under way; one that hangs gives its device back later."""
+
 NETWORK = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt", "rtp")
 """Addresses that are opened."""
 
@@ -71,9 +74,11 @@ class Live:
             yield Frame(image, dropped=dropped)
 
     def close(self) -> None:
-        """Stops reading; the device is released as soon as the read under way returns."""
-        self._ended = True
-        self._thread.join(timeout=TIMEOUT[1])
+        """Stops reading and ends ``frames`` at once; the device is released when the read under way returns."""
+        with self._changed:
+            self._ended, self._newest = True, None
+            self._changed.notify_all()
+        self._thread.join(timeout=CLOSING)
 
 
 def open_camera(index: int) -> Live:

@@ -1,0 +1,92 @@
+"""What one stream tells the world: events to its journal and listeners, files, pictures to viewers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from streamdrop.errors import OutputError, StreamdropError
+from streamdrop.service.files import OutputFiles
+from streamdrop.service.frames import Arrival
+from streamdrop.service.journal import Journal, last_events
+from streamdrop.service.pictures import Pictures
+from streamdrop.service.recorder import events_of
+from streamdrop.service.settings import LimitsConfig, OutputsConfig
+from streamdrop.service.stats import Stats
+from streamdrop.types import Track
+
+log = logging.getLogger("streamdrop")
+
+
+class Broadcast:
+    """``listeners`` are called with every event, ``viewers`` whenever there is a new picture; they must not raise.
+
+    An output that fails is counted and named in ``error``; the stream goes on. Raises OutputError where a file cannot
+    be opened at all.
+    """
+
+    def __init__(
+        self, name: str, config: OutputsConfig, limits: LimitsConfig, folder: Path, fps: float | None, stats: Stats
+    ) -> None:
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.viewers: list[Callable[[], None]] = []
+        self.pictures = Pictures()
+        self.error: str | None = None
+        self._name, self._stats = name, stats
+        journal = folder / "events.jsonl"
+        stats.remember(last_events(journal) if config.events else [])
+        self._journal = Journal(journal, limits.events_mb * 2**20, limits.events_files) if config.events else None
+        self._files = OutputFiles(config, folder, fps)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """An event to the journal and every listener, with the time of day."""
+        event = {**event, "time": event.get("time", round(time.time(), 3))}
+        if self._journal is not None:
+            try:
+                self._journal.write(event)
+            except (OutputError, ValueError, OSError) as error:
+                self.failed(error)
+        for listener in tuple(self.listeners):
+            listener(event)
+
+    def show(self, arrival: Arrival, target: dict[str, Any] | None) -> None:
+        """A new picture to look at."""
+        self.pictures.put(arrival.number, arrival.image, target)
+        for viewer in tuple(self.viewers):
+            viewer()
+
+    def record(self, arrival: Arrival, track: Track) -> None:
+        """A tracked frame into the files."""
+        try:
+            self._files.add(arrival.number, arrival.image, track)
+        except (OutputError, OSError) as error:
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Something could not be written; the log hears of it once."""
+        self._stats.counters.output_failures += 1
+        if self.error != str(error):
+            self.error = str(error)
+            log.error("%s: %s", self._name, error)
+
+    def close(self) -> None:
+        """Finish all files, durable."""
+        with contextlib.suppress(StreamdropError, OSError):
+            self._files.close()
+        if self._journal is not None:
+            with contextlib.suppress(OSError):
+                self._journal.sync()
+            self._journal.close()
+
+
+def stream_events(number: int, track: Track) -> list[dict[str, Any]]:
+    """The frame's event and its rounds', with what the page shows of them: importance by layer, the policy's reason."""
+    now = round(time.time(), 3)
+    events = [{**event, "time": now} for event in events_of(number, track)]
+    for event, report in zip(events[1:], track.reports, strict=True):
+        event.update(importance=report.importance, why=report.why, thawed=report.thawed)
+    return events

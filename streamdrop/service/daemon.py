@@ -1,0 +1,224 @@
+"""Many streams in one process: started, stopped, changed and reloaded one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from streamdrop.errors import ConfigError, ConflictError, OutputError, StoreError, StoreLockedError, UnknownError
+from streamdrop.service.settings import DaemonConfig, SessionSettings, StreamConfig, load_stream, tracker_settings
+from streamdrop.service.share import Share, watch_rounds
+from streamdrop.service.stream_session import StreamSession
+from streamdrop.store.lock import WriterLock
+
+log = logging.getLogger("streamdrop")
+
+_ADDED = "streams.json"
+_STOP = 3.5  # seconds within which a stream ends
+
+
+class Daemon:
+    """The sessions of a configuration, and those that API clients added (kept in ``state/streams.json``).
+
+    Raises OutputError where the state folder cannot be used, or another daemon uses it.
+    """
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self.config = config
+        self.began = time.time()
+        self.reloads, self.reload_failed = 0, False
+        self.state = Path(config.state)
+        self.share = Share(config.limits.slots)
+        self._sessions: dict[str, StreamSession] = {}
+        self._added: dict[str, StreamConfig] = {}
+        self._changing = threading.RLock()
+        self._lock = WriterLock(self.state)
+        self._closing = ExitStack()
+        self._take_state()
+
+    def _take_state(self) -> None:
+        try:
+            self._lock.take()
+        except StoreLockedError:
+            raise OutputError(f"{self.state}: another daemon uses it: end that one, or choose another state") from None
+        except StoreError as error:
+            raise OutputError(f"{error}: choose another state folder") from None
+        self._added = _read_added(self.state / _ADDED)
+
+    def start(self) -> None:
+        """Start every stream."""
+        import torch
+
+        torch.set_num_threads(1)  # trackers run side by side; each sets its own count within its turn
+        self._closing.enter_context(watch_rounds(self.share))
+        with self._changing:
+            for stream in self._wanted(self.config).values():
+                self._start(stream)
+
+    def _wanted(self, config: DaemonConfig) -> dict[str, StreamConfig]:
+        """Streams by name: the configuration's, then those added; of two with one name, the configuration's."""
+        named = {stream.name: stream for stream in config.streams}
+        return {**{name: stream for name, stream in self._added.items() if name not in named}, **named}
+
+    def stop(self, timeout: float = _STOP) -> bool:
+        """Stop every stream, all at once; whether all ended within ``timeout`` seconds. Twice is fine."""
+        with self._changing:
+            sessions, self._sessions = list(self._sessions.values()), {}
+        for session in sessions:
+            session.stop()
+        deadline = time.monotonic() + timeout
+        ended = [session.join(max(0.0, deadline - time.monotonic())) for session in sessions]
+        self._closing.close()
+        self._lock.drop()
+        for session in (session for session, done in zip(sessions, ended, strict=True) if not done):
+            log.error("%s: did not end in time; what it last saved stands", session.name)
+        return all(ended)
+
+    # ---------------------------------------------------------------- streams
+
+    def get(self, name: str) -> StreamSession:
+        """The session of that name. Raises UnknownError."""
+        session = self._sessions.get(name)
+        if session is None:
+            raise UnknownError(f"no stream {name!r}: the streams are {', '.join(sorted(self._sessions)) or 'none'}")
+        return session
+
+    def sessions(self) -> list[StreamSession]:
+        """All sessions, in the order they were made."""
+        return list(self._sessions.values())
+
+    def add(self, stream: StreamConfig) -> StreamSession:
+        """A stream that is kept until it is removed. Raises ConflictError, ConfigError, OutputError."""
+        with self._changing:
+            if stream.name.lower() in (name.lower() for name in self._sessions):
+                raise ConflictError(f"there is a stream {stream.name!r} already: remove it, or choose another name")
+            if len(self._sessions) >= self.config.limits.streams:
+                most = self.config.limits.streams
+                raise ConflictError(f"there are {most} streams, as many as limits.streams allows: remove one")
+            tracker_settings(self.config, stream)
+            session = self._start(stream)
+            self._keep({**self._added, stream.name: stream})
+            return session
+
+    def change(self, name: str, values: Mapping[str, Any]) -> StreamSession:
+        """Give some keys of a stream other values; it starts again where it was. Raises ConfigError, UnknownError.
+
+        A stream of the YAML file has the file's values again after the next start or reload.
+        """
+        with self._changing:
+            before = self.get(name).settings.stream
+            if values.get("name", name) != name:
+                raise ConfigError("name: cannot be changed: remove the stream and add another")
+            known = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
+            plain = {key: value for key, value in known.items() if key != "outputs"}
+            stream = dataclasses.replace(load_stream({**plain, **values}), outputs=_outputs(before, values))
+            tracker_settings(self.config, stream)
+            if name in self._added:
+                self._keep({**self._added, name: stream})
+            self._stop(name)
+            return self._start(stream)
+
+    def remove(self, name: str, purge: bool = False) -> None:
+        """Stop a stream; with ``purge`` its folder goes too. Raises UnknownError."""
+        with self._changing:
+            self.get(name)
+            self._stop(name)
+            self._keep({key: stream for key, stream in self._added.items() if key != name})
+            if purge:
+                shutil.rmtree(self.state / name, ignore_errors=True)
+
+    def reload(self, config: DaemonConfig) -> dict[str, list[str]]:
+        """Take another configuration; only streams that differ are touched. Returns the names by what was done.
+
+        Raises ConfigError where http, state or logging differ: they need a restart.
+        """
+        with self._changing:
+            fixed = [
+                name for name in ("state", "http", "logging") if getattr(config, name) != getattr(self.config, name)
+            ]
+            if fixed:
+                self.reload_failed = True
+                raise ConfigError(f"{', '.join(fixed)} changed, which needs a restart: nothing was reloaded")
+            self.config = config
+            wanted = {stream.name: self._settings(stream) for stream in self._wanted(config).values()}
+            before = {name: session.settings for name, session in self._sessions.items()}
+            changed = [name for name in wanted if name in before and wanted[name] != before[name]]
+            done = {
+                "stopped": [name for name in before if name not in wanted],
+                "restarted": changed,
+                "started": [name for name in wanted if name not in before],
+                "unchanged": [name for name in wanted if name in before and name not in changed],
+            }
+            for name in (*done["stopped"], *changed):
+                self._stop(name)
+            for name in (*changed, *done["started"]):
+                self._start(wanted[name].stream)
+            self.reloads, self.reload_failed = self.reloads + 1, False
+            return done
+
+    def _settings(self, stream: StreamConfig) -> SessionSettings:
+        config = self.config
+        return SessionSettings(
+            stream, tracker_settings(config, stream), stream.outputs or config.outputs, config.limits
+        )
+
+    def _start(self, stream: StreamConfig) -> StreamSession:
+        session = StreamSession(self._settings(stream), self.state / stream.name, self.share)
+        self._sessions[stream.name] = session
+        session.start()
+        log.info("%s: started, from %s", stream.name, stream.shown_source)
+        return session
+
+    def _stop(self, name: str) -> None:
+        session = self._sessions.pop(name)
+        session.stop()
+        if not session.join(_STOP * 2):
+            log.error("%s: did not end in time; what it last saved stands", name)
+        self.share.forget(name)
+        log.info("%s: stopped", name)
+
+    def _keep(self, added: dict[str, StreamConfig]) -> None:
+        """Remember the added streams. Raises OutputError."""
+        if added == self._added:
+            return
+        path, temporary = self.state / _ADDED, self.state / f"{_ADDED}.new"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # addresses hold passwords
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump([_plain(stream) for stream in added.values()], file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}): free some space") from None
+        self._added = added
+
+
+def _plain(stream: StreamConfig) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(stream).items() if value is not None}
+
+
+def _outputs(before: StreamConfig, values: Mapping[str, Any]) -> Any:
+    """The outputs that a changed stream has: given anew, or as before."""
+    if "outputs" not in values:
+        return before.outputs
+    return load_stream({"name": before.name, "source": 0, "outputs": values["outputs"]}).outputs
+
+
+def _read_added(path: Path) -> dict[str, StreamConfig]:
+    try:
+        streams = [load_stream(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, ConfigError) as error:
+        raise OutputError(f"{path}: damaged ({error}): remove it; streams added by clients are lost then") from None
+    return {stream.name: stream for stream in streams}

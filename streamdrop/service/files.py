@@ -1,0 +1,80 @@
+"""The files that a stream leaves beside its events: boxes in formats that others read, annotated videos in parts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import IO
+
+from streamdrop.errors import OutputError
+from streamdrop.service.settings import OutputsConfig
+from streamdrop.streams import VideoWriter, annotate
+from streamdrop.types import Image, Track
+
+NAMES = {"xywh": "boxes.txt", "mot": "boxes.mot.txt", "got10k": "boxes.got10k.txt"}
+
+
+class OutputFiles:
+    """Writes what ``config`` asks for into ``folder``. Raises OutputError; the other files are written all the same.
+
+    Lines are appended: a restart goes on. ``xywh``: ``frame,x,y,w,h,score,lost`` (0-based pixels, frame from 0);
+    ``mot``: ``frame,1,x,y,w,h,score,-1,-1,-1`` (1-based, as MOT challenge), none while lost; ``got10k``: ``x,y,w,h`` of
+    every frame tracked.
+    """
+
+    def __init__(self, config: OutputsConfig, folder: Path, fps: float | None) -> None:
+        self._config, self._folder, self._fps = config, folder, fps
+        self._lines: dict[str, IO[str]] = {}
+        self._video: VideoWriter | None = None
+        self._until = 0.0
+        for kind in config.boxes:
+            try:
+                self._lines[kind] = (folder / NAMES[kind]).open("a", encoding="utf-8", buffering=1)
+            except OSError as error:  # noqa: PERF203
+                raise OutputError(f"{folder / NAMES[kind]}: cannot be written ({error.strerror}): free it") from None
+
+    def add(self, number: int, image: Image, track: Track) -> None:
+        """One tracked frame."""
+        for kind, file in self._lines.items():
+            try:
+                file.write(box_line(kind, number, track))
+            except OSError as error:  # noqa: PERF203
+                raise OutputError(f"{file.name}: cannot be written ({error.strerror}): free some space") from None
+        if self._config.video_minutes:
+            self._film(annotate(image, track.box, track.score, track.lost))
+
+    def _film(self, image: Image) -> None:
+        if self._video is not None and time.monotonic() > self._until:
+            self._finish()
+        if self._video is None:
+            videos = self._folder / "video"
+            videos.mkdir(exist_ok=True)
+            for old in sorted(videos.glob("*.mp4"))[: -self._config.videos] if self._config.videos else []:
+                old.unlink(missing_ok=True)
+            path = videos / time.strftime("%Y%m%d-%H%M%S.mp4", time.gmtime())
+            self._video = VideoWriter(path, self._fps, (image.shape[1], image.shape[0]))
+            self._until = time.monotonic() + 60 * self._config.video_minutes
+        self._video.write(image)
+
+    def _finish(self) -> None:
+        video, self._video = self._video, None
+        if video is not None:
+            video.close()
+
+    def close(self) -> None:
+        """Finish the files. Twice is fine."""
+        for file in self._lines.values():
+            file.close()
+        self._lines = {}
+        self._finish()
+
+
+def box_line(kind: str, number: int, track: Track) -> str:
+    """One frame's line in the format ``kind``; empty where the format leaves lost frames out."""
+    x, y, w, h = (round(float(value), 3) for value in track.box)
+    if kind == "xywh":
+        return f"{number},{x},{y},{w},{h},{track.score:.4f},{int(track.lost)}\n"
+    if kind == "mot":
+        left, top = round(x + 1, 3), round(y + 1, 3)
+        return "" if track.lost else f"{number + 1},1,{left},{top},{w},{h},{track.score:.4f},-1,-1,-1\n"
+    return f"{x},{y},{w},{h}\n"

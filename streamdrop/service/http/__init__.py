@@ -1,0 +1,1 @@
+"""The daemon over HTTP: API, live pictures and events, metrics, one page."""

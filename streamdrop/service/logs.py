@@ -1,0 +1,51 @@
+"""The daemon's log: text or JSON lines, secrets left out wherever they come from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+from streamdrop.errors import OutputError
+from streamdrop.service.redact import redacted
+from streamdrop.service.settings import LoggingConfig
+
+
+class _Redacting(logging.Formatter):
+    """The last step before a line is written: nothing gets around it."""
+
+    def __init__(self, as_json: bool, hidden: tuple[str, ...]) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+        self._as_json, self._hidden = as_json, hidden
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line (and a traceback's), without secrets."""
+        if self._as_json:
+            values = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": record.getMessage(),
+            }
+            if record.exc_info:
+                values["traceback"] = self.formatException(record.exc_info)
+            text = json.dumps(values)
+        else:
+            text = super().format(record)
+        text = redacted(text)
+        for secret in self._hidden:
+            text = text.replace(secret, "…")
+        return text
+
+
+def start_logging(config: LoggingConfig, hidden: tuple[str, ...] = ()) -> None:
+    """Log to stderr or ``config.file``; ``hidden`` texts never appear. Raises OutputError."""
+    try:
+        handler = logging.FileHandler(config.file) if config.file else logging.StreamHandler(sys.stderr)
+    except OSError as error:
+        raise OutputError(f"logging.file {config.file}: cannot be written ({error.strerror}): choose another") from None
+    handler.setFormatter(_Redacting(config.format == "json", hidden))
+    logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.captureWarnings(True)

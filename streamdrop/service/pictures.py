@@ -1,0 +1,84 @@
+"""The newest picture of a stream, as JPEG for as many viewers as there are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from streamdrop.errors import ConflictError
+from streamdrop.streams import annotate
+from streamdrop.types import Image
+
+LARGEST = (1280, 960)
+"""Width and height above which the live view is shown smaller."""
+
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame of the stream and what is known about it: ``target`` holds box, score, lost; None without a target."""
+
+    number: int
+    image: Image
+    target: dict[str, Any] | None
+    seconds: float
+
+
+class Pictures:
+    """Holds the newest picture; each is encoded at most once, and only when somebody asks."""
+
+    def __init__(self) -> None:
+        self._newest: Picture | None = None
+        self._encoding = threading.Lock()
+        self._encoded: tuple[int, bytes] = (-1, b"")
+
+    def put(self, number: int, image: Image, target: dict[str, Any] | None) -> None:
+        """Make this the newest."""
+        self._newest = Picture(number, image, target, time.time())
+
+    @property
+    def newest(self) -> Picture | None:
+        """The newest picture; None before the first."""
+        return self._newest
+
+    def live(self) -> tuple[Picture, bytes]:
+        """The newest picture and its JPEG, at most of size ``LARGEST``. Raises ConflictError before the first."""
+        with self._encoding:
+            picture = self._some()
+            if self._encoded[0] != id(picture):
+                self._encoded = (id(picture), encode(_shrunk(picture.image)))
+            return picture, self._encoded[1]
+
+    def snapshot(self, drawn: bool) -> bytes:
+        """The newest picture as JPEG in its own size, with the box drawn in if asked for. Raises ConflictError."""
+        picture = self._some()
+        target = picture.target
+        if not drawn or target is None:
+            return encode(picture.image)
+        return encode(annotate(picture.image, target["box"], target["score"], target["lost"]), 90)
+
+    def _some(self) -> Picture:
+        if self._newest is None:
+            raise ConflictError("no frame has come yet: wait for the stream to come up")
+        return self._newest
+
+
+def encode(image: Image, quality: int = _QUALITY) -> bytes:
+    """uint8 H×W×3 RGB as JPEG."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return bytes(data)
+
+
+def _shrunk(image: Image) -> Image:
+    scale = min(1.0, LARGEST[0] / image.shape[1], LARGEST[1] / image.shape[0])
+    if scale == 1.0:
+        return image
+    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,0 +1,119 @@
+"""``streamdrop serve``: the daemon, its HTTP server, and the signals that it obeys."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from streamdrop.errors import ConfigError, StreamdropError
+from streamdrop.service.daemon import Daemon
+from streamdrop.service.logs import start_logging
+from streamdrop.service.settings import load_daemon
+
+log = logging.getLogger("streamdrop")
+
+INTERRUPTED = 130
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
+
+class Server:
+    """The daemon of one YAML file and its HTTP server. ``reload`` reads the file again."""
+
+    def __init__(self, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> None:
+        self._path, self._overrides = path, tuple(overrides)
+        self._ending = threading.Event()
+        config = load_daemon(path, overrides)
+        start_logging(config.logging, tuple(one for one in (config.http.token,) if one))
+        app_module, server_module = _http()
+        self.daemon = Daemon(config)
+        try:
+            app = app_module.make_app(self.daemon, self.reload, self._ending.is_set)
+            self.http = server_module.HttpServer(app, config.http)
+        except BaseException:
+            self.daemon.stop()
+            raise
+
+    def start(self) -> None:
+        """Answer, then start the streams; ``state/daemon.json`` says where."""
+        self.http.start()
+        self.daemon.start()
+        where = {"pid": os.getpid(), "address": self.http.address}
+        (Path(self.daemon.config.state) / "daemon.json").write_text(json.dumps(where), encoding="utf-8")
+        log.info("open %s", self.http.address)
+
+    def reload(self) -> dict[str, list[str]]:
+        """Read the file again; what differs restarts. Raises ConfigError: nothing has changed then."""
+        try:
+            done = self.daemon.reload(load_daemon(self._path, self._overrides))
+        except StreamdropError as error:
+            self.daemon.reload_failed = True
+            log.error("not reloaded: %s", error)
+            raise
+        log.info("reloaded: %s", "; ".join(f"{what} {', '.join(names)}" for what, names in done.items() if names))
+        return done
+
+    def stop(self) -> bool:
+        """Save and end everything; whether all ended in time."""
+        self._ending.set()  # live views close, so that the HTTP server need not wait for them
+        self.http.stop_soon()
+        ended = self.daemon.stop()
+        self.http.stop()
+        (Path(self.daemon.config.state) / "daemon.json").unlink(missing_ok=True)
+        return ended
+
+
+def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
+    """Run until SIGTERM (0) or Ctrl-C (130); SIGHUP reloads. Raises ConfigError, OutputError before anything starts."""
+    server = Server(path, overrides)
+    arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for name in _SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: arrived.put(number))
+    number = 0
+    try:
+        server.start()
+        while number not in (signal.SIGTERM, signal.SIGINT):
+            number = _next(arrived)
+            if number == getattr(signal, "SIGHUP", None):
+                _reload(server)
+    finally:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))  # a second Ctrl-C does not wait
+        ended = server.stop()
+    status = INTERRUPTED if number == signal.SIGINT else 0
+    logging.shutdown()
+    if not ended:
+        os._exit(status)  # a thread that hangs in a driver would hold the process
+    return status
+
+
+def _next(arrived: queue.SimpleQueue[int]) -> int:
+    """The next signal; waits in short steps, since a wait without end would hold the signals back."""
+    while True:
+        try:
+            return arrived.get(timeout=0.5)
+        except queue.Empty:  # noqa: PERF203
+            continue
+
+
+def _reload(server: Server) -> None:
+    try:
+        server.reload()
+    except StreamdropError:
+        return  # it is in the log; what was configured before goes on
+
+
+def _http() -> tuple[Any, Any]:
+    try:
+        from streamdrop.service.http import app, server
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the daemon needs {error.name}, which is not installed: pip install 'streamdrop[daemon]'"
+        ) from None
+    return app, server

@@ -1,0 +1,120 @@
+"""One stream in the daemon, as others see it: what it says about itself, and what can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from streamdrop.boxes import Box, check_inside
+from streamdrop.errors import ConflictError
+from streamdrop.service.capture import Signal
+from streamdrop.service.settings import SessionSettings
+from streamdrop.service.share import Share
+from streamdrop.service.worker import Wanted, Worker
+
+_COMMAND = 10.0  # seconds that a command may wait for the worker
+
+
+class StreamSession:
+    """Reads, tracks, learns, saves and tells (``broadcast``); ``start`` it, and ``stop`` it in the end.
+
+    Isolated: whatever goes wrong in one session, no other is touched. Killed at any point, one made anew on the same
+    folder goes on with the same target. Raises OutputError where its folder cannot be used.
+    """
+
+    def __init__(self, settings: SessionSettings, folder: Path, share: Share) -> None:
+        self._worker = Worker(settings, folder, share)
+        self.settings, self.name = settings, settings.stream.name
+        self.stats, self.broadcast = self._worker.stats, self._worker.broadcast
+
+    def start(self) -> None:
+        """Begin. A file with a target waits until the tracker is there."""
+        self._worker.start()
+
+    def stop(self) -> None:
+        """Begin to end: the frame under way is finished, everything is saved."""
+        self._worker.stop()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end; whether it came within ``timeout`` seconds."""
+        return self._worker.join(timeout)
+
+    def set_target(self, box: Box, frame: int | None = None) -> int:
+        """Learn the target in ``box`` of the frame of that number (None: the newest); returns the number.
+
+        Raises BoxError for a box outside, ConflictError for a frame that is not kept.
+        """
+        arrival = self._worker.buffer.newest() if frame is None else self._worker.buffer.find(frame)
+        if arrival is None:
+            kept = self._worker.buffer.kept()
+            if kept is None:
+                raise ConflictError(f"{self.name}: no frame has come yet: wait until the stream is up")
+            raise ConflictError(
+                f"{self.name}: frame {frame} is not kept, {kept[0]} to {kept[1]} are: draw on a newer one"
+            )
+        height, width = arrival.image.shape[:2]
+        self._worker.wanted = Wanted(check_inside(box, width, height), arrival, "drawn")
+        self._worker.buffer.wake()
+        return arrival.number
+
+    def clear_target(self) -> None:
+        """Let go of the target. Raises ConflictError when the stream does not answer, OutputError."""
+        self._worker.giving_up.set()
+        self._do(self._worker.forget)
+
+    def pause(self) -> None:
+        """Stop tracking and learning; a file stands still."""
+        self._worker.capture.hold("paused")
+        self._do(lambda: self._worker.set_paused(True))
+
+    def resume(self) -> None:
+        """Go on."""
+        self._do(lambda: self._worker.set_paused(False))
+        self._worker.capture.release("paused")
+
+    def thaw(self) -> None:
+        """Train all trainable layers again: the target is learned anew where it now is. Raises ConflictError."""
+        self._do(self._worker.thaw)
+
+    def checkpoint(self) -> None:
+        """Save now. Raises ConflictError without a target, OutputError."""
+        self._do(self._worker.save_now)
+
+    @property
+    def signal(self) -> Signal:
+        """What is known about the source."""
+        return self._worker.capture.signal
+
+    def status(self) -> dict[str, Any]:
+        """What the API says about the stream."""
+        state, signal, report = self._worker.state, self._worker.capture.signal, self._worker.state.report or {}
+        return {
+            "name": self.name,
+            "state": self._worker.word(),
+            "frame": max(self._worker.furthest, 0),
+            "fps": round(self.stats.fps, 2),
+            "dropped_frames": self.stats.counters.dropped,
+            "target": state.target,
+            "cut": report.get("next_cut"),
+            "layers": self._worker.following.layers or None,
+            "round": report.get("round", 0),
+            "loss": report.get("loss"),
+            "paused": state.paused,
+            "error": self._worker.error or signal.error or self.broadcast.error,
+            "source": self.settings.stream.shown_source,
+            "source_fps": signal.fps,
+            "live": signal.live,
+            "size": list(signal.size) if signal.size else None,
+            "tracked_frames": self.stats.counters.tracked,
+            "skipped_frames": signal.skipped,
+            "reconnects": signal.reconnects,
+            "saved": self.stats.saved_at,
+        }
+
+    def _do(self, command: Callable[[], None]) -> None:
+        """Have the worker run a command between two frames."""
+        try:
+            self._worker.commands.ask(command, _COMMAND)
+        except ConflictError as error:
+            raise ConflictError(f"{self.name}, {self._worker.word()}: {error}") from None

@@ -1,0 +1,320 @@
+"""The thread of one stream: takes frames, learns and follows its target, saves, obeys."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamdrop.boxes import Box, as_box, check_inside
+from streamdrop.errors import BoxError, CheckpointError, ConflictError, StreamdropError
+from streamdrop.service.broadcast import Broadcast, stream_events
+from streamdrop.service.capture import Capture, Signal, backoff
+from streamdrop.service.commands import Commands
+from streamdrop.service.following import Following, Interrupted
+from streamdrop.service.frames import Arrival, FrameBuffer
+from streamdrop.service.redact import redacted
+from streamdrop.service.settings import SessionSettings
+from streamdrop.service.share import Share
+from streamdrop.service.state import StateFolder, StreamState, remembered
+from streamdrop.service.stats import Counters, Stats
+from streamdrop.types import Track
+
+log = logging.getLogger("streamdrop")
+
+_POLL = 0.2  # seconds after which a worker without frames looks for commands
+_IDLE_SAVE = 30.0  # seconds after which state is saved though no round ran
+_STUBBORN = 3  # failures in a row after which the checkpoint is taken for their cause
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A target to learn, and the frame it was drawn on."""
+
+    box: Box
+    arrival: Arrival
+    why: str
+
+
+class Worker:
+    """Owns all that one stream is made of; its thread runs ``run`` from ``start`` to ``stop``.
+
+    ``wanted`` is a target to learn next, ``commands`` are run between two frames. Raises OutputError where ``folder``
+    cannot be used.
+    """
+
+    def __init__(self, settings: SessionSettings, folder: Path, share: Share) -> None:
+        stream, limits = settings.stream, settings.limits
+        self.settings, self.name, self.stats = settings, stream.name, Stats()
+        self.error: str | None = None
+        self.phase = "starting"
+        state_folder = StateFolder(folder)
+        self.state = remembered(self._read(state_folder), stream)
+        self.stats.counters = Counters.restored(self.state.counters)
+        self.broadcast = Broadcast(stream.name, settings.outputs, limits, folder, stream.fps, self.stats)
+        self.following = Following(settings.tracker, state_folder, self.state, share, self.stats)
+        self.buffer = FrameBuffer(limits.buffer_seconds, limits.buffer_mb * 2**20, limits.late_seconds)
+        number, position = self.state.number, self.state.position
+        self.capture = Capture(stream, limits, self._came, self._signalled, self._preview, number, position)
+        self.commands = Commands(self.buffer.wake)
+        self.giving_up = threading.Event()
+        self.wanted: Wanted | None = None
+        self.last: Arrival | None = None
+        self.furthest = -1
+        self._failures = self._unsaved = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"stream {self.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin. A file with a target waits until the tracker is there."""
+        if self.state.paused:
+            self.capture.hold("paused")
+        if self.state.box is not None:
+            self.capture.hold("starting")
+        self._thread.start()
+        self.capture.start()
+
+    def stop(self) -> None:
+        """Begin to end: the frame under way is finished, everything is saved."""
+        self._stopping.set()
+        self.capture.stop()
+        self.buffer.wake()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end; whether it came within ``timeout`` seconds."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        self.capture.join(0.1)
+        return not self._thread.is_alive()
+
+    def word(self) -> str:
+        """The stream's state in one word."""
+        state, signal = self.state, self.capture.signal
+        if self.phase != "running":
+            return self.phase
+        if state.paused:
+            return "paused"
+        if not signal.up:
+            return "ended" if signal.ended else "reconnecting" if signal.error else "starting"
+        if state.box is None:
+            return "waiting"
+        if state.lost:
+            return "lost"
+        return "tracking" if state.score >= self.settings.tracker.update.certain else "uncertain"
+
+    # ---------------------------------------------------------------- the reader's thread
+
+    def _came(self, arrival: Arrival) -> None:
+        self.stats.counters.frames += 1
+        self.buffer.put(arrival)
+        if self.state.box is None or self.state.paused or self.phase != "running":
+            self.broadcast.show(arrival, self.state.target)
+
+    def _preview(self, arrival: Arrival) -> None:
+        if self.broadcast.pictures.newest is None:
+            self.broadcast.show(arrival, self.state.target)
+
+    def _signalled(self, signal: Signal) -> None:
+        if signal.up:
+            self.broadcast.tell({"event": "up"})
+        elif signal.ended:
+            self.broadcast.tell({"event": "ended"})
+        else:
+            log.warning("%s: %s", self.name, signal.error)
+            self.broadcast.tell({"event": "down", "error": signal.error})
+
+    # ---------------------------------------------------------------- the worker's thread
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._work()
+            except Exception as error:  # noqa: PERF203  whatever happens to one stream, the others go on
+                self._crashed(error)
+        self._close()
+
+    def _work(self) -> None:
+        self.following.build()
+        self._go_on()
+        self.phase = "running"
+        self.capture.release("starting")
+        while not self._stopping.is_set():
+            self._obey()
+            self.capture.check()
+            arrival = self.buffer.take(_POLL)
+            if arrival is not None:
+                self._frame(arrival)
+            if self.following.learned and time.time() - (self.stats.saved_at or 0.0) > _IDLE_SAVE:
+                self._save()
+
+    def _obey(self) -> None:
+        """Carry out what was asked for, in order; then learn a target that was drawn."""
+        self.commands.run()
+        wanted, self.wanted = self.wanted, None
+        if wanted is not None:
+            self._learn(wanted)
+
+    def _frame(self, arrival: Arrival) -> None:
+        """Look at a frame, or learn the target that is to be learned on it."""
+        state = self.state
+        if state.paused or state.box is None:
+            self._pass(arrival)
+            self.broadcast.show(arrival, state.target)
+            return
+        self.stats.counters.dropped += max(0, arrival.number - self.furthest - 1) if self.furthest >= 0 else 0
+        if not self.following.learned:
+            self._learn(Wanted(as_box(state.box), arrival, "remembered"))
+            return
+        track = self.following.look(arrival.image)
+        self._record(arrival, track)
+        self._failures = 0
+        self._unsaved += len(track.reports)
+        if self._unsaved >= self.settings.limits.save_rounds:
+            self._save()
+
+    def _pass(self, arrival: Arrival) -> None:
+        """The stream has come this far."""
+        self.furthest, self.last = max(self.furthest, arrival.number), arrival
+        self.state.number = arrival.number + 1
+        self.state.position = 0 if self.capture.signal.live else arrival.position + 1
+
+    def _learn(self, wanted: Wanted) -> None:
+        """Learn a target on a frame that is kept, then go on from there to the present."""
+        arrival = wanted.arrival
+        height, width = arrival.image.shape[:2]
+        try:
+            box = check_inside(wanted.box, width, height)
+        except BoxError as error:
+            self._refuse(str(error))
+            return
+        self._quietly(lambda: self.following.want(box))
+        self.broadcast.tell({"event": "target", "frame": arrival.number, "box": list(box), "why": wanted.why})
+        self.phase = "learning"
+        self.capture.hold("learning")
+        self.buffer.keep(arrival.number)
+        try:
+            track = self.following.learn(arrival.image, box, self._distracted)
+        except Interrupted:
+            return
+        finally:
+            self.phase = "running"
+            self.capture.release("learning")
+        self.error = None
+        self._record(arrival, track)
+        self._save()
+        self.buffer.rewind(arrival.number)
+
+    def _distracted(self) -> bool:
+        return self._stopping.is_set() or self.wanted is not None or self.giving_up.is_set()
+
+    def _refuse(self, error: str) -> None:
+        """There is no such target; the stream waits for one to be drawn."""
+        self._quietly(self.following.forget)
+        self.error = error
+        self.broadcast.tell({"event": "error", "error": error})
+
+    def _record(self, arrival: Arrival, track: Track) -> None:
+        """Everybody hears about a tracked frame."""
+        self._pass(arrival)
+        events = stream_events(arrival.number, track)
+        if track.reports:
+            self.state.report = events[-1]
+        self.broadcast.show(arrival, self.state.target)
+        self.stats.tracked(track, events, time.monotonic() - arrival.at)
+        for event in events:
+            self.broadcast.tell(event)
+        self.broadcast.record(arrival, track)
+
+    # ---------------------------------------------------------------- commands, in the worker's thread
+
+    def forget(self) -> None:
+        """Let go of the target."""
+        self.wanted = None
+        self.giving_up.clear()
+        self.following.forget()
+        self.broadcast.tell({"event": "cleared", "frame": max(self.furthest, 0)})
+
+    def set_paused(self, paused: bool) -> None:
+        """Stop to track, or go on."""
+        if self.state.paused != paused:
+            self.state.paused = paused
+            self._quietly(self.following.write)
+            self.broadcast.tell({"event": "paused" if paused else "resumed", "frame": max(self.furthest, 0)})
+
+    def thaw(self) -> None:
+        """Learn the target anew where it is. Raises ConflictError where it is not in sight."""
+        state, arrival = self.state, self.last
+        if state.box is None or arrival is None or not self.following.learned:
+            raise ConflictError(f"{self.name}: has no target that was learned: draw one first")
+        if state.lost:
+            raise ConflictError(f"{self.name}: the target is lost: thaw when it is in sight, or draw it anew")
+        self.wanted = Wanted(as_box(state.box), arrival, "thaw")
+
+    def save_now(self) -> None:
+        """Save. Raises ConflictError without a target."""
+        if not self.following.learned:
+            raise ConflictError(f"{self.name}: has no target that was learned: draw one first")
+        self.following.save()
+
+    # ---------------------------------------------------------------- what survives
+
+    def _read(self, folder: StateFolder) -> StreamState | None:
+        try:
+            return folder.read()
+        except CheckpointError as error:
+            log.error("%s", error)
+            self.error = str(error)
+            return None
+
+    def _go_on(self) -> None:
+        """Take up the target that the folder remembers."""
+        state = self.state
+        if state.box is None or not state.learned:
+            return
+        try:
+            self.following.restore()
+            self.broadcast.tell({"event": "restored", "frame": state.number})
+        except CheckpointError as error:
+            log.warning("%s: %s", self.name, error)
+            state.learned = False
+            if state.lost:  # where it last was is not where it is
+                self._refuse(f"{error}: the target was lost: draw it anew")
+            else:
+                self.broadcast.tell({"event": "error", "error": str(error)})
+
+    def _save(self) -> None:
+        self._quietly(self.following.save)
+        self._unsaved = 0
+
+    def _quietly(self, write: Callable[[], None]) -> None:
+        """Run what writes; a failure is told, and the stream goes on."""
+        try:
+            write()
+        except StreamdropError as error:
+            self.broadcast.failed(error)
+
+    def _crashed(self, error: Exception) -> None:
+        """Say what happened, wait a while, then begin again from what was last saved."""
+        self._failures += 1
+        self.stats.counters.failures += 1
+        wait = backoff(self._failures, self.settings.limits.retry_first, self.settings.limits.retry_most)
+        said = redacted(str(error) if isinstance(error, StreamdropError) else f"{type(error).__name__}: {error}")
+        log.error("%s: %s; again in %.1f s", self.name, said, wait, exc_info=not isinstance(error, StreamdropError))
+        self.error, self.phase = said, "failed"
+        self.following.close()
+        if self._failures >= _STUBBORN:
+            self.state.learned = False
+        self.broadcast.tell({"event": "failed", "error": said})
+        self.capture.hold("starting")
+        self._stopping.wait(wait)
+        self.error = None
+
+    def _close(self) -> None:
+        self._quietly(self.following.save if self.following.learned else self.following.write)
+        self.broadcast.tell({"event": "stopped", "frame": max(self.furthest, 0)})
+        self.phase = "stopped"
+        self.following.close()
+        self.broadcast.close()

@@ -1,0 +1,513 @@
+"""The parts of a stream in the daemon, each by itself: frames, reader, journal, state, files, the shared machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from daemons import until
+
+from streamdrop.boxes import Box
+from streamdrop.errors import CheckpointError, ConfigError, OutputError, StreamError
+from streamdrop.service.capture import Capture, Signal, backoff
+from streamdrop.service.files import OutputFiles
+from streamdrop.service.frames import Arrival, FrameBuffer
+from streamdrop.service.http.permitted import permitted_source
+from streamdrop.service.journal import Journal, last_events
+from streamdrop.service.settings import LimitsConfig, OutputsConfig, StreamConfig
+from streamdrop.service.share import Share, watch_rounds
+from streamdrop.service.state import StateFolder, StreamState, remembered
+from streamdrop.service.stats import Counters, Histogram
+from streamdrop.testing import make_folder, make_video
+from streamdrop.types import Track
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+IMAGE = np.zeros((4, 5, 3), np.uint8)
+
+
+def arrive(buffer: FrameBuffer, clock: Clock, count: int, period: float = 0.1) -> None:
+    first = (buffer.kept() or (0, -1))[1] + 1
+    for number in range(first, first + count):
+        buffer.put(Arrival(number, number, IMAGE, clock.now))
+        clock.now += period
+
+
+# -------------------------------------------------------------------- frames
+
+
+def test_frames_in_time_are_taken_in_order():
+    clock = Clock()
+    buffer = FrameBuffer(10, 1e9, 0.35, clock)
+    arrive(buffer, clock, 3)
+    assert [buffer.take(0).number for _ in range(3)] == [0, 1, 2]
+    assert buffer.take(0) is None
+
+
+def test_late_frames_are_passed_over_but_never_all_of_them():
+    clock = Clock()
+    buffer = FrameBuffer(10, 1e9, 0.25, clock)
+    arrive(buffer, clock, 10)
+    assert buffer.take(0).number == 8  # 0.2 s old; the one before is 0.3
+    clock.now += 5
+    assert buffer.take(0).number == 9  # too late too, but there is no newer one
+
+
+def test_after_a_rewind_the_present_is_reached_in_strides():
+    clock = Clock()
+    buffer = FrameBuffer(100, 1e9, 0.25, clock)
+    arrive(buffer, clock, 100)
+    assert buffer.take(0).number == 98
+    buffer.rewind(40)
+    taken = []
+    while (frame := buffer.take(0)) is not None:
+        taken.append(frame.number)
+    assert taken[0] > 41
+    assert taken[-1] == 99
+    steps = np.diff([40, *taken])
+    assert steps.max() <= 5
+    assert len(taken) < 40
+
+
+def test_the_buffer_is_bounded_by_time_and_bytes_and_finds_what_it_keeps():
+    clock = Clock()
+    buffer = FrameBuffer(1.0, 1e9, 0.25, clock)
+    arrive(buffer, clock, 50)
+    assert buffer.kept() == (39, 49)
+    assert buffer.find(45).number == 45
+    assert buffer.find(3) is None
+    small = FrameBuffer(1e9, 3 * IMAGE.nbytes, 0.25, clock)
+    arrive(small, clock, 10)
+    assert small.kept() == (7, 9)
+
+
+def test_frames_that_a_rewind_needs_are_kept_however_old():
+    clock = Clock()
+    buffer = FrameBuffer(1.0, 1e9, 0.25, clock)
+    arrive(buffer, clock, 5)
+    buffer.keep(2)
+    clock.now += 60
+    arrive(buffer, clock, 2)
+    assert buffer.kept() == (2, 6)
+    buffer.rewind(2)
+    assert buffer.take(0).number == 4
+
+
+# -------------------------------------------------------------------- the reader
+
+
+class Heard:
+    """Collects what a Capture delivers."""
+
+    def __init__(self, config: StreamConfig, **options: object) -> None:
+        self.frames: list[Arrival] = []
+        self.signals: list[tuple[bool, str | None]] = []
+        self.shown: list[Arrival] = []
+        limits = LimitsConfig(retry_first=0.01, retry_most=0.02)
+        self.capture = Capture(config, limits, self.frames.append, self.changed, self.shown.append, **options)
+
+    def changed(self, signal: Signal) -> None:
+        self.signals.append((signal.up, signal.error))
+
+    def __enter__(self) -> Heard:
+        self.capture.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.capture.stop()
+        self.capture.join(5)
+
+
+def test_a_file_is_played_to_its_end(tmp_path):
+    make_video(tmp_path / "a.mp4", 6)
+    with Heard(StreamConfig("a", str(tmp_path / "a.mp4"), fps=500)) as heard:
+        until(lambda: heard.capture.signal.ended, "the end")
+    assert [frame.number for frame in heard.frames] == list(range(6))
+    assert heard.signals == [(True, None), (False, None)]
+
+
+def test_a_looped_file_starts_again_and_numbers_go_on(tmp_path):
+    make_folder(tmp_path / "a", 3)
+    with Heard(StreamConfig("a", str(tmp_path / "a"), fps=500, loop=True)) as heard:
+        until(lambda: len(heard.frames) >= 7, "three rounds")
+    assert [frame.number for frame in heard.frames[:7]] == list(range(7))
+    assert [frame.position for frame in heard.frames[:7]] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_file_goes_on_where_it_was(tmp_path):
+    make_folder(tmp_path / "a", 5)
+    with Heard(StreamConfig("a", str(tmp_path / "a"), fps=500, loop=True), number=100, position=3) as heard:
+        until(lambda: len(heard.frames) >= 4, "frames")
+    assert [(f.number, f.position) for f in heard.frames[:4]] == [(100, 3), (101, 4), (102, 0), (103, 1)]
+
+
+def test_a_file_stands_still_while_it_is_held_and_shows_its_next_frame(tmp_path):
+    make_folder(tmp_path / "a", 5)
+    heard = Heard(StreamConfig("a", str(tmp_path / "a"), fps=500))
+    heard.capture.hold("starting")
+    heard.capture.hold("paused")
+    with heard:
+        until(lambda: heard.shown, "a preview")
+        heard.capture.release("paused")
+        assert not heard.frames
+        heard.capture.release("starting")
+        until(lambda: heard.capture.signal.ended, "the end")
+    assert len(heard.frames) == 5
+
+
+def test_a_source_that_is_missing_is_tried_again_until_it_is_there(tmp_path):
+    with Heard(StreamConfig("a", str(tmp_path / "a"), fps=500)) as heard:
+        until(lambda: len(heard.signals) >= 2, "two failures")
+        assert "does not exist" in heard.capture.signal.error
+        make_folder(tmp_path / "b", 3)
+        (tmp_path / "b").rename(tmp_path / "a")
+        until(lambda: heard.capture.signal.ended, "the end")
+    assert heard.capture.signal.reconnects == 1
+    assert len(heard.frames) == 3
+
+
+def test_bad_frames_are_skipped_and_counted(tmp_path):
+    make_folder(tmp_path / "a", 5)
+    (tmp_path / "a" / "img_00003.png").write_bytes(b"no image")
+    with Heard(StreamConfig("a", str(tmp_path / "a"), fps=500)) as heard:
+        until(lambda: heard.capture.signal.ended, "the end")
+    assert len(heard.frames) == 4
+    assert heard.capture.signal.skipped == 1
+
+
+class Camera:
+    """A live stream that gives a few frames, then nothing until it is closed."""
+
+    live, fps, size, skipped, name = True, 30.0, (5, 4), 0, "camera"
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def __enter__(self) -> Camera:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def __iter__(self):
+        from streamdrop.types import Sample
+
+        for index in (0, 1, 4):  # two frames came while the reader was busy
+            yield Sample(b"", IMAGE, index)
+        assert self.closed.wait(60)
+
+
+def test_a_live_source_that_freezes_is_opened_again_and_missed_frames_have_numbers(monkeypatch):
+    monkeypatch.setattr("streamdrop.service.capture.open_stream", lambda source: Camera())
+    with Heard(StreamConfig("a", 0, stale=0.05)) as heard:
+        until(lambda: heard.capture.check() or heard.capture.signal.reconnects >= 1, "a second connection")
+        until(lambda: len(heard.frames) >= 6, "frames")
+    assert [frame.number for frame in heard.frames[:6]] == [0, 1, 4, 5, 6, 9]
+    assert any("no frame for 0.05 s" in (error or "") for _, error in heard.signals)
+
+
+def test_whatever_a_decoder_raises_stays_in_the_reader_and_holds_no_secret(monkeypatch):
+    def broken(source: object) -> Camera:
+        raise ZeroDivisionError("at rtsp://u:secret@cam/x")
+
+    monkeypatch.setattr("streamdrop.service.capture.open_stream", broken)
+    with Heard(StreamConfig("a", "rtsp://u:secret@cam/x")) as heard:
+        until(lambda: heard.signals, "a failure")
+    assert "ZeroDivisionError" in heard.capture.signal.error
+    assert "secret" not in heard.capture.signal.error
+
+
+def test_waits_grow_and_are_bounded():
+    assert 0.8 <= backoff(1, 1, 30) <= 1.2
+    assert 6.4 <= backoff(4, 1, 30) <= 9.6
+    assert 24 <= backoff(1000, 1, 30) <= 36
+
+
+# -------------------------------------------------------------------- journal and state
+
+
+def test_a_torn_line_is_cut_off_and_events_go_on(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"frame": 0}\n{"frame": 1}\n{"fra')
+    journal = Journal(path, 1e9, 2)
+    journal.write({"frame": 2})
+    journal.close()
+    assert [json.loads(line)["frame"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    assert [event["frame"] for event in last_events(path)] == [0, 1, 2]
+
+
+def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"x" * 200_000)
+    Journal(path, 1e9, 2).close()
+    assert path.read_bytes() == b""
+
+
+def test_events_files_are_set_aside_and_bounded(tmp_path):
+    journal = Journal(tmp_path / "events.jsonl", 40, 3)
+    for frame in range(20):
+        journal.write({"frame": frame, "score": 0.5})
+    journal.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["events.1.jsonl", "events.2.jsonl", "events.jsonl"]
+    assert all(last_events(p) or not p.stat().st_size for p in tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_and_leaves_whole_lines(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "events.jsonl", 1e9, 2)
+    journal.write({"frame": 0})
+
+    class Full:
+        def __init__(self, file: object) -> None:
+            self.file = file
+
+        def write(self, line: bytes) -> int:
+            return self.file.write(line[:5])
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
+
+    journal._file = Full(journal._file)
+    with pytest.raises(OutputError, match="free some space"):
+        journal.write({"frame": 1})
+    assert (tmp_path / "events.jsonl").read_text() == '{"frame": 0}\n'
+
+
+def test_state_is_read_as_it_was_written_and_damage_is_said(tmp_path):
+    folder = StateFolder(tmp_path / "a")
+    assert folder.read() is None
+    state = StreamState(number=7, position=3, box=[1.0, 2.0, 3.0, 4.0], score=0.5, learned=True, given={"source": "x"})
+    folder.write(state)
+    assert folder.read() == state
+    for text in ("", "{}", '{"format": 1, "number": -1}', '{"format": 1, "box": [1, 2, 0, 4]}', "[1]"):
+        (tmp_path / "a" / "stream.json").write_text(text)
+        with pytest.raises(CheckpointError, match="remove it"):
+            folder.read()
+
+
+def test_another_source_or_box_is_another_target():
+    stream = StreamConfig("a", "x.mp4", box=(1, 2, 3, 4))
+    state = remembered(None, stream)
+    assert state.box == [1, 2, 3, 4]
+    state.box, state.learned, state.position = [9.0, 9.0, 9.0, 9.0], True, 5
+    assert remembered(state, stream).box == [9, 9, 9, 9]
+    assert remembered(state, stream).learned
+    other = remembered(state, StreamConfig("a", "x.mp4", box=(5, 5, 5, 5)))
+    assert (other.box, other.learned, other.position) == ([5, 5, 5, 5], False, 5)
+    gone = remembered(other, StreamConfig("a", "y.mp4"))
+    assert (gone.box, gone.position) == (None, 0)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(OutputError, match="choose another"):
+        StateFolder(tmp_path / "a")
+
+
+def test_box_files_and_videos(tmp_path):
+    config = OutputsConfig(boxes=("xywh", "mot", "got10k"), video_minutes=1)
+    files = OutputFiles(config, tmp_path, 25)
+    image = np.zeros((48, 64, 3), np.uint8)
+    files.add(0, image, Track(0, Box(1, 2, 3, 4), 0.5, False))
+    files.add(1, image, Track(1, Box(1.25, 2, 3, 4), 0.1, True))
+    files.close()
+    files.close()
+    assert (tmp_path / "boxes.txt").read_text() == "0,1.0,2.0,3.0,4.0,0.5000,0\n1,1.25,2.0,3.0,4.0,0.1000,1\n"
+    assert (tmp_path / "boxes.mot.txt").read_text() == "1,1,2.0,3.0,3.0,4.0,0.5000,-1,-1,-1\n"
+    assert (tmp_path / "boxes.got10k.txt").read_text() == "1.0,2.0,3.0,4.0\n1.25,2.0,3.0,4.0\n"
+    assert len(list((tmp_path / "video").glob("*.mp4"))) == 1
+
+
+def test_counters_come_back_and_nonsense_is_left_out():
+    assert Counters.restored({"dropped": 4, "x": 1, "rounds": "many"}) == Counters(dropped=4)
+    histogram = Histogram()
+    histogram.add(0.005)
+    histogram.add(99)
+    assert (histogram.counts[0], histogram.counts[-1], histogram.total) == (1, 1, 99.005)
+
+
+# -------------------------------------------------------------------- the shared machine
+
+
+def in_threads(*jobs: object) -> None:
+    threads = [threading.Thread(target=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_no_more_than_the_slots_compute_at_once():
+    share, inside, most = Share(2), [], []
+
+    def job(name: str) -> None:
+        for _ in range(50):
+            with share.turn(name):
+                inside.append(name)
+                most.append(len(inside))
+                inside.remove(name)
+
+    in_threads(*(lambda name=name: job(name) for name in "abcd"))
+    assert max(most) <= 2
+
+
+def test_alone_means_alone():
+    share, inside, seen = Share(3), [], []
+
+    def job(name: str) -> None:
+        for n in range(40):
+            with share.alone(name) if n % 8 == 0 else share.turn(name):
+                inside.append(name)
+                if n % 8 == 0:
+                    seen.append(len(inside))
+                inside.remove(name)
+
+    in_threads(*(lambda name=name: job(name) for name in "abc"))
+    assert seen == [1] * len(seen)
+
+
+def test_who_has_used_the_least_goes_first():
+    clock = Clock()
+    share, order = Share(1, clock), []
+    for name, seconds in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
+        share._used[name] = seconds
+    holding, entered = threading.Event(), threading.Event()
+
+    def holder() -> None:
+        with share.turn("a"):
+            entered.set()
+            assert holding.wait(30)
+
+    def other(name: str) -> None:
+        with share.turn(name):
+            order.append(name)
+
+    first = threading.Thread(target=holder)
+    first.start()
+    assert entered.wait(30)
+    others = [threading.Thread(target=other, args=(name,)) for name in "acb"]
+    for thread in others:
+        thread.start()
+    until(lambda: len(share._waiting) == 3, "three waiting")
+    holding.set()
+    for thread in (first, *others):
+        thread.join(30)
+    assert order == ["b", "c", "a"]
+
+
+def test_a_round_lets_a_waiting_frame_go_first_and_then_goes_on():
+    share, order = Share(1), []
+    started, waiting = threading.Event(), threading.Event()
+
+    def learner() -> None:
+        with share.turn("a"):
+            started.set()
+            assert waiting.wait(30)
+            share.between()
+            order.append("round goes on")
+
+    def looker() -> None:
+        with share.turn("b"):
+            order.append("frame")
+
+    learning, looking = threading.Thread(target=learner), threading.Thread(target=looker)
+    learning.start()
+    assert started.wait(30)
+    looking.start()
+    until(lambda: share._waiting, "a frame that waits")
+    waiting.set()
+    learning.join(30)
+    looking.join(30)
+    assert order == ["frame", "round goes on"]
+    share.between()  # in a thread without a turn: nothing
+
+
+def test_rounds_are_not_starved():
+    """A round that has let every other stream pass once ranks before frames."""
+    share = Share(1)
+    share._used.update(a=0.0, b=5.0)
+    from streamdrop.service.share import FRAME, ROUND, _Waiter
+
+    waiter, frame = _Waiter("b", ROUND), _Waiter("a", FRAME)
+    assert share._rank(frame) < share._rank(waiter)
+    waiter.passed = 1
+    assert share._rank(waiter) < share._rank(frame)
+
+
+def test_every_optimiser_step_is_a_place_to_yield_and_may_interrupt():
+    import torch
+
+    share, parameter = Share(1), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    parameter.grad = torch.ones(1)
+
+    def stop() -> None:
+        raise StreamError("enough")
+
+    with watch_rounds(share):
+        with pytest.raises(StreamError), share.turn("a", stop):
+            optimizer.step()
+        with share.turn("a"):
+            optimizer.step()
+    with share.turn("a", stop):
+        optimizer.step()  # nobody watches any more
+    assert share._free == 1
+
+
+# -------------------------------------------------------------------- what clients may name
+
+
+def test_sources_inside_the_roots_are_permitted(tmp_path):
+    root = tmp_path / "root"
+    make_folder(root / "images", 2)
+    make_video(root / "a.mp4", 2)
+    assert permitted_source(str(root / "a.mp4"), [str(root)]) == str(root / "a.mp4")
+    assert permitted_source(str(root / "images" / ".." / "images"), [str(root)]) == str(root / "images")
+    assert permitted_source("3", [3]) == 3
+    assert permitted_source("rtsp://u:p@cam/one/a", ["rtsp://cam/one/"]) == "rtsp://u:p@cam/one/a"
+
+
+def test_nothing_else_is(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    make_folder(root / "images", 2)
+    make_folder(outside, 2)
+    make_video(outside / "a.mp4", 2)
+    (root / "list.mp4").write_bytes(b"#EXTM3U\n/etc/passwd\n")
+    (root / "list.m3u8").write_bytes(b"#EXTM3U\n")
+    (root / "note.txt").write_text("hello")
+    (root / "link.mp4").symlink_to(outside / "a.mp4")
+    (root / "linked").symlink_to(outside)
+    (root / "images" / "img_00009.png").symlink_to(outside / "img_00001.png")
+    roots = [str(root), "rtsp://cam/one/", 3]
+    sources = [
+        *("/etc/passwd", str(outside / "a.mp4"), f"{root}/../outside/a.mp4", str(root / "missing.mp4"), ""),
+        *(str(root / name) for name in ("list.mp4", "list.m3u8", "note.txt", "link.mp4", "linked", "images")),
+        *(f"{root}/images/*.png", f"{root}/images/img_%05d.png", "a\0b", "x" * 5000, f"{root}x"),
+        *("file:///etc/passwd", "concat:/etc/passwd", "http://cam/one/a", "rtsp://cam/two", "rtsp://cam.evil/one/"),
+        *("rtsp://cam:99/one/", "rtsp://cam/one/../two", "rtsp://cam@evil/one/", 4, "0"),
+    ]
+    for source in sources:
+        with pytest.raises(ConfigError, match="they may name"):
+            permitted_source(source, roots)
+    with pytest.raises(ConfigError, match="set roots"):
+        permitted_source(str(root / "a.mp4"), [])
+
+
+def test_a_refusal_holds_no_secret(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        permitted_source("rtsp://me:secret@cam/x?key=1", [])
+    assert "secret" not in str(caught.value)
+    assert Path(tmp_path).exists()

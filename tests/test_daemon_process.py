@@ -1,0 +1,137 @@
+"""The daemon as a process: killed at any time it goes on, told to end it saves, told to reload it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from daemons import SMALL, make_scene, until
+
+from streamdrop.boxes import iou
+from streamdrop.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Process:
+    """``streamdrop serve`` in a folder of its own."""
+
+    def __init__(self, folder: Path, streams: list[dict[str, Any]]) -> None:
+        self.folder, self.config = folder, folder / "d.yaml"
+        self.write(streams)
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def write(self, streams: list[dict[str, Any]]) -> None:
+        values = {"state": str(self.folder / "run"), "http": {"port": 0}, "tracker": SMALL, "streams": streams}
+        self.config.write_text(yaml.safe_dump(values))
+
+    def start(self) -> None:
+        where = self.folder / "run" / "daemon.json"
+        where.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "streamdrop", "serve", str(self.config)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with (self.folder / "log").open("ab") as log:
+            self.child = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+        until(lambda: self.alive() and where.exists() and where.read_text(), "the daemon's address", 120)
+        self.address = json.loads(where.read_text())["address"]
+
+    def alive(self) -> bool:
+        assert self.child is not None
+        assert self.child.poll() is None, (self.folder / "log").read_text()
+        return True
+
+    def get(self, path: str, method: str = "GET") -> Any:
+        request = urllib.request.Request(self.address + path, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return json.loads(error.read())
+
+    def stream(self, name: str = "scene") -> dict[str, Any]:
+        return dict(self.get(f"/api/streams/{name}"))
+
+    def end(self, number: int, seconds: float = 20) -> int:
+        assert self.child is not None
+        self.child.send_signal(number)
+        return self.child.wait(seconds)
+
+    def events(self, name: str = "scene") -> list[dict[str, Any]]:
+        text = (self.folder / "run" / name / "events.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    boxes = make_scene(tmp_path / "scene")
+    stream = {"name": "scene", "source": str(tmp_path / "scene"), "fps": 20, "loop": True, "box": boxes[0]}
+    one = Process(tmp_path, [stream])
+    one.boxes, one.first = boxes, stream
+    yield one
+    if one.child is not None and one.child.poll() is None:
+        one.child.kill()
+        one.child.wait(20)
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_then_reloads_and_ends_when_told(process):
+    process.start()
+    until(lambda: process.stream()["round"] >= 4, "rounds")
+    goal = process.stream()["tracked_frames"] + random.Random(0).randrange(2, 10)
+    until(lambda: process.stream()["tracked_frames"] >= goal, "more frames")
+    process.end(signal.SIGKILL)
+    done = [event["round"] for event in process.events() if "after_frame" in event][-1]
+
+    process.start()
+    until(lambda: process.stream()["state"] in ("tracking", "uncertain"), "tracking again")
+    status = process.stream()
+    assert status["round"] >= done - 1  # at most one round is lost
+    goal = status["tracked_frames"] + 15
+    until(lambda: process.stream()["tracked_frames"] >= goal, "more frames")
+    kinds = [event["event"] for event in process.events() if "event" in event]
+    assert (kinds.count("target"), kinds.count("restored")) == (1, 1)
+
+    second = {"name": "second", "source": str(process.folder / "scene"), "fps": 5, "loop": True}
+    process.write([process.first, second])
+    process.child.send_signal(signal.SIGHUP)
+    until(lambda: len(process.get("/api/streams")) == 2, "a second stream")
+    process.config.write_text("streams: [{nam: x}]")
+    assert process.get("/api/reload", "POST")["status"] == 422
+    assert len(process.get("/api/streams")) == 2
+
+    assert process.end(signal.SIGTERM) == 0
+    assert process.events()[-1]["event"] == "stopped"
+    last = [event for event in process.events() if "score" in event][-12:]
+    assert np.mean([float(iou(one["box"], process.boxes[one["frame"] % 60])) for one in last]) > 0.5
+    assert json.loads((process.folder / "run" / "scene" / "stream.json").read_text())["learned"]
+    assert not (process.folder / "run" / "daemon.json").exists()
+
+
+def test_a_wrong_configuration_ends_in_one_line_before_anything_starts(tmp_path, capsys):
+    (tmp_path / "d.yaml").write_text(f"state: {tmp_path}/run\nstreams: [{{nam: x}}]")
+    assert main(["serve", str(tmp_path / "d.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean name" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_that_is_taken_is_said(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "d.yaml").write_text(f"state: {tmp_path}/run\nhttp: {{port: {port}}}")
+        assert main(["serve", str(tmp_path / "d.yaml")]) == 1
+    assert "choose another port" in capsys.readouterr().err

@@ -1,0 +1,176 @@
+"""One stream of the daemon: it learns, tracks, saves, is killed and goes on, fails and comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from daemons import SMALL, make_scene, until
+
+from streamdrop.boxes import Box, iou
+from streamdrop.errors import BoxError, ConflictError, OutputError
+from streamdrop.service.frames import Arrival
+from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
+from streamdrop.service.share import Share, watch_rounds
+from streamdrop.service.stream_session import StreamSession
+from streamdrop.service.worker import Wanted, Worker
+from streamdrop.streams import open_stream
+
+
+class Stage:
+    """Makes sessions on one scene and one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.share = root, Share(1)
+        self.boxes = make_scene(root / "scene")
+        self.open: list[StreamSession] = []
+
+    def session(self, *, start: bool = True, tracker: dict[str, Any] | None = None, **changes: Any) -> StreamSession:
+        stream = {"name": "s", "source": str(self.root / "scene"), "fps": 40, "loop": True, "box": self.boxes[0]}
+        limits = {"retry_first": 0.01, "retry_most": 0.02}
+        config = load_daemon(
+            {
+                "state": str(self.root),
+                "tracker": tracker or SMALL,
+                "streams": [{**stream, **changes}],
+                "limits": limits,
+            }
+        )
+        one = config.streams[0]
+        settings = SessionSettings(one, tracker_settings(config, one), config.outputs, config.limits)
+        session = StreamSession(settings, self.root / "s", self.share)
+        self.open.append(session)
+        if start:
+            session.start()
+        return session
+
+    def end(self, session: StreamSession) -> None:
+        session.stop()
+        assert session.join(30)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.root / "s" / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    one = Stage(tmp_path)
+    with watch_rounds(one.share):
+        yield one
+        for session in one.open:
+            session.stop()
+        for session in one.open:
+            assert session.join(30)
+
+
+def tracked(session: StreamSession, count: int) -> None:
+    until(lambda: session.stats.counters.tracked >= count, f"{count} tracked frames")
+
+
+@pytest.mark.slow
+def test_a_stopped_stream_goes_on_with_its_target_where_it_was(stage):
+    first = stage.session()
+    tracked(first, 15)
+    stage.end(first)
+    before = first.status()
+    second = stage.session()
+    assert second.status()["target"]["box"] == before["target"]["box"]
+    tracked(second, 25)
+    stage.end(second)
+    events = stage.events()
+    assert [event["event"] for event in events if "event" in event].count("target") == 1
+    assert any(event.get("event") == "restored" for event in events)
+    frames = [event for event in events if "score" in event]
+    numbers = [event["frame"] for event in frames]
+    assert numbers == sorted(set(numbers))
+    overlaps = [float(iou(event["box"], stage.boxes[event["frame"] % 60])) for event in frames]
+    assert np.mean(overlaps[-8:]) > 0.5
+    rounds = [event["round"] for event in events if "after_frame" in event]
+    assert rounds == list(range(1, len(rounds) + 1))
+
+
+@pytest.mark.slow
+def test_another_tracker_s_checkpoint_is_not_used_and_the_target_learned_anew(stage):
+    first = stage.session()
+    tracked(first, 5)
+    stage.end(first)
+    second = stage.session(tracker={**SMALL, "seed": 5})
+    tracked(second, first.stats.counters.tracked + 2)
+    events = stage.events()
+    assert any("configured otherwise" in event.get("error", "") for event in events)
+    assert [event["why"] for event in events if event.get("event") == "target"] == ["remembered", "remembered"]
+
+
+@pytest.mark.slow
+def test_a_tracker_that_fails_begins_again_from_what_was_saved(stage, monkeypatch):
+    session = stage.session()
+    tracked(session, 5)
+    following = session._worker.following
+    monkeypatch.setattr(following._tracker, "update", lambda image: 1 / 0)
+    until(lambda: session.stats.counters.failures, "a failure")
+    before = session.stats.counters.tracked
+    tracked(session, before + 3)
+    kinds = [event.get("event") for event in stage.events()]
+    assert kinds.index("failed") < kinds.index("restored")
+    assert session.status()["error"] is None
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_stream_goes_on(stage, monkeypatch):
+    session = stage.session()
+    tracked(session, 3)
+
+    def full() -> None:
+        raise OutputError("run/s: cannot be written (no space left): free some space")
+
+    monkeypatch.setattr(session._worker.following, "save", full)
+    until(lambda: session.stats.counters.output_failures, "a failure to save")
+    tracked(session, session.stats.counters.tracked + 3)
+    assert "free some space" in session.status()["error"]
+    with pytest.raises(OutputError):
+        session.checkpoint()
+
+
+@pytest.mark.slow
+def test_a_box_drawn_on_a_passed_frame_is_tracked_from_there(stage):
+    session = stage.session(box=None, fps=60)
+    frame = until(lambda: session.status()["state"] == "waiting" and session.broadcast.pictures.newest, "a picture")
+    with pytest.raises(BoxError):
+        session.set_target(Box(1000, 0, 10, 10))
+    with pytest.raises(ConflictError):
+        session.set_target(Box(0, 0, 10, 10), 10**9)
+    session.set_target(Box(*stage.boxes[frame.number % 60]), frame.number)
+    tracked(session, 20)
+    frames = session.stats.frames(100)
+    assert frames[0]["frame"] == frame.number
+    overlaps = [float(iou(event["box"], stage.boxes[event["frame"] % 60])) for event in frames]
+    assert np.mean(overlaps) > 0.5
+    session.set_target(Box(*stage.boxes[0]))  # wherever it is now: the target changes at once
+    until(lambda: [e.get("why") for e in stage.events()].count("drawn") == 2, "a second target")
+
+
+@pytest.mark.slow
+def test_a_box_outside_the_first_frame_is_told_and_none_is_tracked(stage):
+    session = stage.session(box=[900, 900, 10, 10])
+    until(lambda: session.status()["state"] == "waiting", "waiting")
+    assert "outside" in session.status()["error"]
+    assert session.status()["target"] is None
+
+
+def test_a_stream_that_ends_while_it_learns_learns_again(stage, monkeypatch):
+    """Interrupted between two iterations; the target is not forgotten."""
+    session = stage.session(start=False)
+    worker: Worker = session._worker
+    worker.following.build()
+    session.stop()
+    frame = next(iter(open_stream(str(stage.root / "scene"))))
+    worker._learn(Wanted(Box(*stage.boxes[0]), Arrival(0, 0, frame.image, 0.0), "drawn"))
+    assert not worker.following.learned
+    assert worker.state.box == stage.boxes[0]
+    again = stage.session(start=False)
+    assert again._worker.state.box == stage.boxes[0]
+    assert not again._worker.state.learned
