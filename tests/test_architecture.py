@@ -17,7 +17,7 @@ PACKAGE = ROOT / "streamdrop"
 ORDER = [
     {"_version"},
     {"errors", "types", "boxes"},
-    {"config"},
+    {"config", "weights"},
     {"streams"},
     {"tracing"},
     {"split"},

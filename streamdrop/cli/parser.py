@@ -38,6 +38,12 @@ STORE_EXAMPLES = """examples:
   streamdrop store export run/features features.safetensors --stream cam1
   streamdrop store import other/features features-*.safetensors"""
 
+WEIGHTS_EXAMPLES = """examples:
+  streamdrop weights list
+  streamdrop weights get nanotrack-v3
+  streamdrop weights add resnet18 --from Downloads/         fetched elsewhere; verified
+  streamdrop weights add mine --from run/ --licence MIT     your own files, under a name"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Bad arguments end in one line on stderr and status 2."""
@@ -61,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_fit(commands)
     _add_store(commands)
+    _add_weights(commands)
     return parser
 
 
@@ -104,7 +111,11 @@ def _add_evaluate(commands: _Commands) -> None:
         help="of drop, freeze, fixed, full, none (default: all, or no arm where --peers is given)",
     )
     parser.add_argument("--peers", type=_names, default=[], metavar="A,B", help="OpenCV trackers: csrt, kcf, mil, …")
-    parser.add_argument("--models", metavar="DIR", help="model files for the peers that need them")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        help="model files for the peers that need them: a folder, or a name of streamdrop weights",
+    )
     parser.add_argument("--sequences", type=_names, metavar="A,B", help="only these (default: all)")
     parser.add_argument("--frames", type=_whole, metavar="N", help="only the first N frames of each")
     parser.add_argument("--seeds", type=_wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
@@ -144,7 +155,11 @@ def _add_store(commands: _Commands) -> None:
     text = "Tell whether every record decodes; opens read-only, but for --repair."
     verify = _action(actions, "verify", "whether every record decodes", text, "print_verify")
     verify.add_argument("--model", metavar="NAME", help="recompute some samples from their raw sources: resnet18, …")
-    verify.add_argument("--weights", metavar="F", help="its state dict (.safetensors or saved by torch)")
+    verify.add_argument(
+        "--weights",
+        metavar="F",
+        help="its state dict (.safetensors or saved by torch), or a name of streamdrop weights",
+    )
     verify.add_argument("--classes", type=_whole, metavar="N", help="its outputs (default: 1000)")
     verify.add_argument("--repair", action="store_true", help="drop the samples that do not decode, and say which")
     text = "Give back the room of what was removed; needs room for a copy."
@@ -156,6 +171,30 @@ def _add_store(commands: _Commands) -> None:
     text = "Put exported samples into a store of the same cut and model, or into a new one."
     importing = _action(actions, "import", "put exported samples into it", text, "import_files")
     importing.add_argument("files", nargs="+", metavar="FILE", help="all shards of an export")
+
+
+def _add_weights(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "weights",
+        help="Published weights by name: list, download, add your own.",
+        epilog=WEIGHTS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    text = "Every name, its licence, and whether it is on this machine."
+    listing = actions.add_parser("list", help="names, licences, what is here", description=text)
+    listing.add_argument("--json", action="store_true", help="print JSON, with sources and digests")
+    listing.set_defaults(module="weights", function="print_list")
+    text = "Download weights (resumes what broke off, verifies the SHA-256); nothing else downloads them."
+    get = actions.add_parser("get", help="download and verify", description=text)
+    get.add_argument("name", metavar="NAME")
+    get.set_defaults(module="weights", function="get")
+    text = "Take weights from a folder: a known name's files are verified, any other name takes all of the folder's."
+    add = actions.add_parser("add", help="take them from a folder", description=text)
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("--from", dest="folder", required=True, metavar="DIR", help="holds the files")
+    add.add_argument("--licence", default="unknown", metavar="TEXT", help="of weights of your own, for the list")
+    add.set_defaults(module="weights", function="add")
 
 
 def _action(actions: _Commands, name: str, help: str, text: str, function: str) -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from streamdrop.evaluation.peers import check_peers, run_peer
 from streamdrop.evaluation.protocol import OnlineTracker, Run, one_pass
 from streamdrop.evaluation.results import Outcome, collect, format_table, write_results
 from streamdrop.evaluation.sequences import VideoSequence, read_sequences
+from streamdrop.weights import resolve
 
 ARMS = ("drop", "freeze", "fixed", "full", "none")
 """Strategies of the tracker: layers dropped by policy; frozen by it but run; a fixed cut; all trained; no update."""
@@ -63,12 +64,13 @@ def evaluate(
 
     Writes ``results.json`` (whole, after every run), ``ARM/SEQUENCE_SEED.txt`` (a box per frame of the sequence) and
     ``report.html`` into ``output``. ``models`` is the folder of rivals' network files. ``build(arm, seed)`` makes a
-    tracker of your own; then any arm name will do. Raises ConfigError, DataError, ModelError or OutputError before
-    work starts.
+    tracker of your own; then any arm name will do. ``models`` may be a name of ``streamdrop weights`` too. Raises
+    ConfigError, DataError, ModelError or OutputError before work starts.
     """
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
     _check(arms, peers, seeds, known=ARMS if build is None else arms)
     chosen = read_sequences(folder, sequences, frames)
+    models = None if models is None else resolve(models)
     check_peers(peers, models=models)
     if build is None and arms:
         build = tracker_builder(config, overrides)
