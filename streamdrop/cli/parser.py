@@ -103,7 +103,9 @@ def _add_track(commands: _Commands) -> None:
 def _add_evaluate(commands: _Commands) -> None:
     text = "One-pass evaluation on sequences with truth, arms and rivals side by side."
     parser = _command(commands, "evaluate", text, EVALUATE_EXAMPLES, "evaluate")
-    parser.add_argument("folder", help="holds NAME/color/*.jpg and NAME/groundtruth.txt")
+    parser.add_argument(
+        "folder", help="sequences with truth: NAME/color/*.jpg and NAME/groundtruth.txt, or OTB, GOT-10k, LaSOT"
+    )
     parser.add_argument(
         "--arms",
         type=_names,
