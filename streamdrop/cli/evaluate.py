@@ -21,5 +21,6 @@ def evaluate(options: argparse.Namespace) -> int:
         config=options.config,
         overrides=options.set,
         models=options.models,
+        formats=options.formats,
     )
     return 0

@@ -119,6 +119,7 @@ def _add_evaluate(commands: _Commands) -> None:
         help="model files for the peers that need them: a folder, or a name of streamdrop weights",
     )
     parser.add_argument("--sequences", type=_names, metavar="A,B", help="only these (default: all)")
+    parser.add_argument("--formats", type=_names, default=[], metavar="A,B", help="result files of got10k, vot too")
     parser.add_argument("--frames", type=_whole, metavar="N", help="only the first N frames of each")
     parser.add_argument("--seeds", type=_wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
     _add_config(parser)

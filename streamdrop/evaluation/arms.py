@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.evaluation import metrics
 from streamdrop.evaluation.arms_report import write_arms_report
+from streamdrop.evaluation.confidence import calibrate, count_lost
 from streamdrop.evaluation.hardware import describe_hardware, peak_memory_mb, reset_peak_memory
 from streamdrop.evaluation.peers import check_peers, run_peer
 from streamdrop.evaluation.protocol import OnlineTracker, Run, one_pass
+from streamdrop.evaluation.result_files import check_formats, write_boxes, write_formats
 from streamdrop.evaluation.results import Outcome, collect, format_table, write_results
 from streamdrop.evaluation.sequences import VideoSequence, read_sequences
 from streamdrop.weights import resolve
@@ -58,17 +58,19 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     models: str | Path | None = None,
+    formats: Sequence[str] = (),
     build: Build | None = None,
 ) -> dict[str, Any]:
     """Run every arm (each seed) and every rival (once) over the sequences; print a table; return the results.
 
     Writes ``results.json`` (whole, after every run), ``ARM/SEQUENCE_SEED.txt`` (a box per frame of the sequence) and
-    ``report.html`` into ``output``. ``models`` is the folder of rivals' network files. ``build(arm, seed)`` makes a
-    tracker of your own; then any arm name will do. ``models`` may be a name of ``streamdrop weights`` too. Raises
-    ConfigError, DataError, ModelError or OutputError before work starts.
+    ``report.html`` into ``output``, and the result files of ``formats`` (of ``got10k`` and ``vot``). ``models`` is the
+    folder of rivals' network files, or a name of ``streamdrop weights``. ``build(arm, seed)`` makes a tracker of your
+    own; then any arm name will do. Raises ConfigError, DataError, ModelError or OutputError before work starts.
     """
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
     _check(arms, peers, seeds, known=ARMS if build is None else arms)
+    check_formats(formats)
     chosen = read_sequences(folder, sequences, frames)
     models = None if models is None else resolve(models)
     check_peers(peers, models=models)
@@ -88,8 +90,11 @@ def evaluate(
     jobs = schedule(chosen, arms, peers, seeds)
     for count, job in enumerate(jobs):
         outcome = _run(job, build, models, f"{count + 1}/{len(jobs)}")
-        _write_boxes(target / job.boxes_file, job.sequence, outcome.run)
         outcomes.append(outcome)
+        write_boxes(target / job.boxes_file, outcome.run, outcome.start)
+        same = [o for o in outcomes if (o.arm, o.sequence) == (job.arm, job.sequence.name)]
+        runs = [o.run for o in sorted(same, key=lambda o: seeds.index(o.seed) if o.seed in seeds else 0)]
+        write_formats(target, formats, job.arm, job.sequence.name, runs, outcome.start)
         results = collect(outcomes, [*arms, *peers], hardware, settings)
         write_results(target / "results.json", results)
     _progress("")
@@ -176,18 +181,25 @@ def _run(job: Job, build: Build | None, models: str | Path | None, count: str) -
         close = getattr(tracker, "close", None)
         if close is not None:
             close()
-    scores = metrics.scores(run.boxes, job.sequence.truth)
-    curves = (
-        metrics.success_curve(run.boxes, job.sequence.truth),
-        metrics.precision_curve(run.boxes, job.sequence.truth),
+    return judge(job, run, memory)
+
+
+def judge(job: Job, run: Run, peak_mb: float | None) -> Outcome:
+    """A run's scores against its sequence's truth."""
+    boxes, truth, absent = run.boxes, job.sequence.truth, job.sequence.absent
+    return Outcome(
+        job.sequence.name,
+        job.arm,
+        job.seed,
+        job.sequence.start,
+        run,
+        metrics.scores(boxes, truth),
+        (metrics.success_curve(boxes, truth), metrics.precision_curve(boxes, truth)),
+        metrics.overlaps(boxes, truth),
+        count_lost(boxes, run.lost, truth, absent),
+        None if job.peer else calibrate(boxes, run.scores, truth, absent),
+        peak_mb,
     )
-    return Outcome(job.sequence.name, job.arm, job.seed, job.sequence.start, run, scores, curves, memory)
-
-
-def _write_boxes(path: Path, sequence: VideoSequence, run: Run) -> None:
-    """Line i is frame i of the whole sequence: NaN before its first true box."""
-    rows = np.vstack([np.full((sequence.start, 4), np.nan), run.boxes])
-    path.write_text("".join(",".join(f"{v:.4f}" for v in row) + "\n" for row in rows))
 
 
 def _progress(text: str) -> None:

@@ -34,7 +34,8 @@ class Run:
     """What a tracker did on one sequence of N frames, the first frame (where it was told the box) included.
 
     ``boxes`` [N, 4] (when lost: the last box), ``scores`` [N] in [0, 1], ``lost`` [N]; ``ms`` [N] wall-clock of
-    ``init`` (first) and each ``update``; ``cpu_s`` CPU seconds of all updates, over all threads.
+    ``init`` (first) and each ``update``, NaN for frames that went by unseen (they keep what was said last);
+    ``cpu_s`` CPU seconds of all updates, over all threads.
     ``round_ms``, ``round_frames``, ``cuts``: milliseconds, frame, and cut trained at, of each adaptation round.
     """
 
@@ -55,12 +56,17 @@ class Run:
     @property
     def update_s(self) -> float:
         """Seconds in ``update``, rounds that ran in line included; no decoding."""
-        return float(self.ms[1:].sum()) / 1000
+        return float(np.nansum(self.ms[1:])) / 1000
+
+    @property
+    def updates(self) -> int:
+        """Frames after the first that the tracker saw."""
+        return int(np.isfinite(self.ms[1:]).sum())
 
     @property
     def fps(self) -> float:
-        """(frames − 1) / seconds in ``update``."""
-        return (len(self.ms) - 1) / max(self.update_s, 1e-9)
+        """Updates per second in ``update``: (frames − 1) / seconds where all frames were seen."""
+        return self.updates / max(self.update_s, 1e-9)
 
 
 def one_pass(

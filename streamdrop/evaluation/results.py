@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from streamdrop._version import __version__
 from streamdrop.boxes import Array
 from streamdrop.errors import OutputError
+from streamdrop.evaluation.confidence import Calibration, LostCount
 from streamdrop.evaluation.protocol import Run
 
 SCORES = ("auc", "precision", "ao", "sr50")
@@ -25,7 +26,11 @@ SCORES = ("auc", "precision", "ao", "sr50")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run and its scores; ``curves`` are success [21] and precision [51], ``peak_mb`` the process's peak in MiB."""
+    """One run and its scores.
+
+    ``curves`` are success [21] and precision [51], ``overlaps`` [N] (NaN where there is no truth), ``calibration`` is
+    None for rivals, whose scores mean nothing; ``peak_mb`` is the process's peak in MiB.
+    """
 
     sequence: str
     arm: str
@@ -34,6 +39,9 @@ class Outcome:
     run: Run
     scores: dict[str, float]
     curves: tuple[Array, Array]
+    overlaps: Array
+    lost: LostCount
+    calibration: Calibration | None = None
     peak_mb: float | None = None
 
 
@@ -58,7 +66,9 @@ def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     runs = [outcome.run for outcome in outcomes]
     seeds = sorted({outcome.seed for outcome in outcomes})
     means = {key: [_mean(o.scores[key] for o in outcomes if o.seed == seed) for seed in seeds] for key in SCORES}
-    updates = sum(len(run.ms) - 1 for run in runs)
+    updates = sum(run.updates for run in runs)
+    told = sum((o.lost for o in outcomes), LostCount())
+    calibration = _pooled([o.calibration for o in outcomes if o.calibration is not None])
     memory = [o.peak_mb for o in outcomes if o.peak_mb is not None]
     return {
         **{key: _mean(values) for key, values in means.items()},
@@ -70,12 +80,17 @@ def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "rounds": sum(len(run.round_ms) for run in runs),
         "frames": sum(len(run.ms) for run in runs),
         "lost": int(sum(run.lost.sum() for run in runs)),
+        "lost_precision": told.precision,
+        "lost_recall": told.recall,
+        "lost_counts": asdict(told),
+        "calibration_error": calibration.error if calibration else None,
         "cpu_fps": updates / max(sum(run.cpu_s for run in runs), 1e-9),
         "init_s": _mean(run.init_s for run in runs),
         "peak_mb": max(memory) if memory else None,
         "curves": {
             "success": np.nanmean([o.curves[0] for o in outcomes], axis=0).tolist(),
             "precision": np.nanmean([o.curves[1] for o in outcomes], axis=0).tolist(),
+            "calibration": calibration.curve() if calibration else [],
         },
     }
 
@@ -92,7 +107,8 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 def format_table(results: dict[str, Any]) -> str:
     """The arms as lines of text: scores ± spread over seeds, speed, cost of rounds."""
-    head = ("arm", "AUC", "precision", "AO", "SR0.5", "fps", "round ms (p99)", "rounds", "lost", "init s", "peak MB")
+    head = ("arm", "AUC", "precision", "AO", "SR0.5", "fps", "round ms (p99)", "rounds", "lost (P, R)", "ECE", "init s",
+            "peak MB")  # fmt: skip
     rows = [head, *(_row(name, arm) for name, arm in results["arms"].items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
@@ -106,7 +122,12 @@ def format_table(results: dict[str, Any]) -> str:
     seeds = max(len(arm["seeds"]) for arm in results["arms"].values())
     spread = "; ± is the standard deviation over seeds" if seeds > 1 else ""
     return "\n".join(
-        [*lines, f"{sequences} sequences, {seeds} seed{'s' if seeds > 1 else ''}{spread}; {results['hardware']}"]
+        [
+            *lines,
+            f"{sequences} sequences, {seeds} seed{'s' if seeds > 1 else ''}{spread}; {results['hardware']}",
+            "lost: frames reported lost (P: of these, the target was absent or the box overlapped nothing; R: of all such "
+            "frames, those reported); ECE: expected calibration error of the score, 0.5 being even odds of overlap > 0.5",
+        ]
     )
 
 
@@ -118,7 +139,8 @@ def _row(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
         f"{arm['fps']:.1f}",
         "-" if rounds["median"] is None else f"{rounds['median']:.0f} ({rounds['p99']:.0f})",
         str(arm["rounds"]),
-        f"{100 * arm['lost'] / arm['frames']:.0f} %",
+        f"{100 * arm['lost'] / arm['frames']:.0f} % ({_share(arm['lost_precision'])}, {_share(arm['lost_recall'])})",
+        format_score(arm["calibration_error"], None),
         f"{arm['init_s']:.2f}",
         "-" if arm["peak_mb"] is None else f"{arm['peak_mb']:.0f}",
     )
@@ -145,12 +167,23 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "cuts": list(run.cuts),
         "start": outcome.start,
         "lost": int(run.lost.sum()),
-        "cpu_fps": (len(run.ms) - 1) / max(run.cpu_s, 1e-9),
-        "frame_ms": _percentiles(run.ms[1:].tolist()),
+        "lost_precision": outcome.lost.precision,
+        "lost_recall": outcome.lost.recall,
+        "calibration_error": outcome.calibration.error if outcome.calibration else None,
+        "cpu_fps": run.updates / max(run.cpu_s, 1e-9),
+        "frame_ms": _percentiles([ms for ms in run.ms[1:].tolist() if math.isfinite(ms)]),
         "round_ms": list(run.round_ms),
         "round_frames": list(run.round_frames),
         "peak_mb": outcome.peak_mb,
     }
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _pooled(parts: Sequence[Calibration]) -> Calibration | None:
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 def _percentiles(ms: Sequence[float]) -> dict[str, float | None]:
