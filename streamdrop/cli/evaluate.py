@@ -22,5 +22,7 @@ def evaluate(options: argparse.Namespace) -> int:
         overrides=options.set,
         models=options.models,
         formats=options.formats,
+        realtime=options.realtime,
+        perturb=options.perturb,
     )
     return 0

@@ -21,7 +21,8 @@ TRACK_EXAMPLES = """examples:
 EVALUATE_EXAMPLES = """examples:
   streamdrop evaluate sequences/ --output runs/evaluation
   streamdrop evaluate sequences/ --arms drop,fixed --peers csrt --seeds 0,1,2 --output runs/evaluation
-  streamdrop evaluate sequences/ --sequences bag,bike --frames 50 --output runs/quick"""
+  streamdrop evaluate sequences/ --sequences bag,bike --frames 50 --output runs/quick
+  streamdrop evaluate sequences/ --arms drop --realtime 25 --perturb 3 --output runs/hard"""
 
 FIT_EXAMPLES = """examples:
   streamdrop fit configs/fit/cifar10-resnet18.yaml --strategies sgd,freeze,drop --output runs/cifar10
@@ -119,6 +120,10 @@ def _add_evaluate(commands: _Commands) -> None:
         help="model files for the peers that need them: a folder, or a name of streamdrop weights",
     )
     parser.add_argument("--sequences", type=_names, metavar="A,B", help="only these (default: all)")
+    text = "also in real time: frames of this rate go by while a tracker is busy"
+    parser.add_argument("--realtime", type=_above_zero, metavar="FPS", help=text)
+    text = "also from N first boxes that are up to 10 %% off"
+    parser.add_argument("--perturb", type=_whole, default=0, metavar="N", help=text)
     parser.add_argument("--formats", type=_names, default=[], metavar="A,B", help="result files of got10k, vot too")
     parser.add_argument("--frames", type=_whole, metavar="N", help="only the first N frames of each")
     parser.add_argument("--seeds", type=_wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
@@ -249,6 +254,16 @@ def _whole(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _wholes(text: str) -> list[int]:

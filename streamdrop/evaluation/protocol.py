@@ -16,6 +16,9 @@ from streamdrop.errors import DataError
 from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.types import Image, Track
 
+OnFrame = Callable[[int, Image, Track], None]
+"""Called with a frame's index, image and track."""
+
 
 class OnlineTracker(Protocol):
     """What can be evaluated: anything with ``init`` and ``update`` that return a Track."""
@@ -70,11 +73,15 @@ class Run:
 
 
 def one_pass(
-    tracker: OnlineTracker, sequence: VideoSequence, on_frame: Callable[[int, Image, Track], None] | None = None
+    tracker: OnlineTracker,
+    sequence: VideoSequence,
+    on_frame: OnFrame | None = None,
+    first_box: Box | None = None,
 ) -> Run:
     """Run a tracker over a sequence, once; raises DataError when a frame cannot be decoded.
 
-    ``on_frame(index, image, track)`` is called after every frame, outside the timing.
+    ``on_frame(index, image, track)`` is called after every frame, outside the timing. ``first_box`` is told in the
+    place of the true one.
     """
     tracks: list[Track] = []
     ms: list[float] = []
@@ -82,7 +89,7 @@ def one_pass(
     for index, path in enumerate(sequence.frames):
         image = read_image(path)
         cpu_began, began = time.process_time(), time.perf_counter()
-        track = tracker.update(image) if index else tracker.init(image, sequence.first_box)
+        track = tracker.update(image) if index else tracker.init(image, first_box or sequence.first_box)
         ms.append((time.perf_counter() - began) * 1000)
         cpu += (time.process_time() - cpu_began) if index else 0.0
         tracks.append(track)

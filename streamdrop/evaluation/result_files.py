@@ -9,6 +9,7 @@ import numpy as np
 
 from streamdrop.boxes import Array
 from streamdrop.errors import ConfigError, OutputError
+from streamdrop.evaluation.outcomes import Outcome
 from streamdrop.evaluation.protocol import Run
 
 FORMATS = ("got10k", "vot")
@@ -28,19 +29,22 @@ def write_boxes(path: Path, run: Run, start: int) -> None:
     _write(path, _rows(run.boxes, start, 4))
 
 
-def write_formats(
-    folder: Path, formats: Sequence[str], arm: str, sequence: str, runs: Sequence[Run], start: int
-) -> None:
-    """All runs of an arm on a sequence (its seeds in order, each a repetition) in each format; raises OutputError.
+def write_formats(folder: Path, formats: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    """The last outcome's arm and sequence in each format, its seeds in order, each a repetition; raises OutputError.
 
-    GOT-10k: ``got10k/ARM/SEQUENCE/SEQUENCE_001.txt`` and ``SEQUENCE_time.txt`` (seconds, a column per repetition).
-    VOT: ``vot/ARM/unsupervised/SEQUENCE/SEQUENCE_001.txt`` (``1`` where the tracker is initialised, ``0`` before),
-    ``SEQUENCE_001_time.value`` (seconds) and ``SEQUENCE_001_confidence.value``.
+    Only the one pass has such files. GOT-10k: ``got10k/ARM/SEQUENCE/SEQUENCE_001.txt`` and ``SEQUENCE_time.txt``
+    (seconds, a column per repetition). VOT: ``vot/ARM/unsupervised/SEQUENCE/SEQUENCE_001.txt`` (``1`` where the tracker
+    is initialised, ``0`` before), ``SEQUENCE_001_time.value`` (seconds) and ``SEQUENCE_001_confidence.value``.
     """
+    last = outcomes[-1]
+    if last.protocol != "ope":
+        return
+    same = [o for o in outcomes if (o.arm, o.sequence, o.protocol) == (last.arm, last.sequence, "ope")]
+    runs = [o.run for o in sorted(same, key=lambda o: o.seed)]
     if "got10k" in formats:
-        _write_got10k(folder / "got10k" / arm / sequence, sequence, runs, start)
+        _write_got10k(folder / "got10k" / last.arm / last.sequence, last.sequence, runs, last.start)
     if "vot" in formats:
-        _write_vot(folder / "vot" / arm / VOT_EXPERIMENT / sequence, sequence, runs, start)
+        _write_vot(folder / "vot" / last.arm / VOT_EXPERIMENT / last.sequence, last.sequence, runs, last.start)
 
 
 def _write_got10k(folder: Path, sequence: str, runs: Sequence[Run], start: int) -> None:
