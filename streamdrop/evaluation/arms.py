@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +77,14 @@ def evaluate(
     hardware = describe_hardware()
     outcomes: list[Outcome] = []
     results: dict[str, Any] = {}
-    for count, job in enumerate(jobs):
-        outcome = _run(job, build, models, f"{count + 1}/{len(jobs)}")
+    for outcome, job in _outcomes(jobs, build, models):
         outcomes.append(outcome)
         write_boxes(target / job.boxes_file, outcome.run, outcome.start)
         write_formats(target, formats, outcomes)
         results = collect(outcomes, [*arms, *peers], hardware, settings)
         write_results(target / "results.json", results)
     _progress("")
-    write_arms_report(target / "report.html", results)
+    write_arms_report(target / "report.html", results, outcomes, chosen)
     print(format_table(results))
     print(f"results: {target / 'results.json'}\nreport: {target / 'report.html'}")
     return results
@@ -129,14 +130,19 @@ def _prepare(output: Path, names: Iterable[Path]) -> Path:
     return output
 
 
-def _run(job: Job, build: Build | None, models: str | Path | None, count: str) -> Outcome:
-    length = len(job.sequence)
+def _outcomes(jobs: Sequence[Job], build: Build | None, models: str | Path | None) -> Iterator[tuple[Outcome, Job]]:
+    """Do the jobs in turn, telling a terminal how far they are."""
+    gc.freeze()  # what importing made need not be looked through between runs
+    try:
+        for count, job in enumerate(jobs, 1):
+            yield run_job(job, build, models, partial(_tell, f"{count}/{len(jobs)} {job}", len(job.sequence))), job
+    finally:
+        gc.unfreeze()
 
-    def tell(index: int) -> None:
-        if index % 10 == 0 or index == length - 1:
-            _progress(f"{count} {job}: frame {index + 1} of {length}")
 
-    return run_job(job, build, models, tell)
+def _tell(what: str, frames: int, index: int) -> None:
+    if index % 10 == 0 or index == frames - 1:
+        _progress(f"{what}: frame {index + 1} of {frames}")
 
 
 def _progress(text: str) -> None:

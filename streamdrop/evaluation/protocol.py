@@ -39,7 +39,8 @@ class Run:
     ``boxes`` [N, 4] (when lost: the last box), ``scores`` [N] in [0, 1], ``lost`` [N]; ``ms`` [N] wall-clock of
     ``init`` (first) and each ``update``, NaN for frames that went by unseen (they keep what was said last);
     ``cpu_s`` CPU seconds of all updates, over all threads.
-    ``round_ms``, ``round_frames``, ``cuts``: milliseconds, frame, and cut trained at, of each adaptation round.
+    ``round_ms``, ``round_frames``, ``cuts``: milliseconds, frame, and cut trained at, of each adaptation round;
+    ``first_cuts``: the cuts of the rounds on the first frame, which are part of ``init``.
     """
 
     boxes: Array
@@ -50,6 +51,7 @@ class Run:
     round_ms: tuple[float, ...] = ()
     round_frames: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
+    first_cuts: tuple[int, ...] = ()
 
     @property
     def init_s(self) -> float:
@@ -113,6 +115,7 @@ def summarise_run(tracks: list[Track], ms: list[float], cpu_s: float) -> Run:
         round_ms=tuple(r.seconds * 1000 for _, r in rounds),
         round_frames=tuple(i for i, _ in rounds),
         cuts=tuple(r.cut for _, r in rounds),
+        first_cuts=tuple(r.cut for r in tracks[0].reports),
     )
 
 

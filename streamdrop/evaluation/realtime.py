@@ -126,4 +126,5 @@ def realtime_run(said: Sequence[Said], frames: int, fps: float, cpu_s: float) ->
         round_ms=tuple(report.seconds * 1000 for _, report in rounds),
         round_frames=tuple(frame for frame, _ in rounds),
         cuts=tuple(report.cut for _, report in rounds),
+        first_cuts=tuple(report.cut for report in said[0].track.reports),
     )

@@ -20,8 +20,8 @@ from streamdrop.errors import OutputError
 from streamdrop.evaluation.comparisons import compare_perturbed, compare_realtime, mean, unseen
 from streamdrop.evaluation.confidence import Calibration, LostCount
 from streamdrop.evaluation.outcomes import Outcome
-
-SCORES = ("auc", "precision", "ao", "sr50")
+from streamdrop.evaluation.paired import SCORES, paired_differences
+from streamdrop.evaluation.protocol import Run
 
 
 def collect(
@@ -34,6 +34,7 @@ def collect(
     arms = list(arms)
     plain = [outcome for outcome in outcomes if outcome.protocol == "ope"]
     results = {"hardware": hardware, "version": __version__, "settings": settings, **_part(plain, arms)}
+    results["paired"] = paired_differences(results["sequences"], [arm for arm in arms if arm in results["arms"]])
     for protocol, compare in (("realtime", compare_realtime), ("perturbed", compare_perturbed)):
         own = [outcome for outcome in outcomes if outcome.protocol == protocol]
         if own:
@@ -65,6 +66,7 @@ def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         **{key: mean(values) for key, values in means.items()},
         "fps": updates / max(sum(run.update_s for run in runs), 1e-9),
+        "frame_ms": _percentiles([ms for run in runs for ms in _update_ms(run)]),
         "round_ms": _percentiles([ms for run in runs for ms in run.round_ms]),
         "spread": {key: float(np.std(values, ddof=1)) if len(seeds) > 1 else None for key, values in means.items()},
         "seeds": seeds,
@@ -116,7 +118,7 @@ def format_table(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            *_other_protocols(results),
+            *_more_lines(results),
             f"{sequences} sequences, {seeds} seed{'s' if seeds > 1 else ''}{spread}; {results['hardware']}",
             "lost: frames reported lost (P: of these, the target was absent or the box overlapped nothing; R: of all "
             "such frames, those reported); ECE: expected calibration error of the score (0.5: even odds of overlap "
@@ -125,9 +127,12 @@ def format_table(results: dict[str, Any]) -> str:
     )
 
 
-def _other_protocols(results: dict[str, Any]) -> list[str]:
-    """A line per arm for real time and for perturbed first boxes, where they were run."""
+def _more_lines(results: dict[str, Any]) -> list[str]:
+    """Lines on paired differences, and on real time and perturbed first boxes where they were run."""
     lines = []
+    for row in results["paired"]:
+        interval = format_interval(row["auc"])
+        lines.append(f"{row['arm']} - {row['against']}: AUC {interval}, {row['sequences']} sequences, {row['n']} pairs")
     for name, arm in results.get("realtime", {"arms": {}})["arms"].items():
         lines.append(
             f"in real time, {name}: AUC {format_score(arm['auc'], arm['spread']['auc'])} ({0 - arm['auc_loss']:+.3f}), "
@@ -157,6 +162,14 @@ def _row(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def format_interval(estimate: dict[str, float | None]) -> str:
+    """``+0.012 (95 %: -0.003 … +0.027)``, as much of it as is known."""
+    mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
+    if mean is None:
+        return "-"
+    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} (95 %: {low:+.3f} … {high:+.3f})"
+
+
 def format_score(value: float | None, spread: float | None) -> str:
     """``0.612 ± 0.004``, as much of it as is known."""
     if value is None:
@@ -176,13 +189,14 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "init_s": run.init_s,
         "rounds": len(run.round_ms),
         "cuts": list(run.cuts),
+        "first_cuts": list(run.first_cuts),
         "start": outcome.start,
         "lost": int(run.lost.sum()),
         "lost_precision": outcome.lost.precision,
         "lost_recall": outcome.lost.recall,
         "calibration_error": outcome.calibration.error if outcome.calibration else None,
         "cpu_fps": run.updates / max(run.cpu_s, 1e-9),
-        "frame_ms": _percentiles([ms for ms in run.ms[1:].tolist() if math.isfinite(ms)]),
+        "frame_ms": _percentiles(_update_ms(run)),
         "unseen": unseen(run),
         **({"variant": outcome.variant} if outcome.variant else {}),
         "round_ms": list(run.round_ms),
@@ -197,6 +211,10 @@ def _share(value: float | None) -> str:
 
 def _pooled(parts: Sequence[Calibration]) -> Calibration | None:
     return sum(parts[1:], parts[0]) if parts else None
+
+
+def _update_ms(run: Run) -> list[float]:
+    return [ms for ms in run.ms[1:].tolist() if math.isfinite(ms)]
 
 
 def _percentiles(ms: Sequence[float]) -> dict[str, float | None]:
