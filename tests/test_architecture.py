@@ -17,7 +17,7 @@ PACKAGE = ROOT / "streamdrop"
 ORDER = [
     {"_version"},
     {"errors", "types", "boxes"},
-    {"config", "config_schema"},
+    {"config", "config_schema", "weights"},
     {"streams"},
     {"tracing"},
     {"split"},

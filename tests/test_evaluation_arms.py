@@ -12,7 +12,8 @@ from test_evaluation_sequences import write_sequence
 from streamdrop.boxes import Box
 from streamdrop.errors import ConfigError, DataError, ModelError, OutputError
 from streamdrop.evaluation import metrics
-from streamdrop.evaluation.arms import evaluate, schedule, tracker_builder
+from streamdrop.evaluation.arms import evaluate, tracker_builder
+from streamdrop.evaluation.jobs import schedule
 from streamdrop.evaluation.sequences import read_sequences, read_truth
 from streamdrop.types import Track
 

@@ -21,5 +21,8 @@ def evaluate(options: argparse.Namespace) -> int:
         config=options.config,
         overrides=options.set,
         models=options.models,
+        formats=options.formats,
+        realtime=options.realtime,
+        perturb=options.perturb,
     )
     return 0

@@ -21,7 +21,8 @@ TRACK_EXAMPLES = """examples:
 EVALUATE_EXAMPLES = """examples:
   streamdrop evaluate sequences/ --output runs/evaluation
   streamdrop evaluate sequences/ --arms drop,fixed --peers csrt --seeds 0,1,2 --output runs/evaluation
-  streamdrop evaluate sequences/ --sequences bag,bike --frames 50 --output runs/quick"""
+  streamdrop evaluate sequences/ --sequences bag,bike --frames 50 --output runs/quick
+  streamdrop evaluate sequences/ --arms drop --realtime 25 --perturb 3 --output runs/hard"""
 
 FIT_EXAMPLES = """examples:
   streamdrop fit configs/fit/cifar10-resnet18.yaml --strategies sgd,freeze,drop --output runs/cifar10
@@ -48,6 +49,12 @@ CONFIG_EXAMPLES = """examples:
   streamdrop config check configs/basic.yaml --for track
   streamdrop config schema > daemon.schema.json      for editors that complete and check YAML"""
 
+WEIGHTS_EXAMPLES = """examples:
+  streamdrop weights list
+  streamdrop weights get nanotrack-v3
+  streamdrop weights add resnet18 --from Downloads/         fetched elsewhere; verified
+  streamdrop weights add mine --from run/ --licence MIT     your own files, under a name"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Bad arguments end in one line on stderr and status 2."""
@@ -73,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store(commands)
     _add_serve(commands)
     _add_configuration(commands)
+    _add_weights(commands)
     return parser
 
 
@@ -108,7 +116,9 @@ def _add_track(commands: _Commands) -> None:
 def _add_evaluate(commands: _Commands) -> None:
     text = "One-pass evaluation on sequences with truth, arms and rivals side by side."
     parser = _command(commands, "evaluate", text, EVALUATE_EXAMPLES, "evaluate")
-    parser.add_argument("folder", help="holds NAME/color/*.jpg and NAME/groundtruth.txt")
+    parser.add_argument(
+        "folder", help="sequences with truth: NAME/color/*.jpg and NAME/groundtruth.txt, or OTB, GOT-10k, LaSOT"
+    )
     parser.add_argument(
         "--arms",
         type=_names,
@@ -116,8 +126,17 @@ def _add_evaluate(commands: _Commands) -> None:
         help="of drop, freeze, fixed, full, none (default: all, or no arm where --peers is given)",
     )
     parser.add_argument("--peers", type=_names, default=[], metavar="A,B", help="OpenCV trackers: csrt, kcf, mil, …")
-    parser.add_argument("--models", metavar="DIR", help="model files for the peers that need them")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        help="model files for the peers that need them: a folder, or a name of streamdrop weights",
+    )
     parser.add_argument("--sequences", type=_names, metavar="A,B", help="only these (default: all)")
+    text = "also in real time: frames of this rate go by while a tracker is busy"
+    parser.add_argument("--realtime", type=_above_zero, metavar="FPS", help=text)
+    text = "also from N first boxes that are up to 10 %% off"
+    parser.add_argument("--perturb", type=_whole, default=0, metavar="N", help=text)
+    parser.add_argument("--formats", type=_names, default=[], metavar="A,B", help="result files of got10k, vot too")
     parser.add_argument("--frames", type=_whole, metavar="N", help="only the first N frames of each")
     parser.add_argument("--seeds", type=_wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
     _add_config(parser)
@@ -156,7 +175,11 @@ def _add_store(commands: _Commands) -> None:
     text = "Tell whether every record decodes; opens read-only, but for --repair."
     verify = _action(actions, "verify", "whether every record decodes", text, "print_verify")
     verify.add_argument("--model", metavar="NAME", help="recompute some samples from their raw sources: resnet18, …")
-    verify.add_argument("--weights", metavar="F", help="its state dict (.safetensors or saved by torch)")
+    verify.add_argument(
+        "--weights",
+        metavar="F",
+        help="its state dict (.safetensors or saved by torch), or a name of streamdrop weights",
+    )
     verify.add_argument("--classes", type=_whole, metavar="N", help="its outputs (default: 1000)")
     verify.add_argument("--repair", action="store_true", help="drop the samples that do not decode, and say which")
     text = "Give back the room of what was removed; needs room for a copy."
@@ -195,6 +218,30 @@ def _add_configuration(commands: _Commands) -> None:
             "--for", dest="kind", choices=("serve", "track"), default="serve", help="whose configuration it is"
         )
         action.set_defaults(module="config", function=function)
+
+
+def _add_weights(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "weights",
+        help="Published weights by name: list, download, add your own.",
+        epilog=WEIGHTS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    text = "Every name, its licence, and whether it is on this machine."
+    listing = actions.add_parser("list", help="names, licences, what is here", description=text)
+    listing.add_argument("--json", action="store_true", help="print JSON, with sources and digests")
+    listing.set_defaults(module="weights", function="print_list")
+    text = "Download weights (resumes what broke off, verifies the SHA-256); nothing else downloads them."
+    get = actions.add_parser("get", help="download and verify", description=text)
+    get.add_argument("name", metavar="NAME")
+    get.set_defaults(module="weights", function="get")
+    text = "Take weights from a folder: a known name's files are verified, any other name takes all of the folder's."
+    add = actions.add_parser("add", help="take them from a folder", description=text)
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("--from", dest="folder", required=True, metavar="DIR", help="holds the files")
+    add.add_argument("--licence", default="unknown", metavar="TEXT", help="of weights of your own, for the list")
+    add.set_defaults(module="weights", function="add")
 
 
 def _action(actions: _Commands, name: str, help: str, text: str, function: str) -> argparse.ArgumentParser:
@@ -246,6 +293,16 @@ def _whole(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _wholes(text: str) -> list[int]:

@@ -48,6 +48,11 @@ class Progress:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=1, description=text)
 
+    def at(self, done: int, total: int | None, text: str) -> None:
+        """So many units of ``total`` (None: nobody knows) are done; ``text`` says what of."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, description=text)
+
 
 def note(text: str) -> None:
     """A line for the person at the command line, on stderr."""

@@ -6,43 +6,26 @@ import difflib
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, OutputError
-from streamdrop.evaluation import metrics
 from streamdrop.evaluation.arms_report import write_arms_report
-from streamdrop.evaluation.hardware import describe_hardware, peak_memory_mb, reset_peak_memory
-from streamdrop.evaluation.peers import check_peers, run_peer
-from streamdrop.evaluation.protocol import OnlineTracker, Run, one_pass
-from streamdrop.evaluation.results import Outcome, collect, format_table, write_results
-from streamdrop.evaluation.sequences import VideoSequence, read_sequences
+from streamdrop.evaluation.hardware import describe_hardware
+from streamdrop.evaluation.jobs import Build, Job, Protocols, run_job, schedule
+from streamdrop.evaluation.outcomes import Outcome
+from streamdrop.evaluation.peers import check_peers
+from streamdrop.evaluation.protocol import OnlineTracker
+from streamdrop.evaluation.result_files import check_formats, write_boxes, write_formats
+from streamdrop.evaluation.results import collect, format_table, write_results
+from streamdrop.evaluation.sequences import read_sequences
+from streamdrop.weights import resolve
 
 ARMS = ("drop", "freeze", "fixed", "full", "none")
 """Strategies of the tracker: layers dropped by policy; frozen by it but run; a fixed cut; all trained; no update."""
-
-Build = Callable[[str, int], OnlineTracker]
-"""A fresh tracker for an arm and a seed."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run to do: an arm on a sequence under a seed."""
-
-    sequence: VideoSequence
-    arm: str
-    seed: int
-    peer: bool = False
-
-    @property
-    def boxes_file(self) -> Path:
-        """Where its boxes go, below the output folder."""
-        return Path(self.arm) / f"{self.sequence.name}_{self.seed}.txt"
 
 
 def evaluate(
@@ -57,41 +40,51 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     models: str | Path | None = None,
+    formats: Sequence[str] = (),
+    realtime: float | None = None,
+    perturb: int = 0,
     build: Build | None = None,
 ) -> dict[str, Any]:
     """Run every arm (each seed) and every rival (once) over the sequences; print a table; return the results.
 
     Writes ``results.json`` (whole, after every run), ``ARM/SEQUENCE_SEED.txt`` (a box per frame of the sequence) and
-    ``report.html`` into ``output``. ``models`` is the folder of rivals' network files. ``build(arm, seed)`` makes a
-    tracker of your own; then any arm name will do. Raises ConfigError, DataError, ModelError or OutputError before
-    work starts.
+    ``report.html`` into ``output``, and the result files of ``formats`` (of ``got10k`` and ``vot``). ``models`` is the
+    folder of rivals' network files, or a name of ``streamdrop weights``. ``build(arm, seed)`` makes a tracker of your
+    own; then any arm name will do. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little off) add
+    runs of those protocols for every arm and rival, reported apart. Raises ConfigError, DataError, ModelError or
+    OutputError before work starts.
     """
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
     _check(arms, peers, seeds, known=ARMS if build is None else arms)
+    check_formats(formats)
+    protocols = Protocols(realtime, perturb)
     chosen = read_sequences(folder, sequences, frames)
+    models = None if models is None else resolve(models)
     check_peers(peers, models=models)
     if build is None and arms:
         build = tracker_builder(config, overrides)
-    target = _prepare(Path(output), [*arms, *peers])
+    jobs = schedule(chosen, arms, peers, seeds, protocols)
+    target = _prepare(Path(output), {job.boxes_file.parent for job in jobs})
     settings = {
         "folder": str(folder),
         "frames": frames,
         "seeds": seeds,
         "config": config if config is None or isinstance(config, dict) else str(config),
         "overrides": list(overrides),
+        "realtime": realtime,
+        "perturb": perturb,
     }
     hardware = describe_hardware()
     outcomes: list[Outcome] = []
     results: dict[str, Any] = {}
-    jobs = schedule(chosen, arms, peers, seeds)
-    for count, job in enumerate(jobs):
-        outcome = _run(job, build, models, f"{count + 1}/{len(jobs)}")
-        _write_boxes(target / job.boxes_file, job.sequence, outcome.run)
+    for outcome, job in _outcomes(jobs, build, models):
         outcomes.append(outcome)
+        write_boxes(target / job.boxes_file, outcome.run, outcome.start)
+        write_formats(target, formats, outcomes)
         results = collect(outcomes, [*arms, *peers], hardware, settings)
         write_results(target / "results.json", results)
     _progress("")
-    write_arms_report(target / "report.html", results)
+    write_arms_report(target / "report.html", results, outcomes, chosen)
     print(format_table(results))
     print(f"results: {target / 'results.json'}\nreport: {target / 'report.html'}")
     return results
@@ -111,24 +104,6 @@ def tracker_builder(config: str | Path | dict[str, Any] | None, overrides: Seque
     return build
 
 
-def schedule(
-    sequences: Iterable[VideoSequence], arms: Sequence[str], peers: Sequence[str], seeds: Sequence[int]
-) -> list[Job]:
-    """All runs, the arms of one sequence and seed next to each other and in turning order.
-
-    So whatever else the machine does in the meantime falls on all arms alike.
-    """
-    jobs: list[Job] = []
-    turn = 0
-    for sequence in sequences:
-        for seed in seeds:
-            order = [arms[(i + turn) % len(arms)] for i in range(len(arms))]
-            jobs += [Job(sequence, arm, seed) for arm in order]
-            turn += 1
-        jobs += [Job(sequence, peer, 0, peer=True) for peer in peers]
-    return jobs
-
-
 def _check(arms: Sequence[str], peers: Sequence[str], seeds: Sequence[int], known: Sequence[str]) -> None:
     for arm in arms:
         if arm not in known:
@@ -143,8 +118,8 @@ def _check(arms: Sequence[str], peers: Sequence[str], seeds: Sequence[int], know
         raise ConfigError(f"{sorted(set(arms) & set(peers))[0]!r} is named both as arm and as rival: rename the arm")
 
 
-def _prepare(output: Path, names: Iterable[str]) -> Path:
-    """The output folder with one folder per arm; raises OutputError."""
+def _prepare(output: Path, names: Iterable[Path]) -> Path:
+    """The output folder with the folders that boxes go to; raises OutputError."""
     try:
         for name in names:
             (output / name).mkdir(parents=True, exist_ok=True)
@@ -155,37 +130,19 @@ def _prepare(output: Path, names: Iterable[str]) -> Path:
     return output
 
 
-def _run(job: Job, build: Build | None, models: str | Path | None, count: str) -> Outcome:
-    say = f"{count} {job.sequence.name}, {job.arm}" + ("" if job.peer else f", seed {job.seed}")
-    length = len(job.sequence)
-
-    def tell(index: int) -> None:
-        if index % 10 == 0 or index == length - 1:
-            _progress(f"{say}: frame {index + 1} of {length}")
-
-    gc.collect()  # the run before must not slow this one down, nor count in its memory
-    if job.peer or build is None:
-        run, memory = run_peer(job.arm, job.sequence, models=models, on_frame=tell), None
-    else:
-        reset_peak_memory()
-        tracker = build(job.arm, job.seed)
-        run = one_pass(tracker, job.sequence, lambda index, image, track: tell(index))
-        memory = peak_memory_mb()
-        close = getattr(tracker, "close", None)
-        if close is not None:
-            close()
-    scores = metrics.scores(run.boxes, job.sequence.truth)
-    curves = (
-        metrics.success_curve(run.boxes, job.sequence.truth),
-        metrics.precision_curve(run.boxes, job.sequence.truth),
-    )
-    return Outcome(job.sequence.name, job.arm, job.seed, job.sequence.start, run, scores, curves, memory)
+def _outcomes(jobs: Sequence[Job], build: Build | None, models: str | Path | None) -> Iterator[tuple[Outcome, Job]]:
+    """Do the jobs in turn, telling a terminal how far they are."""
+    gc.freeze()  # what importing made need not be looked through between runs
+    try:
+        for count, job in enumerate(jobs, 1):
+            yield run_job(job, build, models, partial(_tell, f"{count}/{len(jobs)} {job}", len(job.sequence))), job
+    finally:
+        gc.unfreeze()
 
 
-def _write_boxes(path: Path, sequence: VideoSequence, run: Run) -> None:
-    """Line i is frame i of the whole sequence: NaN before its first true box."""
-    rows = np.vstack([np.full((sequence.start, 4), np.nan), run.boxes])
-    path.write_text("".join(",".join(f"{v:.4f}" for v in row) + "\n" for row in rows))
+def _tell(what: str, frames: int, index: int) -> None:
+    if index % 10 == 0 or index == frames - 1:
+        _progress(f"{what}: frame {index + 1} of {frames}")
 
 
 def _progress(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page with curves, scores per sequence and costs of every arm."""
+"""The report of an evaluation: one HTML page with curves, tables, costs and failures of every arm, side by side."""
 
 from __future__ import annotations
 
@@ -7,60 +7,68 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from markupsafe import Markup
-
-from streamdrop.evaluation.figures import Line, line_chart
-from streamdrop.evaluation.metrics import PIXELS, THRESHOLDS
+from streamdrop.evaluation.arms_charts import accuracy_charts, best_of, cost_charts, overlap_charts
+from streamdrop.evaluation.failures import film_strip, worst_failures
+from streamdrop.evaluation.outcomes import Outcome
+from streamdrop.evaluation.paired import SCORES
 from streamdrop.evaluation.report import render, write_page
-from streamdrop.evaluation.results import SCORES
+from streamdrop.evaluation.sequences import VideoSequence
 
 COLOURS = 8
 
 
-def write_arms_report(path: str | Path, results: dict[str, Any], title: str = "Evaluation report") -> None:
-    """Write ``results`` (the content of ``results.json``) as one self-contained HTML page; raises OutputError."""
+def write_arms_report(
+    path: str | Path,
+    results: dict[str, Any],
+    outcomes: Sequence[Outcome] = (),
+    sequences: Sequence[VideoSequence] = (),
+    title: str = "Evaluation report",
+) -> None:
+    """Write ``results`` (the content of ``results.json``) as one self-contained HTML page; raises OutputError.
+
+    The runs themselves (``outcomes``) add time per frame and overlap per frame, and with their ``sequences`` film
+    strips of the longest failures.
+    """
     arms: dict[str, dict[str, Any]] = results["arms"]
     names = list(dict.fromkeys(record["name"] for record in results["sequences"]))
+    colours = {arm: i % COLOURS for i, arm in enumerate(arms)}
     page = render(
         "arms_report.html",
         title=title,
         source=f"{len(names)} sequences, {len(results['sequences'])} runs",
         hardware=results["hardware"],
         arms=arms,
-        colours={arm: i % COLOURS for i, arm in enumerate(arms)},
+        colours=colours,
         scores=SCORES,
-        best={key: max((a[key] for a in arms.values() if a[key] is not None), default=None) for key in SCORES},
-        charts=_charts(arms, results["sequences"]),
+        best={key: best_of([arm[key] for arm in arms.values()]) for key in SCORES},
+        paired=[_pair(row) for row in results["paired"]],
+        realtime=results.get("realtime"),
+        asked_fps=results["settings"].get("realtime"),
+        perturbed=results.get("perturbed"),
+        charts=accuracy_charts(arms, colours),
+        cost=cost_charts(arms, results["sequences"], outcomes, colours),
+        overlaps=overlap_charts(outcomes, list(arms), colours) if outcomes else [],
+        strips=_strips(outcomes, sequences),
         names=names,
+        frames={record["name"]: record["frames"] for record in results["sequences"]},
         table={name: {arm: _cell(results["sequences"], name, arm) for arm in arms} for name in names},
     )
     write_page(path, page)
 
 
-def _charts(arms: dict[str, dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[Markup]:
-    coloured = [(i % COLOURS, arm, values) for i, (arm, values) in enumerate(arms.items())]
-    success = [Line(f"{arm} {v['auc'] or 0:.3f}", THRESHOLDS, v["curves"]["success"], i) for i, arm, v in coloured]
-    near = [Line(f"{arm} {v['precision'] or 0:.3f}", PIXELS, v["curves"]["precision"], i) for i, arm, v in coloured]
-    charts = [
-        line_chart("Success (AUC)", success, x_label="overlap threshold", x_range=(0, 1), y_range=(0, 1)),
-        line_chart("Precision (at 20 px)", near, x_label="centre distance, px", x_range=(0, 50), y_range=(0, 1)),
-    ]
-    rounds = [(i, arm, _over_rounds(records, arm)) for i, arm, values in coloured if values["rounds"]]
-    if rounds:
-        cost = [Line(arm, range(1, len(ms) + 1), ms, i) for i, arm, (ms, _) in rounds]
-        cuts = [Line(arm, range(1, len(cut) + 1), cut, i, "step") for i, arm, (_, cut) in rounds]
-        charts.append(line_chart("Milliseconds per round (mean over runs)", cost, x_label="round"))
-        charts.append(line_chart("Cut: layers dropped (mean over runs)", cuts, x_label="round"))
-    return charts
+def _strips(outcomes: Sequence[Outcome], sequences: Sequence[VideoSequence]) -> list[dict[str, Any]]:
+    known = {sequence.name: sequence for sequence in sequences}
+    failures = [failure for failure in worst_failures(outcomes) if failure.outcome.sequence in known]
+    return [film_strip(failure, known[failure.outcome.sequence]) for failure in failures]
 
 
-def _over_rounds(records: Sequence[dict[str, Any]], arm: str) -> tuple[list[float], list[float]]:
-    """Mean milliseconds and mean cut of an arm's n-th rounds, over the runs that have so many."""
-    runs = [record for record in records if record["arm"] == arm and record["rounds"]]
-    longest = max(record["rounds"] for record in runs)
-    nth = [[record for record in runs if record["rounds"] > n] for n in range(longest)]
-    ms = [fmean(record["round_ms"][n] for record in part) for n, part in enumerate(nth)]
-    return ms, [fmean(record["cuts"][n] for record in part) for n, part in enumerate(nth)]
+def _pair(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of paired differences, with where its AUC's interval lies on a scale of ±``reach``, in percent."""
+    estimate = row["auc"]
+    values = [abs(estimate[key]) for key in ("mean", "low", "high") if estimate[key] is not None]
+    reach = max([0.02, *values]) * 1.1
+    places = {key: None if estimate[key] is None else 50 + 50 * estimate[key] / reach for key in estimate}
+    return {**row, "places": places, "reach": reach}
 
 
 def _cell(records: Sequence[dict[str, Any]], name: str, arm: str) -> dict[str, float | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from streamdrop.errors import ConfigError, WeightsError
 from streamdrop.evaluation.small_networks import SMALL
 from streamdrop.split import Layers, transformer_blocks
+from streamdrop.weights import resolve
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 
@@ -84,8 +84,9 @@ def _from_torchvision(name: str, classes: int, image_size: int | None, chosen: M
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Put a state dict from ``.safetensors`` or a plain torch file into ``model``. Raises WeightsError."""
-    file = Path(path)
+    """Put a state dict from ``.safetensors`` or a plain torch file into ``model``; a name of ``streamdrop weights``
+    will do. Raises WeightsError."""
+    file = resolve(path)
     if not file.is_file():
         raise WeightsError(f"weights {path}: no such file: give a .safetensors file or a state dict saved by torch")
     try:

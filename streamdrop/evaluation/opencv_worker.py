@@ -1,8 +1,9 @@
 """Runs one of OpenCV's trackers, as a program of its own: it imports nothing but cv2, numpy and the standard library.
 
 It reads one JSON request from stdin and answers in JSON lines on stdout: first ``{"opencv": version}``, then per frame
-``{"box": [x, y, w, h], "ok": bool, "ms": float, "cpu_s": float}``; ``{"error": text}`` where it has to stop.
-Request: ``{"tracker": name, "frames": [paths], "box": [x, y, w, h], "models": [paths]}``.
+seen ``{"frame": index, "at": seconds, "box": [x, y, w, h], "ok": bool, "ms": float, "cpu_s": float}``; ``{"error":
+text}`` where it has to stop. Request: ``{"tracker": name, "frames": [paths], "box": [x, y, w, h], "models": [paths],
+"fps": rate or null}``. With a rate, frames go by while it is busy, as streamdrop.evaluation.realtime says.
 The first box is rounded to whole pixels, the last box is held when the tracker reports failure; only ``init`` and
 ``update`` are timed.
 """
@@ -49,17 +50,32 @@ def track(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     cv2.setRNGSeed(SEED)
     tracker = create(request["tracker"], request["models"])
     box = [round(v) for v in request["box"]]
-    for index, path in enumerate(request["frames"]):
-        image = cv2.imread(path)
+    frames, fps = request["frames"], request["fps"]
+    index, started = 0, 0.0
+    while index < len(frames):
+        decoding = time.perf_counter()
+        image = cv2.imread(frames[index])
+        started += time.perf_counter() - decoding
         if image is None:
-            raise LookupError(f"{path} cannot be decoded")
+            raise LookupError(f"{frames[index]} cannot be decoded")
         if index == 0:
             _, ms, cpu_s = timed(tracker.init, image, tuple(box))
-            ok = True
+            ok, started = True, time.perf_counter()
         else:
             (ok, found), ms, cpu_s = timed(tracker.update, image)
             box = [float(v) for v in found] if ok else box
-        yield {"box": box, "ok": bool(ok), "ms": ms, "cpu_s": cpu_s}
+        at = time.perf_counter() - started
+        yield {"frame": index, "at": at if index else 0.0, "box": box, "ok": bool(ok), "ms": ms, "cpu_s": cpu_s}
+        index = index + 1 if fps is None else wait(index, started, fps, len(frames))
+
+
+def wait(index: int, started: float, fps: float, frames: int) -> int:
+    """The frame to see after ``index``, once it is there: the newest that has arrived, or else the next."""
+    elapsed = time.perf_counter() - started
+    following = max(index + 1, min(int(elapsed * fps + 1e-9), frames - 1))
+    if following < frames:
+        time.sleep(max(following / fps - elapsed, 0.0))
+    return following
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from streamdrop.boxes import Box
 from streamdrop.errors import ConfigError, DataError, ModelError
 from streamdrop.evaluation.protocol import Run, summarise_run
+from streamdrop.evaluation.realtime import Said, realtime_run
 from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.types import Track
 
@@ -70,22 +71,32 @@ def run_peer(
     python: Path | None = None,
     models: str | Path | None = None,
     on_frame: Callable[[int], None] | None = None,
+    fps: float | None = None,
+    first_box: Box | None = None,
 ) -> Run:
-    """One pass of a rival over a sequence; raises ModelError when it cannot run, DataError for a bad frame."""
+    """One pass of a rival over a sequence, in real time where ``fps`` is given, from the true box or ``first_box``.
+
+    Raises ModelError when it cannot run, DataError for a bad frame.
+    """
     request = {
         "tracker": name,
         "frames": [str(path) for path in sequence.frames],
-        "box": list(sequence.first_box),
+        "box": list(first_box or sequence.first_box),
         "models": find_models(name, models),
+        "fps": fps,
     }
-    tracks: list[Track] = []
+    said: list[Said] = []
     cpu_s = 0.0
     for answer in _answers(python or find_python(), request, len(sequence)):
-        tracks.append(Track(len(tracks), Box(*answer["box"]), float(answer["ok"]), not answer["ok"], answer["ms"]))
-        cpu_s += answer["cpu_s"] if len(tracks) > 1 else 0.0
+        frame, ms = answer["frame"], answer["ms"]
+        track = Track(frame, Box(*answer["box"]), float(answer["ok"]), not answer["ok"], ms)
+        said.append(Said(answer["at"], frame, track, ms))
+        cpu_s += answer["cpu_s"] if frame else 0.0
         if on_frame is not None:
-            on_frame(len(tracks) - 1)
-    return summarise_run(tracks, [track.ms for track in tracks], cpu_s)
+            on_frame(frame)
+    if fps is not None:
+        return realtime_run(said, len(sequence), fps, cpu_s)
+    return summarise_run([one.track for one in said], [one.ms for one in said], cpu_s)
 
 
 def _answers(python: Path, request: dict[str, Any], frames: int) -> Iterator[dict[str, Any]]:
@@ -96,7 +107,8 @@ def _answers(python: Path, request: dict[str, Any], frames: int) -> Iterator[dic
         with subprocess.Popen(command, text=True, stdin=PIPE, stdout=PIPE, stderr=chatter) as process:
             try:
                 count = 0
-                for count, answer in enumerate(_converse(process, request), 1):  # noqa: B007
+                for answer in _converse(process, request):
+                    count = answer["frame"] + 1
                     yield answer
             finally:
                 process.kill()

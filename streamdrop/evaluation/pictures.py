@@ -27,11 +27,11 @@ class Picture:
         return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
 
 
-def encode(image: Image) -> Picture:
-    """A frame (uint8 H×W×3 RGB) as a small JPEG."""
+def encode(image: Image, limit: int = WIDTH) -> Picture:
+    """A frame (uint8 H×W×3 RGB) as a small JPEG, at most ``limit`` pixels wide."""
     height, width = image.shape[:2]
-    if width > WIDTH:
-        image = cv2.resize(image, (WIDTH, max(1, round(height * WIDTH / width))), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    if width > limit:
+        image = cv2.resize(image, (limit, max(1, round(height * limit / width))), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
     return Picture(data.tobytes(), width, height)
 

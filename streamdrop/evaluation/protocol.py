@@ -16,6 +16,9 @@ from streamdrop.errors import DataError
 from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.types import Image, Track
 
+OnFrame = Callable[[int, Image, Track], None]
+"""Called with a frame's index, image and track."""
+
 
 class OnlineTracker(Protocol):
     """What can be evaluated: anything with ``init`` and ``update`` that return a Track."""
@@ -34,8 +37,10 @@ class Run:
     """What a tracker did on one sequence of N frames, the first frame (where it was told the box) included.
 
     ``boxes`` [N, 4] (when lost: the last box), ``scores`` [N] in [0, 1], ``lost`` [N]; ``ms`` [N] wall-clock of
-    ``init`` (first) and each ``update``; ``cpu_s`` CPU seconds of all updates, over all threads.
-    ``round_ms``, ``round_frames``, ``cuts``: milliseconds, frame, and cut trained at, of each adaptation round.
+    ``init`` (first) and each ``update``, NaN for frames that went by unseen (they keep what was said last);
+    ``cpu_s`` CPU seconds of all updates, over all threads.
+    ``round_ms``, ``round_frames``, ``cuts``: milliseconds, frame, and cut trained at, of each adaptation round;
+    ``first_cuts``: the cuts of the rounds on the first frame, which are part of ``init``.
     """
 
     boxes: Array
@@ -46,6 +51,7 @@ class Run:
     round_ms: tuple[float, ...] = ()
     round_frames: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
+    first_cuts: tuple[int, ...] = ()
 
     @property
     def init_s(self) -> float:
@@ -55,20 +61,29 @@ class Run:
     @property
     def update_s(self) -> float:
         """Seconds in ``update``, rounds that ran in line included; no decoding."""
-        return float(self.ms[1:].sum()) / 1000
+        return float(np.nansum(self.ms[1:])) / 1000
+
+    @property
+    def updates(self) -> int:
+        """Frames after the first that the tracker saw."""
+        return int(np.isfinite(self.ms[1:]).sum())
 
     @property
     def fps(self) -> float:
-        """(frames − 1) / seconds in ``update``."""
-        return (len(self.ms) - 1) / max(self.update_s, 1e-9)
+        """Updates per second in ``update``: (frames − 1) / seconds where all frames were seen."""
+        return self.updates / max(self.update_s, 1e-9)
 
 
 def one_pass(
-    tracker: OnlineTracker, sequence: VideoSequence, on_frame: Callable[[int, Image, Track], None] | None = None
+    tracker: OnlineTracker,
+    sequence: VideoSequence,
+    on_frame: OnFrame | None = None,
+    first_box: Box | None = None,
 ) -> Run:
     """Run a tracker over a sequence, once; raises DataError when a frame cannot be decoded.
 
-    ``on_frame(index, image, track)`` is called after every frame, outside the timing.
+    ``on_frame(index, image, track)`` is called after every frame, outside the timing. ``first_box`` is told in the
+    place of the true one.
     """
     tracks: list[Track] = []
     ms: list[float] = []
@@ -76,7 +91,7 @@ def one_pass(
     for index, path in enumerate(sequence.frames):
         image = read_image(path)
         cpu_began, began = time.process_time(), time.perf_counter()
-        track = tracker.update(image) if index else tracker.init(image, sequence.first_box)
+        track = tracker.update(image) if index else tracker.init(image, first_box or sequence.first_box)
         ms.append((time.perf_counter() - began) * 1000)
         cpu += (time.process_time() - cpu_began) if index else 0.0
         tracks.append(track)
@@ -100,6 +115,7 @@ def summarise_run(tracks: list[Track], ms: list[float], cpu_s: float) -> Run:
         round_ms=tuple(r.seconds * 1000 for _, r in rounds),
         round_frames=tuple(i for i, _ in rounds),
         cuts=tuple(r.cut for _, r in rounds),
+        first_cuts=tuple(r.cut for r in tracks[0].reports),
     )
 
 

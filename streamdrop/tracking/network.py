@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from streamdrop.errors import WeightsError
 from streamdrop.tracking.config import HeadConfig
+from streamdrop.weights import resolve
 
 MAP_CHANNELS = (32, 96)
 """Channels of the maps at stride 8 and 16."""
@@ -139,7 +140,7 @@ def read_weights(path: str | None = None) -> dict[str, Tensor]:
 
     Raises WeightsError with the remedy when they are missing or no weights file.
     """
-    file = Path(path) if path is not None else _packaged_weights()
+    file = resolve(path) if path is not None else _packaged_weights()
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
