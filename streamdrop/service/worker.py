@@ -19,7 +19,7 @@ from streamdrop.service.frames import Arrival, FrameBuffer
 from streamdrop.service.redact import redacted
 from streamdrop.service.settings import SessionSettings
 from streamdrop.service.share import Share
-from streamdrop.service.state import StateFolder, StreamState, remembered
+from streamdrop.service.state import StateFolder, remembered
 from streamdrop.service.stats import Counters, Stats
 from streamdrop.types import Track
 
@@ -52,7 +52,7 @@ class Worker:
         self.error: str | None = None
         self.phase = "starting"
         state_folder = StateFolder(folder)
-        self.state = remembered(self._read(state_folder), stream)
+        self.state = remembered(state_folder.read_if_whole(), stream)
         self.stats.counters = Counters.restored(self.state.counters)
         self.broadcast = Broadcast(stream.name, settings.outputs, limits, folder, stream.fps, self.stats)
         self.following = Following(settings.tracker, state_folder, self.state, share, self.stats)
@@ -65,6 +65,7 @@ class Worker:
         self.last: Arrival | None = None
         self.furthest = -1
         self._failures = self._unsaved = 0
+        self._ended = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"stream {self.name}", daemon=True)
 
@@ -90,21 +91,6 @@ class Worker:
         self.capture.join(0.1)
         return not self._thread.is_alive()
 
-    def word(self) -> str:
-        """The stream's state in one word."""
-        state, signal = self.state, self.capture.signal
-        if self.phase != "running":
-            return self.phase
-        if state.paused:
-            return "paused"
-        if not signal.up:
-            return "ended" if signal.ended else "reconnecting" if signal.error else "starting"
-        if state.box is None:
-            return "waiting"
-        if state.lost:
-            return "lost"
-        return "tracking" if state.score >= self.settings.tracker.update.certain else "uncertain"
-
     # ---------------------------------------------------------------- the reader's thread
 
     def _came(self, arrival: Arrival) -> None:
@@ -120,9 +106,7 @@ class Worker:
     def _signalled(self, signal: Signal) -> None:
         if signal.up:
             self.broadcast.tell({"event": "up"})
-        elif signal.ended:
-            self.broadcast.tell({"event": "ended"})
-        else:
+        elif not signal.ended:
             log.warning("%s: %s", self.name, signal.error)
             self.broadcast.tell({"event": "down", "error": signal.error})
 
@@ -147,6 +131,9 @@ class Worker:
             arrival = self.buffer.take(_POLL)
             if arrival is not None:
                 self._frame(arrival)
+            elif self.capture.signal.ended and not self._ended:  # and its last frame was looked at
+                self._ended = True
+                self.broadcast.tell({"event": "ended"})
             if self.following.learned and time.time() - (self.stats.saved_at or 0.0) > _IDLE_SAVE:
                 self._save()
 
@@ -219,11 +206,12 @@ class Worker:
     def _record(self, arrival: Arrival, track: Track) -> None:
         """Everybody hears about a tracked frame."""
         self._pass(arrival)
-        events = stream_events(arrival.number, track)
+        latency = time.monotonic() - arrival.at
+        events = stream_events(arrival.number, track, latency)
         if track.reports:
             self.state.report = events[-1]
         self.broadcast.show(arrival, self.state.target)
-        self.stats.tracked(track, events, time.monotonic() - arrival.at)
+        self.stats.tracked(track, events, latency)
         for event in events:
             self.broadcast.tell(event)
         self.broadcast.record(arrival, track)
@@ -260,14 +248,6 @@ class Worker:
         self.following.save()
 
     # ---------------------------------------------------------------- what survives
-
-    def _read(self, folder: StateFolder) -> StreamState | None:
-        try:
-            return folder.read()
-        except CheckpointError as error:
-            log.error("%s", error)
-            self.error = str(error)
-            return None
 
     def _go_on(self) -> None:
         """Take up the target that the folder remembers."""
