@@ -15,11 +15,12 @@ from daemons import SMALL, make_scene, until
 import streamdrop as sd
 from streamdrop.boxes import Box, iou
 from streamdrop.errors import BoxError, ConflictError, OutputError
+from streamdrop.service.following import Wanted
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.stream_session import StreamSession
-from streamdrop.service.worker import Wanted, Worker
+from streamdrop.service.worker import Worker
 from streamdrop.streams import open_stream
 
 

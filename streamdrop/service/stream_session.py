@@ -9,9 +9,10 @@ from typing import Any
 from streamdrop.boxes import Box, check_inside
 from streamdrop.errors import ConflictError
 from streamdrop.service.capture import Signal
+from streamdrop.service.following import Wanted
 from streamdrop.service.settings import SessionSettings
 from streamdrop.service.share import Share
-from streamdrop.service.worker import Wanted, Worker
+from streamdrop.service.worker import Worker
 
 _COMMAND = 10.0  # seconds that a command may wait for the worker
 

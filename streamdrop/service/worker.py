@@ -6,15 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from streamdrop.boxes import Box, as_box, check_inside
+from streamdrop.boxes import as_box, check_inside
 from streamdrop.errors import BoxError, CheckpointError, ConflictError, StreamdropError
 from streamdrop.service.broadcast import Broadcast, stream_events
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
-from streamdrop.service.following import Following, Interrupted
+from streamdrop.service.following import Following, Interrupted, Wanted
 from streamdrop.service.frames import Arrival, FrameBuffer
 from streamdrop.service.redact import redacted
 from streamdrop.service.settings import SessionSettings
@@ -28,15 +27,6 @@ log = logging.getLogger("streamdrop")
 _POLL = 0.2  # seconds after which a worker without frames looks for commands
 _IDLE_SAVE = 30.0  # seconds after which state is saved though no round ran
 _STUBBORN = 3  # failures in a row after which the checkpoint is taken for their cause
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A target to learn, and the frame it was drawn on."""
-
-    box: Box
-    arrival: Arrival
-    why: str
 
 
 class Worker:
@@ -64,7 +54,7 @@ class Worker:
         self.wanted: Wanted | None = None
         self.last: Arrival | None = None
         self.furthest = -1
-        self._failures = self._unsaved = 0
+        self._failures = self._unsaved = self._since = 0
         self._ended = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"stream {self.name}", daemon=True)
@@ -128,9 +118,11 @@ class Worker:
         while not self._stopping.is_set():
             self._obey()
             self.capture.check()
-            arrival = self.buffer.take(_POLL)
+            arrival = self.buffer.take(0.0 if self._save_due() else _POLL)
             if arrival is not None:
                 self._frame(arrival)
+            elif self._save_due():  # while no frame waits
+                self._save()
             elif self.capture.signal.ended and not self._ended:  # and its last frame was looked at
                 self._ended = True
                 self.broadcast.tell({"event": "ended"})
@@ -159,8 +151,12 @@ class Worker:
         self._record(arrival, track)
         self._failures = 0
         self._unsaved += len(track.reports)
-        if self._unsaved >= self.settings.limits.save_rounds:
-            self._save()
+        self._since = 0 if track.reports else self._since + 1
+        if self._save_due() and self._since >= self.settings.tracker.update.every // 2:
+            self._save()  # at the latest well before the next round
+
+    def _save_due(self) -> bool:
+        return self._unsaved >= self.settings.limits.save_rounds
 
     def _pass(self, arrival: Arrival) -> None:
         """The stream has come this far."""
