@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop.errors import ConfigError, ConflictError, OutputError, StoreError, StoreLockedError, UnknownError
+from streamdrop.service.mqtt import Publisher
 from streamdrop.service.settings import DaemonConfig, SessionSettings, StreamConfig, load_stream, tracker_settings
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.stream_session import StreamSession
@@ -43,6 +44,7 @@ class Daemon:
         self._changing = threading.RLock()
         self._lock = WriterLock(self.state)
         self._closing = ExitStack()
+        self._mqtt = None if config.mqtt is None else Publisher(config.mqtt)
         self._take_state()
 
     def _take_state(self) -> None:
@@ -60,6 +62,9 @@ class Daemon:
 
         torch.set_num_threads(1)  # trackers run side by side; each sets its own count within its turn
         self._closing.enter_context(watch_rounds(self.share))
+        if self._mqtt is not None:
+            self._mqtt.start()
+            self._closing.callback(self._mqtt.stop)
         with self._changing:
             for stream in self._wanted(self.config).values():
                 self._start(stream)
@@ -139,11 +144,13 @@ class Daemon:
     def reload(self, config: DaemonConfig) -> dict[str, list[str]]:
         """Take another configuration; only streams that differ are touched. Returns the names by what was done.
 
-        Raises ConfigError where http, state or logging differ: they need a restart.
+        Raises ConfigError where http, state, logging or mqtt differ: they need a restart.
         """
         with self._changing:
             fixed = [
-                name for name in ("state", "http", "logging") if getattr(config, name) != getattr(self.config, name)
+                name
+                for name in ("state", "http", "logging", "mqtt")
+                if getattr(config, name) != getattr(self.config, name)
             ]
             if fixed:
                 self.reload_failed = True
@@ -174,6 +181,8 @@ class Daemon:
     def _start(self, stream: StreamConfig) -> StreamSession:
         session = StreamSession(self._settings(stream), self.state / stream.name, self.share)
         self._sessions[stream.name] = session
+        if self._mqtt is not None:
+            self._mqtt.attach(session)
         session.start()
         log.info("%s: started, from %s", stream.name, stream.shown_source)
         return session
