@@ -88,12 +88,9 @@ def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
                 _reload(server)
     finally:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))  # a second Ctrl-C does not wait
-        ended = server.stop()
-    status = INTERRUPTED if number == signal.SIGINT else 0
+        server.stop()
     logging.shutdown()
-    if not ended:
-        os._exit(status)  # a thread that hangs in a driver would hold the process
-    return status
+    return INTERRUPTED if number == signal.SIGINT else 0
 
 
 def _secrets(config: DaemonConfig) -> tuple[str, ...]:
