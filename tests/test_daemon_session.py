@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from daemons import SMALL, make_scene, until
+from PIL import Image as pillow
 
 import streamdrop as sd
 from streamdrop.boxes import Box, iou
@@ -215,3 +216,18 @@ def test_embedded_sessions_run_side_by_side_and_async(stage):
     for frames in asyncio.run(both()):
         assert len(frames) == 4
         assert frames[0]["frame"] == 0
+
+
+@pytest.mark.slow
+def test_a_picture_that_changes_its_size_is_followed_on(stage):
+    for number in range(30, 60):
+        path = stage.root / "scene" / f"{number:05}.png"
+        with pillow.open(path) as image:
+            image.resize((320, 240)).save(path)
+    session = stage.session(fps=20)
+    until(lambda: session.status()["frame"] > 45, "frames of the other size")
+    assert session.status()["size"] == [320, 240]
+    stage.end(session)
+    frames = [event for event in stage.events() if "score" in event and 34 < event["frame"] < 60]
+    truth = [[2 * value for value in stage.boxes[event["frame"]]] for event in frames]
+    assert np.mean([float(iou(event["box"], box)) for event, box in zip(frames, truth, strict=True)]) > 0.4

@@ -129,8 +129,7 @@ class Daemon:
             tracker_settings(self.config, stream)
             if name in self._added:
                 self._keep({**self._added, name: stream})
-            self._stop(name)
-            return self._start(stream)
+            return self._restart(stream)
 
     def remove(self, name: str, purge: bool = False) -> None:
         """Stop a stream; with ``purge`` its folder goes too. Raises UnknownError."""
@@ -165,9 +164,11 @@ class Daemon:
                 "started": [name for name in wanted if name not in before],
                 "unchanged": [name for name in wanted if name in before and name not in changed],
             }
-            for name in (*done["stopped"], *changed):
+            for name in done["stopped"]:
                 self._stop(name)
-            for name in (*changed, *done["started"]):
+            for name in changed:
+                self._restart(wanted[name].stream)
+            for name in done["started"]:
                 self._start(wanted[name].stream)
             self.reloads, self.reload_failed = self.reloads + 1, False
             return done
@@ -187,8 +188,17 @@ class Daemon:
         log.info("%s: started, from %s", stream.name, stream.shown_source)
         return session
 
+    def _restart(self, stream: StreamConfig) -> StreamSession:
+        """Another session in the place of the one of that name, which answers until it has ended."""
+        self._end(stream.name)
+        return self._start(stream)
+
     def _stop(self, name: str) -> None:
-        session = self._sessions.pop(name)
+        self._end(name)
+        del self._sessions[name]
+
+    def _end(self, name: str) -> None:
+        session = self._sessions[name]
         session.stop()
         if not session.join(_STOP * 2):
             log.error("%s: did not end in time; what it last saved stands", name)
