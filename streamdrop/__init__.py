@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamdrop.scores import best_prefix as best_prefix
     from streamdrop.scores import first_crossing as first_crossing
     from streamdrop.scores import standardise as standardise
+    from streamdrop.service.embedded import Session as Session
     from streamdrop.service.recorder import Recorder as Recorder
     from streamdrop.split import SplitModel as SplitModel
     from streamdrop.split import transformer_blocks as transformer_blocks
@@ -53,6 +54,7 @@ _HOME = {
     "PrefixSumPolicy": "policies",
     "Recorder": "service.recorder",
     "SchedulePolicy": "policies",
+    "Session": "service.embedded",
     "GradientScores": "scores",
     "best_prefix": "scores",
     "first_crossing": "scores",

@@ -112,6 +112,7 @@ def test_the_public_surface_is_what_it_says():
         "Sample",
         "SampleInfo",
         "SchedulePolicy",
+        "Session",
         "SplitModel",
         "StreamdropError",
         "TieredStore",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from daemons import SMALL, make_scene, until
+from PIL import Image as pillow
 
+import streamdrop as sd
 from streamdrop.boxes import Box, iou
 from streamdrop.errors import BoxError, ConflictError, OutputError
+from streamdrop.service.following import Wanted
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.stream_session import StreamSession
-from streamdrop.service.worker import Wanted, Worker
+from streamdrop.service.worker import Worker
 from streamdrop.streams import open_stream
 
 
@@ -174,3 +178,56 @@ def test_a_stream_that_ends_while_it_learns_learns_again(stage, monkeypatch):
     again = stage.session(start=False)
     assert again._worker.state.box == stage.boxes[0]
     assert not again._worker.state.learned
+
+
+def make_session(stage: Stage, **options: Any) -> sd.Session:
+    return sd.Session(stage.root / "scene", stage.boxes[0], tracker=SMALL, fps=30, **options)
+
+
+@pytest.mark.slow
+def test_embedded_a_session_is_an_iterator_of_events_that_ends_with_its_file(stage):
+    with make_session(stage) as session:
+        events = list(session)
+        assert session.image.shape == (120, 160, 3)
+        assert session.status["state"] == "ended"
+    frames = [event for event in events if "score" in event]
+    assert frames[0]["frame"] == 0
+    assert frames[-1]["frame"] == 59
+    assert any("round" in event for event in events)
+    assert events[-1]["event"] == "ended"
+    assert session.missed == 0
+
+
+@pytest.mark.slow
+def test_embedded_sessions_run_side_by_side_and_async(stage):
+    async def first_frames(session: sd.Session) -> list[dict[str, Any]]:
+        found = []
+        async for event in session:
+            if "score" in event:
+                found.append(event)
+            if len(found) == 4:
+                break
+        return found
+
+    async def both() -> list[list[dict[str, Any]]]:
+        with make_session(stage, loop=True) as one, make_session(stage, loop=True, name="b", beside=one) as two:
+            return list(await asyncio.gather(first_frames(one), first_frames(two)))
+
+    for frames in asyncio.run(both()):
+        assert len(frames) == 4
+        assert frames[0]["frame"] == 0
+
+
+@pytest.mark.slow
+def test_a_picture_that_changes_its_size_is_followed_on(stage):
+    for number in range(30, 60):
+        path = stage.root / "scene" / f"{number:05}.png"
+        with pillow.open(path) as image:
+            image.resize((320, 240)).save(path)
+    session = stage.session(fps=20)
+    until(lambda: session.status()["frame"] > 45, "frames of the other size")
+    assert session.status()["size"] == [320, 240]
+    stage.end(session)
+    frames = [event for event in stage.events() if "score" in event and 34 < event["frame"] < 60]
+    truth = [[2 * value for value in stage.boxes[event["frame"]]] for event in frames]
+    assert np.mean([float(iou(event["box"], box)) for event, box in zip(frames, truth, strict=True)]) > 0.4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ class Broadcast:
         self.pictures = Pictures()
         self.error: str | None = None
         self._name, self._stats = name, stats
+        self._telling = threading.Lock()  # the reader's thread and the worker's both have something to tell
         journal = folder / "events.jsonl"
         stats.remember(last_events(journal) if config.events else [])
         self._journal = Journal(journal, limits.events_mb * 2**20, limits.events_files) if config.events else None
@@ -45,13 +47,14 @@ class Broadcast:
     def tell(self, event: dict[str, Any]) -> None:
         """An event to the journal and every listener, with the time of day."""
         event = {**event, "time": event.get("time", round(time.time(), 3))}
-        if self._journal is not None:
-            try:
-                self._journal.write(event)
-            except (OutputError, ValueError, OSError) as error:
-                self.failed(error)
-        for listener in tuple(self.listeners):
-            listener(event)
+        with self._telling:
+            if self._journal is not None:
+                try:
+                    self._journal.write(event)
+                except (OutputError, ValueError, OSError) as error:
+                    self.failed(error)
+            for listener in tuple(self.listeners):
+                listener(event)
 
     def show(self, arrival: Arrival, target: dict[str, Any] | None) -> None:
         """A new picture to look at."""
@@ -83,10 +86,14 @@ class Broadcast:
             self._journal.close()
 
 
-def stream_events(number: int, track: Track) -> list[dict[str, Any]]:
-    """The frame's event and its rounds', with what the page shows of them: importance by layer, the policy's reason."""
+def stream_events(number: int, track: Track, latency: float) -> list[dict[str, Any]]:
+    """The frame's event and its rounds', with the time of day and ``latency`` seconds from arrival to result.
+
+    Rounds bring what the page shows of them: importance by layer, the policy's reason.
+    """
     now = round(time.time(), 3)
     events = [{**event, "time": now} for event in events_of(number, track)]
+    events[0]["latency_ms"] = round(latency * 1e3, 1)
     for event, report in zip(events[1:], track.reports, strict=True):
         event.update(importance=report.importance, why=report.why, thawed=report.thawed)
     return events

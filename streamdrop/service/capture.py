@@ -75,7 +75,7 @@ class Capture:
         """End reading, without waiting for a source that hangs."""
         self._stopping.set()
         self._running.set()
-        self._close()
+        threading.Thread(target=self._close, daemon=True).start()  # a device that hangs takes its time
 
     def join(self, timeout: float) -> None:
         """Wait for the thread to end, at most ``timeout`` seconds."""

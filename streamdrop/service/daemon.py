@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop.errors import ConfigError, ConflictError, OutputError, StoreError, StoreLockedError, UnknownError
+from streamdrop.service.mqtt import Publisher
 from streamdrop.service.settings import DaemonConfig, SessionSettings, StreamConfig, load_stream, tracker_settings
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.stream_session import StreamSession
@@ -43,6 +44,7 @@ class Daemon:
         self._changing = threading.RLock()
         self._lock = WriterLock(self.state)
         self._closing = ExitStack()
+        self._mqtt = None if config.mqtt is None else Publisher(config.mqtt)
         self._take_state()
 
     def _take_state(self) -> None:
@@ -60,6 +62,9 @@ class Daemon:
 
         torch.set_num_threads(1)  # trackers run side by side; each sets its own count within its turn
         self._closing.enter_context(watch_rounds(self.share))
+        if self._mqtt is not None:
+            self._mqtt.start()
+            self._closing.callback(self._mqtt.stop)
         with self._changing:
             for stream in self._wanted(self.config).values():
                 self._start(stream)
@@ -124,8 +129,7 @@ class Daemon:
             tracker_settings(self.config, stream)
             if name in self._added:
                 self._keep({**self._added, name: stream})
-            self._stop(name)
-            return self._start(stream)
+            return self._restart(stream)
 
     def remove(self, name: str, purge: bool = False) -> None:
         """Stop a stream; with ``purge`` its folder goes too. Raises UnknownError."""
@@ -139,11 +143,13 @@ class Daemon:
     def reload(self, config: DaemonConfig) -> dict[str, list[str]]:
         """Take another configuration; only streams that differ are touched. Returns the names by what was done.
 
-        Raises ConfigError where http, state or logging differ: they need a restart.
+        Raises ConfigError where http, state, logging or mqtt differ: they need a restart.
         """
         with self._changing:
             fixed = [
-                name for name in ("state", "http", "logging") if getattr(config, name) != getattr(self.config, name)
+                name
+                for name in ("state", "http", "logging", "mqtt")
+                if getattr(config, name) != getattr(self.config, name)
             ]
             if fixed:
                 self.reload_failed = True
@@ -158,9 +164,11 @@ class Daemon:
                 "started": [name for name in wanted if name not in before],
                 "unchanged": [name for name in wanted if name in before and name not in changed],
             }
-            for name in (*done["stopped"], *changed):
+            for name in done["stopped"]:
                 self._stop(name)
-            for name in (*changed, *done["started"]):
+            for name in changed:
+                self._restart(wanted[name].stream)
+            for name in done["started"]:
                 self._start(wanted[name].stream)
             self.reloads, self.reload_failed = self.reloads + 1, False
             return done
@@ -174,12 +182,23 @@ class Daemon:
     def _start(self, stream: StreamConfig) -> StreamSession:
         session = StreamSession(self._settings(stream), self.state / stream.name, self.share)
         self._sessions[stream.name] = session
+        if self._mqtt is not None:
+            self._mqtt.attach(session)
         session.start()
         log.info("%s: started, from %s", stream.name, stream.shown_source)
         return session
 
+    def _restart(self, stream: StreamConfig) -> StreamSession:
+        """Another session in the place of the one of that name, which answers until it has ended."""
+        self._end(stream.name)
+        return self._start(stream)
+
     def _stop(self, name: str) -> None:
-        session = self._sessions.pop(name)
+        self._end(name)
+        del self._sessions[name]
+
+    def _end(self, name: str) -> None:
+        session = self._sessions[name]
         session.stop()
         if not session.join(_STOP * 2):
             log.error("%s: did not end in time; what it last saved stands", name)

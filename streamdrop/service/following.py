@@ -5,16 +5,26 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from streamdrop import checkpoint
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, OutputError, StoreError, StreamdropError
+from streamdrop.service.frames import Arrival
 from streamdrop.service.share import Share
 from streamdrop.service.state import StateFolder, StreamState
 from streamdrop.service.stats import Stats
 from streamdrop.tracking import Tracker, TrackerConfig
 from streamdrop.types import Image, Track
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A target to learn, and the frame it was drawn on."""
+
+    box: Box
+    arrival: Arrival
+    why: str
 
 
 class Interrupted(Exception):

@@ -26,7 +26,7 @@ class Arrival:
 class FrameBuffer:
     """Keeps the last frames, up to ``seconds`` and ``most_bytes``; ``take`` gives the tracker its next one.
 
-    A frame that has waited for ``late`` seconds is passed over for a newer one, so that latency does not grow. After
+    A frame that has waited for ``late`` seconds is passed over for newer ones, so that latency does not grow. After
     ``rewind`` the frames since then are gone through in strides until the present is reached.
     """
 
@@ -68,9 +68,10 @@ class FrameBuffer:
         return bool(self._frames) and self._frames[-1].number > self._taken
 
     def _fresh(self) -> Arrival:
+        """The oldest one while it is in time, else one half-way to the newest: bursts cost no frame, overload does."""
         pending = self._pending()
-        oldest = self._clock() - self._late
-        return next((frame for frame in pending if frame.at >= oldest), pending[-1])
+        late = pending[0].at < self._clock() - self._late
+        return pending[len(pending) // 2] if late else pending[0]
 
     def _strided(self) -> Arrival:
         pending = self._pending()

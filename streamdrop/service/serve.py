@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 from streamdrop.errors import ConfigError, StreamdropError
 from streamdrop.service.daemon import Daemon
 from streamdrop.service.logs import start_logging
-from streamdrop.service.settings import load_daemon
+from streamdrop.service.settings import DaemonConfig, load_daemon
 
 log = logging.getLogger("streamdrop")
 
 INTERRUPTED = 130
+_SWITCH = 0.001  # seconds a thread may hold the interpreter while others wait: trackers would keep the API waiting
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 
@@ -30,7 +32,7 @@ class Server:
         self._path, self._overrides = path, tuple(overrides)
         self._ending = threading.Event()
         config = load_daemon(path, overrides)
-        start_logging(config.logging, tuple(one for one in (config.http.token,) if one))
+        start_logging(config.logging, _secrets(config))
         app_module, server_module = _http()
         self.daemon = Daemon(config)
         try:
@@ -71,6 +73,7 @@ class Server:
 
 def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
     """Run until SIGTERM (0) or Ctrl-C (130); SIGHUP reloads. Raises ConfigError, OutputError before anything starts."""
+    sys.setswitchinterval(_SWITCH)
     server = Server(path, overrides)
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     for name in _SIGNALS:
@@ -85,12 +88,15 @@ def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
                 _reload(server)
     finally:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))  # a second Ctrl-C does not wait
-        ended = server.stop()
-    status = INTERRUPTED if number == signal.SIGINT else 0
+        server.stop()
     logging.shutdown()
-    if not ended:
-        os._exit(status)  # a thread that hangs in a driver would hold the process
-    return status
+    return INTERRUPTED if number == signal.SIGINT else 0
+
+
+def _secrets(config: DaemonConfig) -> tuple[str, ...]:
+    """What the log must never show."""
+    given = (config.http.token, config.mqtt and config.mqtt.password)
+    return tuple(one for one in given if one)
 
 
 def _next(arrived: queue.SimpleQueue[int]) -> int:

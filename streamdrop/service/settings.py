@@ -125,6 +125,31 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class MqttConfig:
+    """A broker to publish to under ``prefix``. ``frames``: every frame's event too, not only rounds and the others.
+
+    ``discovery``: where home automation looks for descriptions, such as ``homeassistant``; null: none are published.
+    """
+
+    host: str
+    port: int = 1883
+    username: str | None = None
+    password: str | None = secret()
+    tls: bool = False
+    prefix: str = "streamdrop"
+    discovery: str | None = None
+    frames: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}: give one from 1 to 65535")
+        for name in ("prefix", "discovery"):
+            value = getattr(self, name)
+            if value is not None and (not value or any(sign in value for sign in "#+\0 ")):
+                raise ConfigError(f"{name} is {value!r}: give a topic without spaces, # and +")
+
+
+@dataclass(frozen=True)
 class StreamConfig:
     """One stream. ``source``: video file, folder, pattern, camera number, rtsp:// or http:// address.
 
@@ -183,6 +208,7 @@ class DaemonConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     outputs: OutputsConfig = field(default_factory=OutputsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    mqtt: MqttConfig | None = None
 
     def __post_init__(self) -> None:
         names = [stream.name.lower() for stream in self.streams]

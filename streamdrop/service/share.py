@@ -12,6 +12,8 @@ from typing import Any
 ALONE, FRAME, ROUND = 0, 1, 2
 """What waits: for all slots, with a frame to look at, or in a round between two iterations. Lower numbers go first."""
 
+_MEMORY = 0.25  # seconds of computing by which a stream can be ahead of the others, or behind
+
 
 @dataclass
 class _Waiter:
@@ -35,7 +37,8 @@ class Share:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
-        self._used: dict[str, float] = {}
+        self._used: dict[str, float] = {}  # decides who goes first; held within _MEMORY of the others'
+        self._total: dict[str, float] = {}
         self._local = threading.local()
 
     @contextlib.contextmanager
@@ -76,24 +79,31 @@ class Share:
         """A stream has gone: its account is closed."""
         with self._lock:
             self._used.pop(name, None)
+            self._total.pop(name, None)
 
     def used(self) -> dict[str, float]:
-        """Seconds of turns by name; a newcomer starts level with who has used the least."""
+        """Seconds of turns by name."""
         with self._lock:
-            return dict(self._used)
+            return dict(self._total)
 
     def _enter(self, waiter: _Waiter) -> None:
         with self._lock:
-            self._used.setdefault(waiter.name, min(self._used.values(), default=0.0))
+            self._level(waiter.name)
             self._waiting.append(waiter)
             self._grant()
         waiter.ready.wait()
+
+    def _level(self, name: str) -> None:
+        """What was used long ago counts for little: learning a target must not be paid for by seconds of waiting."""
+        least = min((used for other, used in self._used.items() if other != name), default=0.0)
+        self._used[name] = min(max(self._used.get(name, least), least - _MEMORY), least + _MEMORY)
 
     def _leave(self, name: str, slots: int, seconds: float) -> None:
         with self._lock:
             self._free += slots
             if name in self._used:
                 self._used[name] += seconds
+                self._total[name] = self._total.get(name, 0.0) + seconds
             self._grant()
 
     def _grant(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 from streamdrop.boxes import as_box
 from streamdrop.errors import BoxError, CheckpointError, OutputError
 from streamdrop.service.settings import StreamConfig
+
+log = logging.getLogger("streamdrop")
 
 FORMAT = 1
 
@@ -72,6 +75,14 @@ class StateFolder:
             return None
         except (OSError, ValueError, TypeError, KeyError, BoxError) as error:
             raise CheckpointError(f"{self._file}: damaged ({error}): remove it to start the stream anew") from None
+
+    def read_if_whole(self) -> StreamState | None:
+        """What was last written; what is damaged counts as nothing, and the log says so."""
+        try:
+            return self.read()
+        except CheckpointError as error:
+            log.error("%s: the stream starts anew", error)
+            return None
 
     def write(self, state: StreamState) -> None:
         """Replace what was written; killed at any point there is the old or the new. Raises OutputError."""

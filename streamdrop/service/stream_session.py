@@ -9,9 +9,10 @@ from typing import Any
 from streamdrop.boxes import Box, check_inside
 from streamdrop.errors import ConflictError
 from streamdrop.service.capture import Signal
+from streamdrop.service.following import Wanted
 from streamdrop.service.settings import SessionSettings
 from streamdrop.service.share import Share
-from streamdrop.service.worker import Wanted, Worker
+from streamdrop.service.worker import Worker
 
 _COMMAND = 10.0  # seconds that a command may wait for the worker
 
@@ -91,7 +92,7 @@ class StreamSession:
         state, signal, report = self._worker.state, self._worker.capture.signal, self._worker.state.report or {}
         return {
             "name": self.name,
-            "state": self._worker.word(),
+            "state": self._word(),
             "frame": max(self._worker.furthest, 0),
             "fps": round(self.stats.fps, 2),
             "dropped_frames": self.stats.counters.dropped,
@@ -112,9 +113,24 @@ class StreamSession:
             "saved": self.stats.saved_at,
         }
 
+    def _word(self) -> str:
+        """The stream's state in one word."""
+        state, signal = self._worker.state, self._worker.capture.signal
+        if self._worker.phase != "running":
+            return self._worker.phase
+        if state.paused:
+            return "paused"
+        if not signal.up:
+            return "ended" if signal.ended else "reconnecting" if signal.error else "starting"
+        if state.box is None:
+            return "waiting"
+        if state.lost:
+            return "lost"
+        return "tracking" if state.score >= self.settings.tracker.update.certain else "uncertain"
+
     def _do(self, command: Callable[[], None]) -> None:
         """Have the worker run a command between two frames."""
         try:
             self._worker.commands.ask(command, _COMMAND)
         except ConflictError as error:
-            raise ConflictError(f"{self.name}, {self._worker.word()}: {error}") from None
+            raise ConflictError(f"{self.name}, {self._word()}: {error}") from None

@@ -6,20 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from streamdrop.boxes import Box, as_box, check_inside
+from streamdrop.boxes import as_box, check_inside
 from streamdrop.errors import BoxError, CheckpointError, ConflictError, StreamdropError
 from streamdrop.service.broadcast import Broadcast, stream_events
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
-from streamdrop.service.following import Following, Interrupted
+from streamdrop.service.following import Following, Interrupted, Wanted
 from streamdrop.service.frames import Arrival, FrameBuffer
 from streamdrop.service.redact import redacted
 from streamdrop.service.settings import SessionSettings
 from streamdrop.service.share import Share
-from streamdrop.service.state import StateFolder, StreamState, remembered
+from streamdrop.service.state import StateFolder, remembered
 from streamdrop.service.stats import Counters, Stats
 from streamdrop.types import Track
 
@@ -28,15 +27,6 @@ log = logging.getLogger("streamdrop")
 _POLL = 0.2  # seconds after which a worker without frames looks for commands
 _IDLE_SAVE = 30.0  # seconds after which state is saved though no round ran
 _STUBBORN = 3  # failures in a row after which the checkpoint is taken for their cause
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A target to learn, and the frame it was drawn on."""
-
-    box: Box
-    arrival: Arrival
-    why: str
 
 
 class Worker:
@@ -52,7 +42,7 @@ class Worker:
         self.error: str | None = None
         self.phase = "starting"
         state_folder = StateFolder(folder)
-        self.state = remembered(self._read(state_folder), stream)
+        self.state = remembered(state_folder.read_if_whole(), stream)
         self.stats.counters = Counters.restored(self.state.counters)
         self.broadcast = Broadcast(stream.name, settings.outputs, limits, folder, stream.fps, self.stats)
         self.following = Following(settings.tracker, state_folder, self.state, share, self.stats)
@@ -64,7 +54,8 @@ class Worker:
         self.wanted: Wanted | None = None
         self.last: Arrival | None = None
         self.furthest = -1
-        self._failures = self._unsaved = 0
+        self._failures = self._unsaved = self._since = 0
+        self._ended = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"stream {self.name}", daemon=True)
 
@@ -90,21 +81,6 @@ class Worker:
         self.capture.join(0.1)
         return not self._thread.is_alive()
 
-    def word(self) -> str:
-        """The stream's state in one word."""
-        state, signal = self.state, self.capture.signal
-        if self.phase != "running":
-            return self.phase
-        if state.paused:
-            return "paused"
-        if not signal.up:
-            return "ended" if signal.ended else "reconnecting" if signal.error else "starting"
-        if state.box is None:
-            return "waiting"
-        if state.lost:
-            return "lost"
-        return "tracking" if state.score >= self.settings.tracker.update.certain else "uncertain"
-
     # ---------------------------------------------------------------- the reader's thread
 
     def _came(self, arrival: Arrival) -> None:
@@ -120,9 +96,7 @@ class Worker:
     def _signalled(self, signal: Signal) -> None:
         if signal.up:
             self.broadcast.tell({"event": "up"})
-        elif signal.ended:
-            self.broadcast.tell({"event": "ended"})
-        else:
+        elif not signal.ended:
             log.warning("%s: %s", self.name, signal.error)
             self.broadcast.tell({"event": "down", "error": signal.error})
 
@@ -144,9 +118,14 @@ class Worker:
         while not self._stopping.is_set():
             self._obey()
             self.capture.check()
-            arrival = self.buffer.take(_POLL)
+            arrival = self.buffer.take(0.0 if self._save_due() else _POLL)
             if arrival is not None:
                 self._frame(arrival)
+            elif self._save_due():  # while no frame waits
+                self._save()
+            elif self.capture.signal.ended and not self._ended:  # and its last frame was looked at
+                self._ended = True
+                self.broadcast.tell({"event": "ended"})
             if self.following.learned and time.time() - (self.stats.saved_at or 0.0) > _IDLE_SAVE:
                 self._save()
 
@@ -172,8 +151,12 @@ class Worker:
         self._record(arrival, track)
         self._failures = 0
         self._unsaved += len(track.reports)
-        if self._unsaved >= self.settings.limits.save_rounds:
-            self._save()
+        self._since = 0 if track.reports else self._since + 1
+        if self._save_due() and self._since >= self.settings.tracker.update.every // 2:
+            self._save()  # at the latest well before the next round
+
+    def _save_due(self) -> bool:
+        return self._unsaved >= self.settings.limits.save_rounds
 
     def _pass(self, arrival: Arrival) -> None:
         """The stream has come this far."""
@@ -219,11 +202,12 @@ class Worker:
     def _record(self, arrival: Arrival, track: Track) -> None:
         """Everybody hears about a tracked frame."""
         self._pass(arrival)
-        events = stream_events(arrival.number, track)
+        latency = time.monotonic() - arrival.at
+        events = stream_events(arrival.number, track, latency)
         if track.reports:
             self.state.report = events[-1]
         self.broadcast.show(arrival, self.state.target)
-        self.stats.tracked(track, events, time.monotonic() - arrival.at)
+        self.stats.tracked(track, events, latency)
         for event in events:
             self.broadcast.tell(event)
         self.broadcast.record(arrival, track)
@@ -260,14 +244,6 @@ class Worker:
         self.following.save()
 
     # ---------------------------------------------------------------- what survives
-
-    def _read(self, folder: StateFolder) -> StreamState | None:
-        try:
-            return folder.read()
-        except CheckpointError as error:
-            log.error("%s", error)
-            self.error = str(error)
-            return None
 
     def _go_on(self) -> None:
         """Take up the target that the folder remembers."""

@@ -1,0 +1,304 @@
+"""The daemon as a whole process: fairness, latency, API under load, start, recovery after kill -9, a soak.
+
+    python benchmarks/daemon.py [--parts start,fairness,latency,api,recovery] [--seconds 30] [--output FILE.json]
+    python benchmarks/daemon.py --parts soak --frames 100000
+
+Streams are the sample clip at 640x480, looped. Figures are of this machine, and of all that runs on it meanwhile.
+
+- start: from starting the process to the first tracked frame, with an empty state folder.
+- fairness: 4 streams of 15 fps with rounds: Jain's index of the frames tracked (1: all get the same); dropped frames.
+- latency: one stream at 25 and at 15 fps: from a frame's arrival to its box, frames in which a round ran included.
+- api: 200 requests a second to /api/streams by 8 clients while 2 streams run.
+- recovery: the process is killed (SIGKILL) and started again: seconds to the first tracked frame, and the mean overlap
+  of the next 50 frames' boxes with those of a run that was never killed.
+- soak: 6 streams until so many frames have come: memory, open files and bytes of the state folder over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+import streamdrop as sd
+from streamdrop.boxes import iou
+from streamdrop.evaluation.hardware import describe_hardware
+from streamdrop.streams import VideoWriter
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = (640, 480)
+Result = dict[str, Any]
+
+
+def main() -> None:
+    options = arguments()
+    print(describe_hardware(), flush=True)
+    results: dict[str, Any] = {"hardware": describe_hardware(), "load": os.getloadavg()}
+    with tempfile.TemporaryDirectory(prefix="streamdrop-daemon-") as folder:
+        source, box = make_source(Path(folder) / "clip.mp4")
+        for part in options.parts.split(","):
+            place = Path(folder) / part
+            place.mkdir()
+            results[part] = PARTS[part](place, source, box, options)
+            print(f"{part}: {json.dumps(results[part])}", flush=True)
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def make_source(path: Path) -> tuple[Path, list[float]]:
+    """The sample clip at ``SIZE``, and the target in its first frame."""
+    with sd.open_stream(ROOT / "data_samples" / "clip.mp4") as stream, VideoWriter(path, stream.fps, SIZE) as writer:
+        width, height = stream.size or SIZE
+        for sample in stream:
+            writer.write(cv2.resize(sample.image, SIZE, interpolation=cv2.INTER_LINEAR))
+    x, y, w, h = (float(v) for v in (ROOT / "data_samples" / "clip.txt").read_text().split("\n")[0].split(","))
+    p, q = SIZE[0] / width, SIZE[1] / height
+    return path, [x * p, y * q, w * p, h * q]
+
+
+class Serving:
+    """``streamdrop serve`` with some streams, in a process of its own."""
+
+    def __init__(self, folder: Path, streams: list[dict[str, Any]], **values: Any) -> None:
+        self.folder, self.config = folder, folder / "daemon.yaml"
+        state = {"state": str(folder / "run"), "http": {"port": 0, "rate": 10_000}, "streams": streams}
+        self.config.write_text(yaml.safe_dump({**state, **values}))
+        self.start()
+
+    def start(self) -> None:
+        """Start the process and wait for its address."""
+        self.began = time.perf_counter()
+        where = self.folder / "run" / "daemon.json"
+        where.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "streamdrop", "serve", str(self.config)]
+        self.child = subprocess.Popen(command, cwd=ROOT, stderr=(self.folder / "log").open("ab"))
+        wait(lambda: where.exists() and where.read_text())
+        self.address = json.loads(where.read_text())["address"]
+
+    def streams(self) -> dict[str, dict[str, Any]]:
+        """What the API says about every stream."""
+        with urllib.request.urlopen(self.address + "/api/streams") as answer:
+            return {one["name"]: one for one in json.load(answer)}
+
+    def events(self, name: str) -> Iterator[dict[str, Any]]:
+        """The events that a stream has written."""
+        for path in (self.folder / "run" / name / "events.1.jsonl", self.folder / "run" / name / "events.jsonl"):
+            if path.exists():
+                yield from (json.loads(line) for line in path.read_text().splitlines())
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.child.send_signal(signal.SIGKILL)
+        self.child.wait()
+
+    def end(self) -> float:
+        """End it as asked; the seconds that took."""
+        began = time.perf_counter()
+        self.child.send_signal(signal.SIGTERM)
+        self.child.wait()
+        return time.perf_counter() - began
+
+
+@contextmanager
+def serving(folder: Path, streams: list[dict[str, Any]], **values: Any) -> Iterator[Serving]:
+    one = Serving(folder, streams, **values)
+    try:
+        yield one
+    finally:
+        if one.child.poll() is None:
+            one.end()
+
+
+def wait(condition: Callable[[], Any], seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("the daemon does not come up: see its log")
+        time.sleep(0.02)
+
+
+def looped(source: Path, box: list[float], count: int, fps: float) -> list[dict[str, Any]]:
+    names = [f"s{number}" for number in range(count)]
+    return [{"name": name, "source": str(source), "fps": fps, "loop": True, "box": box} for name in names]
+
+
+def running(one: Serving) -> bool:
+    return all(stream["tracked_frames"] > 5 for stream in one.streams().values())
+
+
+def start(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
+    with serving(folder, looped(source, box, 1, 15)) as one:
+        answered = time.perf_counter() - one.began
+        wait(lambda: one.streams()["s0"]["tracked_frames"] >= 1)
+        first = time.perf_counter() - one.began
+        return {"answers_s": round(answered, 2), "first_tracked_s": round(first, 2), "sigterm_s": round(one.end(), 2)}
+
+
+def fairness(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
+    with serving(folder, looped(source, box, 4, 15)) as one:
+        wait(lambda: running(one))
+        before, began = one.streams(), time.perf_counter()
+        time.sleep(options.seconds)
+        after, seconds = one.streams(), time.perf_counter() - began
+        gained = {k: np.array([after[n][k] - before[n][k] for n in after]) for k in COUNTED}
+        tracked, dropped = gained["tracked_frames"], gained["dropped_frames"]
+        return {
+            "fps": [round(float(value) / seconds, 2) for value in tracked],
+            "fairness": round(float(tracked.sum() ** 2 / (len(tracked) * (tracked**2).sum())), 4),
+            "dropped_percent": round(100 * float(dropped.sum() / (dropped.sum() + tracked.sum())), 1),
+            "rounds": int(gained["round"].sum()),
+        }
+
+
+COUNTED = ("tracked_frames", "dropped_frames", "round")
+
+
+def latency(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
+    return {f"{fps} fps": _latency(folder / str(fps), source, box, options, fps) for fps in (15, 25)}
+
+
+def _latency(folder: Path, source: Path, box: list[float], options: argparse.Namespace, fps: float) -> Result:
+    folder.mkdir()
+    with serving(folder, looped(source, box, 1, fps)) as one:
+        wait(lambda: running(one))
+        before = one.streams()["s0"]
+        time.sleep(options.seconds)
+        after = one.streams()["s0"]
+        values = [e["latency_ms"] for e in one.events("s0") if "latency_ms" in e and e["frame"] > before["frame"]]
+        p50, p99 = np.percentile(values, [50, 99])
+        return {
+            "n": len(values),
+            "p50_ms": round(float(p50), 1),
+            "p99_ms": round(float(p99), 1),
+            "dropped": after["dropped_frames"] - before["dropped_frames"],
+            "rounds": after["round"] - before["round"],
+        }
+
+
+def api(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
+    with serving(folder, looped(source, box, 2, 15)) as one:
+        wait(lambda: running(one))
+        times: list[float] = []
+        clients = [threading.Thread(target=ask, args=(one.address, 25, options.seconds, times)) for _ in range(8)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        p50, p99 = np.percentile(times, [50, 99])
+        rate = len(times) / options.seconds
+        return {
+            "n": len(times),
+            "per_s": round(rate, 1),
+            "p50_ms": round(float(p50), 1),
+            "p99_ms": round(float(p99), 1),
+        }
+
+
+def ask(address: str, rate: float, seconds: float, times: list[float]) -> None:
+    """GET /api/streams ``rate`` times a second over one connection."""
+    connection = HTTPConnection(address.removeprefix("http://"))
+    due, end = time.perf_counter(), time.perf_counter() + seconds
+    while due < end:
+        time.sleep(max(0.0, due - time.perf_counter()))
+        began = time.perf_counter()
+        connection.request("GET", "/api/streams")
+        connection.getresponse().read()
+        times.append((time.perf_counter() - began) * 1e3)
+        due += 1 / rate
+    connection.close()
+
+
+def recovery(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
+    streams, goal = looped(source, box, 1, 15), 120
+    (folder / "whole").mkdir()
+    (folder / "killed").mkdir()
+    with serving(folder / "whole", streams) as one:
+        wait(lambda: one.streams()["s0"]["frame"] > goal + 80)
+    whole = {event["frame"]: event["box"] for event in one.events("s0") if "score" in event}
+    with serving(folder / "killed", streams) as one:
+        wait(lambda: one.streams()["s0"]["frame"] > goal)
+        one.kill()
+        rounds = [event["round"] for event in one.events("s0") if "after_frame" in event][-1]
+        seen = sum("score" in event for event in one.events("s0"))
+        one.start()
+        wait(lambda: sum("score" in event for event in one.events("s0")) > seen)
+        seconds = time.perf_counter() - one.began
+        kept = one.streams()["s0"]["round"]
+        wait(lambda: one.streams()["s0"]["frame"] > goal + 60)
+        later = [event for event in one.events("s0") if "score" in event][seen:][:50]
+    overlaps = [float(iou(event["box"], whole[event["frame"]])) for event in later if event["frame"] in whole]
+    return {
+        "first_tracked_s": round(seconds, 2),
+        "rounds_lost": max(0, rounds - kept),
+        "overlap": round(float(np.mean(overlaps)), 3),
+        "frames_compared": len(overlaps),
+    }
+
+
+def soak(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
+    tracker = {"update": {"every": 10}}
+    with serving(folder, looped(source, box, 6, 60), tracker=tracker) as one:
+        wait(lambda: running(one))
+        points: list[tuple[int, float, int, int]] = []
+        frames = 0
+        while frames < options.frames:
+            time.sleep(min(30.0, options.seconds))
+            frames = sum(s["tracked_frames"] + s["dropped_frames"] for s in one.streams().values())
+            points.append((frames, *resources(one)))
+            print("  frames {}, {:.0f} MB, {} files, {} bytes".format(*points[-1]), flush=True)
+        half = np.array(points[len(points) // 2 :], float)
+        slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 1e5 if len(half) > 2 else None
+        return {
+            "frames": frames,
+            "mb": [round(points[0][1], 1), round(points[-1][1], 1)],
+            "mb_per_100000_frames": slope,
+            "files": [points[0][2], points[-1][2]],
+            "state_bytes": [points[0][3], points[-1][3]],
+        }
+
+
+def resources(one: Serving) -> tuple[float, int, int]:
+    """Resident memory in MB, open files, and bytes of the state folder."""
+    process = Path("/proc") / str(one.child.pid)
+    pages = int((process / "statm").read_text().split()[1])
+    size = sum(path.stat().st_size for path in (one.folder / "run").rglob("*") if path.is_file())
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(list((process / "fd").iterdir())), size
+
+
+PARTS: dict[str, Callable[[Path, Path, list[float], argparse.Namespace], Result]] = {
+    "start": start,
+    "fairness": fairness,
+    "latency": latency,
+    "api": api,
+    "recovery": recovery,
+    "soak": soak,
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="start,fairness,latency,api,recovery")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
+    parser.add_argument("--frames", type=int, default=100_000, help="of the soak")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Events and states to an MQTT broker, as home automation expects them: retained states, availability, discovery."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+from streamdrop._version import __version__
+from streamdrop.errors import ConfigError
+from streamdrop.service.settings import MqttConfig
+from streamdrop.service.stream_session import StreamSession
+
+log = logging.getLogger("streamdrop")
+
+_STATE_SECONDS = 1.0  # a state that only its frame changes is published so often
+_SHOWN = ("state", "frame", "fps", "dropped_frames", "target", "cut", "layers", "round", "loss", "error")
+
+
+class Publisher:
+    """Publishes what sessions tell. ``PREFIX/status``: online or offline (the broker's will); ``PREFIX/NAME/state``:
+    retained JSON; ``PREFIX/NAME/event``: events, those of frames only where ``frames`` is set.
+
+    Connects in the background and again after failures; a broker that is away holds nobody up. Raises ConfigError
+    where the client library is missing.
+    """
+
+    def __init__(self, config: MqttConfig) -> None:
+        try:
+            from paho.mqtt.client import Client
+            from paho.mqtt.enums import CallbackAPIVersion
+        except ModuleNotFoundError:
+            raise ConfigError("mqtt needs paho-mqtt, which is not installed: pip install 'streamdrop[mqtt]'") from None
+        self._config = config
+        self._sessions: dict[str, StreamSession] = {}
+        self._last: dict[str, tuple[float, str]] = {}
+        self._client = Client(CallbackAPIVersion.VERSION2)
+        self._client.will_set(self._topic("status"), "offline", retain=True)
+        if config.username is not None:
+            self._client.username_pw_set(config.username, config.password)
+        if config.tls:
+            self._client.tls_set()
+        self._client.max_queued_messages_set(1000)
+        self._client.on_connect = self._connected
+        self._client.on_disconnect = self._disconnected
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._client.connect_async(self._config.host, self._config.port)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Say goodbye and end."""
+        if self._client.is_connected():
+            self._client.publish(self._topic("status"), "offline", retain=True).wait_for_publish(1.0)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def attach(self, session: StreamSession) -> None:
+        """Publish what this session tells, until it ends."""
+        self._sessions[session.name] = session
+        session.broadcast.listeners.append(lambda event: self._heard(session, event))
+        self._discover(session)
+
+    def _topic(self, *parts: str) -> str:
+        return "/".join((self._config.prefix, *parts))
+
+    def _connected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            log.warning("mqtt: %s:%d refuses (%s)", self._config.host, self._config.port, reason)
+            return
+        log.info("mqtt: connected to %s:%d", self._config.host, self._config.port)
+        client.publish(self._topic("status"), "online", retain=True)
+        for session in tuple(self._sessions.values()):
+            self._discover(session)
+            self._state(session)
+
+    def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            log.warning("mqtt: the connection to %s:%d is lost (%s)", self._config.host, self._config.port, reason)
+
+    def _heard(self, session: StreamSession, event: dict[str, Any]) -> None:
+        if not self._client.is_connected():
+            return
+        frame = "score" in event
+        if not frame or self._config.frames:
+            self._client.publish(self._topic(session.name, "event"), json.dumps(event))
+        then, word = self._last.get(session.name, (0.0, ""))
+        if not frame or time.monotonic() - then > _STATE_SECONDS or word != session.status()["state"]:
+            self._state(session)
+
+    def _state(self, session: StreamSession) -> None:
+        status = session.status()
+        self._last[session.name] = (time.monotonic(), status["state"])
+        values = {key: status[key] for key in _SHOWN}
+        self._client.publish(self._topic(session.name, "state"), json.dumps(values), retain=True)
+
+    def _discover(self, session: StreamSession) -> None:
+        """Describe the stream to home automation that looks for such descriptions."""
+        if self._config.discovery is None or not self._client.is_connected():
+            return
+        name = session.name
+        common = {
+            "availability_topic": self._topic("status"),
+            "state_topic": self._topic(name, "state"),
+            "device": {"identifiers": [f"streamdrop-{name}"], "name": f"streamdrop {name}", "sw_version": __version__},
+        }
+        kinds = {
+            "sensor": {"name": "state", "value_template": "{{ value_json.state }}"},
+            "binary_sensor": {
+                "name": "target in sight",
+                "value_template": "{{ 'ON' if value_json.state == 'tracking' else 'OFF' }}",
+            },
+        }
+        for kind, values in kinds.items():
+            body = {**common, **values, "unique_id": f"streamdrop-{name}-{kind}"}
+            topic = f"{self._config.discovery}/{kind}/streamdrop-{name}/config"
+            self._client.publish(topic, json.dumps(body), retain=True)
