@@ -36,6 +36,7 @@ ORDER = [
         "feed",
         "resume",
         "engine",
+        "export",
     },
     {"tracking"},
     {"evaluation"},

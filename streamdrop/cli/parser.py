@@ -55,6 +55,11 @@ WEIGHTS_EXAMPLES = """examples:
   streamdrop weights add resnet18 --from Downloads/         fetched elsewhere; verified
   streamdrop weights add mine --from run/ --licence MIT     your own files, under a name"""
 
+EXPORT_EXAMPLES = """examples:
+  streamdrop export run/ tracker.onnx                      what `track --store run/` has learned
+  streamdrop export run/ head.pt2 --part head              at the run's cut
+  streamdrop export runs/cifar10/drop.safetensors net.onnx --model resnet18 --classes 10 --size 64"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Bad arguments end in one line on stderr and status 2."""
@@ -81,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_configuration(commands)
     _add_weights(commands)
+    _add_export(commands)
     return parser
 
 
@@ -242,6 +248,20 @@ def _add_weights(commands: _Commands) -> None:
     add.add_argument("--from", dest="folder", required=True, metavar="DIR", help="holds the files")
     add.add_argument("--licence", default="unknown", metavar="TEXT", help="of weights of your own, for the list")
     add.set_defaults(module="weights", function="add")
+
+
+def _add_export(commands: _Commands) -> None:
+    text = "Write a tuned model, its tail or its head as ONNX or torch.export, checked to give the same output."
+    parser = _command(commands, "export", text, EXPORT_EXAMPLES, "export")
+    parser.add_argument("source", metavar="SOURCE", help="a tracking run's --store folder, or a file of weights")
+    parser.add_argument("out", metavar="OUT", help="ends in .onnx (pip install 'streamdrop[onnx]') or .pt2")
+    parser.add_argument("--part", choices=("whole", "tail", "head"), default="whole", help="default: whole")
+    parser.add_argument("--cut", type=_whole, metavar="N", help="layers below the cut (default: the run's)")
+    parser.add_argument("--model", metavar="NAME", help="the network that a file of weights belongs to: resnet18, …")
+    parser.add_argument("--classes", type=_whole, metavar="N", help="its outputs (default: 1000)")
+    parser.add_argument("--size", type=_whole, metavar="PX", help="side of its input images (default: 224)")
+    text = "largest difference of outputs, in units of their largest value (default: 1e-4)"
+    parser.add_argument("--tolerance", type=_above_zero, default=1e-4, metavar="T", help=text)
 
 
 def _action(actions: _Commands, name: str, help: str, text: str, function: str) -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ def write_arms_report(
     page = render(
         "arms_report.html",
         title=title,
-        source=f"{len(names)} sequences, {len(results['sequences'])} runs",
+        source=f"{_count(len(names), 'sequence')}, {_count(len(results['sequences']), 'run')}",
         hardware=results["hardware"],
         arms=arms,
         colours=colours,
@@ -54,6 +54,10 @@ def write_arms_report(
         table={name: {arm: _cell(results["sequences"], name, arm) for arm in arms} for name in names},
     )
     write_page(path, page)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _strips(outcomes: Sequence[Outcome], sequences: Sequence[VideoSequence]) -> list[dict[str, Any]]:
