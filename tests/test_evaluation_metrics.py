@@ -123,3 +123,14 @@ def test_a_prediction_that_is_not_finite_overlaps_nothing():
 def test_boxes_that_do_not_pair_are_refused(predicted):
     with pytest.raises(DataError, match="do not pair"):
         metrics.success(predicted, [[0, 0, 1, 1]] * 2)
+
+
+def test_a_confidence_is_as_far_off_as_its_bins_are_from_the_odds():
+    truth = np.tile([0.0, 0.0, 10.0, 10.0], (9, 1))
+    hit, miss = truth[0], truth[0] + [50, 0, 0, 0]
+    boxes = np.array([hit, hit, hit, hit, hit, miss, miss, miss, miss])  # the first frame does not count
+    assert metrics.calibration_error([1, 1, 1, 1, 1, 0, 0, 0, 0], boxes, truth) == 0
+    assert metrics.calibration_error([1] * 9, boxes, truth) == pytest.approx(0.5)
+    assert metrics.calibration_error([0.5] * 9, boxes, truth) == pytest.approx(0.0)
+    assert metrics.calibration_error([0.05] * 9, boxes, truth) == pytest.approx(0.45)
+    assert np.isnan(metrics.calibration_error([1], truth[:1], truth[:1]))

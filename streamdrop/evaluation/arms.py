@@ -174,7 +174,9 @@ def _run(job: Job, build: Build | None, models: str | Path | None, count: str) -
         close = getattr(tracker, "close", None)
         if close is not None:
             close()
-    scores = metrics.scores(run.boxes, job.sequence.truth)
+    truth = job.sequence.truth
+    error = metrics.calibration_error(run.scores, run.boxes, truth)
+    scores = {**metrics.scores(run.boxes, truth), "calibration_error": error}
     curves = (
         metrics.success_curve(run.boxes, job.sequence.truth),
         metrics.precision_curve(run.boxes, job.sequence.truth),

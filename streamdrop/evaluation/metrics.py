@@ -77,6 +77,24 @@ def scores(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]:
     }
 
 
+def calibration_error(
+    confidence: npt.ArrayLike, predicted: npt.ArrayLike, truth: npt.ArrayLike, bins: int = 10
+) -> float:
+    """How far confidences [N] in [0, 1] are from the odds of an overlap above one half, [0, 1]; first frame left out.
+
+    Frames are put into ``bins`` of equal width by confidence; the mean over frames of their bin's gap between mean
+    confidence and share of such overlaps (expected calibration error, Naeini et al. 2015). Raises DataError.
+    """
+    found = overlaps(predicted, truth)[1:]
+    known = ~np.isnan(found)
+    said, right = np.asarray(confidence, float)[1:][known], (found > 0.5)[known]
+    if not len(said):
+        return float("nan")
+    bin_of = np.minimum((said * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_of, weights=said - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(said))
+
+
 def _pair(predicted: npt.ArrayLike, truth: npt.ArrayLike) -> tuple[Array, Array]:
     boxes, true = np.asarray(predicted, float), np.asarray(truth, float)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.shape != true.shape:

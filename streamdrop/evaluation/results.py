@@ -72,6 +72,7 @@ def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "lost": int(sum(run.lost.sum() for run in runs)),
         "cpu_fps": updates / max(sum(run.cpu_s for run in runs), 1e-9),
         "init_s": _mean(run.init_s for run in runs),
+        "calibration_error": _mean(o.scores.get("calibration_error", math.nan) for o in outcomes),
         "peak_mb": max(memory) if memory else None,
         "curves": {
             "success": np.nanmean([o.curves[0] for o in outcomes], axis=0).tolist(),

@@ -16,20 +16,23 @@ STRIDE = STRIDES[0]
 class SearchConfig:
     """Where to look: a square crop of ``context`` targets resized to ``size`` pixels.
 
-    A peak loses ``window`` of its score far from where the target was (in units of ``window_width`` targets).
+    A peak loses ``window`` of its score far from where the target is expected. What is far lies between the two of
+    ``window_width`` (targets): near the first for one that moves as it did, near the second for one that does not.
     """
 
     size: int = 256
     context: float = 4.5
-    window: float = 0.3
-    window_width: float = 1.5
+    window: float = 0.5
+    window_width: tuple[float, float] = (0.6, 2.0)
 
     def __post_init__(self) -> None:
         if self.size < 64 or self.size % 32:
             raise ConfigError(f"size is {self.size}: give a multiple of 32 of at least 64")
         _check_above("context", self.context, 1.0)
         _check_between("window", self.window, 0.0, 1.0)
-        _check_above("window_width", self.window_width, 0.0)
+        narrow, wide = self.window_width
+        if not 0 < narrow <= wide:
+            raise ConfigError(f"window_width is {narrow:g}, {wide:g}: give two widths above 0, the narrower one first")
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class FirstFrameConfig:
     ``shift`` targets. Up to ``background`` of them show other parts of the frame, without the target.
     """
 
-    crops: int = 25
+    crops: int = 32
     background: int = 5
-    steps: int = 40
-    batch: int = 12
+    steps: int = 80
+    batch: int = 10
     learning_rate: float = 2e-3
     scale: float = 0.15
     rotation: float = 15.0
@@ -79,19 +82,19 @@ class UpdateConfig:
     """Adaptation: a round of ``steps`` every ``every`` frames on ``recent`` of the last ``memory`` samples and
     ``first`` of the first frame's.
 
-    ``early`` frames after the first get a round each. Frames that score below ``certain`` and do not stand out
-    (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was found again.
+    ``early`` frames after the first get a round each. Frames count by their score; those that score below ``certain``
+    are not learned from, nor are the first ``confirm`` frames after the target was found again.
     ``deadline``: seconds that a round may take; None: no clock decides.
     """
 
     every: int = 5
     steps: int = 4
-    early: int = 0
+    early: int = 10
     recent: int = 8
     first: int = 4
     memory: int = 40
     learning_rate: float = 1e-3
-    certain: float = 0.35
+    certain: float = 0.4
     confirm: int = 3
     deadline: float | None = None
 
@@ -116,8 +119,8 @@ class BoxConfig:
     context: float = 1.4
     pool: int = 7
     ridge: float = 10000.0
-    samples: int = 1000
-    spread: float = 0.3
+    samples: int = 800
+    spread: float = 0.15
     step: float = 0.4
     sure: float = 0.9
     doubtful: float = 0.3
@@ -146,15 +149,15 @@ class BoxConfig:
 
 @dataclass(frozen=True)
 class LostConfig:
-    """The target is lost when it scores below ``below``, found again above ``found``.
+    """The target is lost when it scores below ``below`` times what it did of late, found again above ``found`` times.
 
     A score down to ``floor`` will do where nothing else in sight has more than ``rival`` times it.
     While lost, ``windows`` crops a frame are searched: around the last place, then further out, until the whole frame
     has been seen; then again.
     """
 
-    below: float = 0.25
-    found: float = 0.45
+    below: float = 0.35
+    found: float = 0.7
     floor: float = 0.1
     rival: float = 0.6
     windows: int = 2
