@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from streamdrop.boxes import Box
+from streamdrop.boxes import Box, iou
 from streamdrop.tracking.config import BoxConfig, FirstFrameConfig, HeadConfig, LostConfig, SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.tracking.first_frame import examples
@@ -152,6 +152,34 @@ def test_regression_learns_to_move_boxes_onto_a_target() -> None:
     assert moved == pytest.approx(box, abs=4)
     again = BoxRegression.restored(config, regression.state())
     assert again(maps, 0, Box(50, 46, 32, 34)) == moved
+
+
+def a_rectangle(width: float, height: float, look: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps of a crop of 128 px with a rectangle around (60, 60); ``look`` [32] is what it looks like."""
+    columns, rows = torch.meshgrid(torch.arange(16.0) * 8, torch.arange(16.0) * 8, indexing="xy")
+    inside = (((columns - 60).abs() < width / 2) & ((rows - 60).abs() < height / 2)).float()
+    fine = (look[:, None, None] * inside)[None]
+    return fine, torch.nn.functional.avg_pool2d(fine, 2).repeat(1, 3, 1, 1)
+
+
+def test_remembered_frames_correct_the_regression_and_are_restored_with_it() -> None:
+    torch.manual_seed(0)
+    config = BoxConfig(samples=300, ridge=1.0, recent=4)
+    before, after = a_rectangle(40, 40, torch.randn(32)), a_rectangle(40, 40, torch.randn(32))
+    box, wrong = Box(40, 40, 40, 40), Box(46, 43, 34, 46)
+    regression = BoxRegression.fit(config, before, [box], seed=0)
+    regression.adapt()  # nothing is remembered: nothing changes
+    naive = regression(after, 0, wrong)
+    for frame in range(6):
+        regression.remember(after, 0, box, (0, frame))
+    assert regression(after, 0, wrong) == naive
+    regression.adapt()
+    assert iou(regression(after, 0, wrong), box) > max(iou(naive, box), 0.8)
+    again = BoxRegression.restored(config, regression.state())
+    for one in (regression, again):
+        one.remember(after, 0, box, (0, 7))
+        one.adapt()
+    assert again(after, 0, wrong) == regression(after, 0, wrong)
 
 
 def test_the_peak_is_found_between_cells_and_prefers_the_middle() -> None:

@@ -110,7 +110,8 @@ class UpdateConfig:
 class BoxConfig:
     """Box regression: ridge (weight ``ridge``) from features of the region ``context`` times the box, pooled to
     ``pool``×``pool``, learned from ``samples`` boxes of the first frame that leave the target's by ``spread`` (standard
-    deviation of shift and log scale). A box takes ``step`` of the new size where the score is ``sure``, less below,
+    deviation of shift and log scale). Rounds correct it by ``fresh`` such boxes in each of the last ``recent`` frames
+    that were remembered (0: never). A box takes ``step`` of the new size where the score is ``sure``, less below,
     none where it is ``doubtful``; its aspect stays within ``aspect`` times the first one, either way.
     The usual size follows good frames at ``pace`` (share a frame). Every ``probe`` frames, and while lost, a box that
     is more than ``unusual`` times off it (either way) is also tried nearer to it, by a factor of up to ``leap``.
@@ -121,6 +122,8 @@ class BoxConfig:
     ridge: float = 10000.0
     samples: int = 800
     spread: float = 0.15
+    fresh: int = 6
+    recent: int = 24
     step: float = 0.4
     sure: float = 0.9
     doubtful: float = 0.3
@@ -131,8 +134,8 @@ class BoxConfig:
     leap: float = 1.5
 
     def __post_init__(self) -> None:
-        if self.pool < 1 or self.samples < 1:
-            raise ConfigError("box: pool and samples are whole numbers of at least 1")
+        if min(self.pool, self.samples, self.fresh) < 1 or self.recent < 0:
+            raise ConfigError("box: pool, samples and fresh are whole numbers of at least 1, recent of at least 0")
         _check_above("context", self.context, 0.0)
         _check_above("ridge", self.ridge, 0.0)
         _check_above("spread", self.spread, 0.0)

@@ -96,7 +96,7 @@ class Tracker:
         if found:
             motion.grow(views[peak.view].side / views[0].side)
             self._follow(peak, views[peak.view], maps)
-            self._remember(peak, views[peak.view], activations)
+            self._remember(peak, views[peak.view], activations, maps)
         report = self._learn()
         return Track(motion.frame, motion.box, confidence(motion.score), not found, _ms(began), report)
 
@@ -145,13 +145,16 @@ class Tracker:
         refined = regression(maps, peak.view, Box(peak.x - w / 2, peak.y - h / 2, w, h))
         motion.move(view.box_in_frame(refined), self.config.box)
 
-    def _remember(self, peak: Peak, view: View, activations: Activations) -> None:
+    def _remember(self, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
-        motion, update = self._started(), self.config.update
+        motion, update, regression = self._started(), self.config.update, self._regression
+        assert regression is not None
         certain = peak.score >= update.certain
         if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
-            self._learner.remember(motion.frame, sample, view.box_in_crop(motion.box), weight=motion.score)
+            box = view.box_in_crop(motion.box)
+            self._learner.remember(motion.frame, sample, box, weight=motion.score)
+            regression.remember(maps, peak.view, box, (self.config.seed, motion.frame))
             motion.waiting += 1
 
     def _learn(self) -> RoundReport | None:
@@ -161,6 +164,8 @@ class Tracker:
         if not due or motion.waiting == 0 or motion.lost:
             return None
         motion.waiting = 0
+        if self._regression is not None:
+            self._regression.adapt()
         return self._learner.adapt()
 
 
