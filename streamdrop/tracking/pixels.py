@@ -58,4 +58,5 @@ def _is_picture(image: npt.NDArray[np.generic]) -> bool:
 def _to_bytes(image: npt.NDArray[np.uint16], tones: Tones) -> Image:
     gain = 255 / (tones.high - tones.low)
     table = np.clip((np.arange(65536, dtype=np.float32) - tones.low) * gain + 0.5, 0, 255).astype(np.uint8)
-    return table[image]
+    shown: Image = table[image]
+    return shown

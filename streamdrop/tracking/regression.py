@@ -127,7 +127,8 @@ def _ridge(features: Tensor, truth: Tensor, ridge: float) -> Tensor:
     """Weights [D, 4] of ridge regression from centred features [R, D]; by way of their R×R products, as R < D."""
     kernel = features @ features.T
     kernel.diagonal().add_(ridge)
-    return features.T @ torch.linalg.solve(kernel, truth)
+    weights: Tensor = features.T @ torch.linalg.solve(kernel, truth)
+    return weights
 
 
 def _tensor(rows: Sequence[tuple[float, ...]]) -> Tensor:
