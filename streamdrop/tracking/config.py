@@ -60,13 +60,13 @@ class FirstFrameConfig:
     ``shift`` targets. Up to ``background`` of them show other parts of the frame, without the target.
     """
 
-    crops: int = 32
+    crops: int = 40
     background: int = 5
-    steps: int = 80
+    steps: int = 60
     batch: int = 10
     learning_rate: float = 2e-3
     scale: float = 0.15
-    rotation: float = 15.0
+    rotation: float = 30.0
     shift: float = 1.3
 
     def __post_init__(self) -> None:
@@ -83,7 +83,8 @@ class UpdateConfig:
     ``first`` of the first frame's.
 
     ``early`` frames after the first get a round each. Frames count by their score; those that score below ``certain``
-    are not learned from, nor are the first ``confirm`` frames after the target was found again.
+    and do not stand out (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was
+    found again.
     ``deadline``: seconds that a round may take; None: no clock decides.
     """
 
@@ -152,7 +153,8 @@ class BoxConfig:
 
 @dataclass(frozen=True)
 class LostConfig:
-    """The target is lost when it scores below ``below`` times what it did of late, found again above ``found`` times.
+    """The target is lost when it scores below ``below`` times what it did of late (at least 0.5), found again above
+    ``found`` times that.
 
     A score down to ``floor`` will do where nothing else in sight has more than ``rival`` times it.
     While lost, ``windows`` crops a frame are searched: around the last place, then further out, until the whole frame

@@ -13,7 +13,7 @@ from streamdrop.tracking.config import FirstFrameConfig
 from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.types import Image
 
-_TURNED = 4  # one crop in so many is turned: boxes of turned crops teach box regression nothing
+_TURNED = 2  # one crop in so many is turned: box regression learns from the others only
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ Map = npt.NDArray[np.float32]
 _SMALLEST = 2.0  # pixels a box's side never falls below
 _REACH = 0.9  # targets around a peak that are its own
 _FIRST_LEVEL = 0.6  # what peaks are like soon after the first frame, whose own says little
+_LEAST_LEVEL = 0.5  # a target that keeps scoring less is still judged by this
 _FIRST_SURPRISE = 0.3
 _CURVE = (5.0, 1.4)
 _PACE = 0.1  # share of a frame in what "of late" means
@@ -83,7 +84,7 @@ class Motion:
         followed = peak.score >= max(config.below * self.level, config.floor) or peak.stands_out(config)
         there = peak.found_again(config, self.level) if self.lost else followed
         if there:
-            self.level += _PACE * (self.score - self.level)
+            self.level = max(self.level + _PACE * (self.score - self.level), _LEAST_LEVEL)
         self.lost, self.steady = (0, 0 if self.lost else self.steady + 1) if there else (self.lost + 1, 0)
         return there
 

@@ -149,7 +149,7 @@ class Tracker:
         """Keep the frame to learn from, if it is certain enough."""
         motion, update, regression = self._started(), self.config.update, self._regression
         assert regression is not None
-        certain = peak.score >= update.certain
+        certain = peak.score >= update.certain or peak.stands_out(self.config.lost)
         if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             box = view.box_in_crop(motion.box)
