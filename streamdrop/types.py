@@ -102,8 +102,9 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Track:
-    """Where the target is in one frame: ``box`` in pixels, ``score`` in [0, 1], ``lost``: only the last known box.
+    """Where the target is in one frame: ``box`` in pixels; ``lost``: only the last known box.
 
+    ``score``, in [0, 1], is meant as the odds that the box overlaps the target by more than one half.
     ``ms`` is the time spent in ``init`` or ``update`` (adaptation rounds included); ``report`` is the round that ran
     after this frame, if one did; ``earlier`` are those that ran before it on the same frame (the first one's warm-up).
     """

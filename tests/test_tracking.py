@@ -194,8 +194,8 @@ def test_read_only_and_strided_images() -> None:
     "image",
     [
         None,
-        np.zeros((20, 20), np.uint8),
-        np.zeros((20, 20, 4), np.uint8),
+        np.zeros((20, 20, 2), np.uint8),
+        np.zeros((20,), np.uint8),
         np.zeros((20, 20, 3), np.float32),
         np.zeros((0, 20, 3), np.uint8),
         np.zeros((1, 20, 3), np.uint8),
@@ -209,6 +209,19 @@ def test_images_that_are_none(image: Any) -> None:
     tracker.init(images[0], truth[0])
     with pytest.raises(DataError):
         tracker.update(image)
+
+
+@pytest.mark.parametrize("kind", ["grey", "rgba", "thermal"])
+def test_other_kinds_of_pixels_are_followed_too(kind: str) -> None:
+    images, truth = moving_square(8)
+    if kind == "rgba":
+        images = [np.dstack([image, np.full(image.shape[:2], 9, np.uint8)]) for image in images]
+    else:
+        images = [image.mean(2).astype(np.uint8) for image in images]
+    if kind == "thermal":
+        images = [image.astype(np.uint16) * 3 + 7000 for image in images]
+    tracks = follow(shared(), images, truth[0])
+    assert float(np.mean(iou([t.box for t in tracks], truth))) > 0.5
 
 
 @pytest.mark.parametrize("box", [(200, 10, 20, 20), (10, 10, 0, 5), (10, 10, math.nan, 5), (1, 2, 3), "box"])

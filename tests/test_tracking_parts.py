@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from streamdrop.boxes import Box
+from streamdrop.boxes import Box, iou
 from streamdrop.tracking.config import BoxConfig, FirstFrameConfig, HeadConfig, LostConfig, SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.tracking.first_frame import examples
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.network import ScoreHead
+from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression, pooled
 from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views
 
@@ -25,6 +26,25 @@ coordinates = st.floats(-500, 500)
 
 def scored(score: float, rival: float = 1.0) -> Peak:
     return Peak(0, 0.0, 0.0, score, rival)
+
+
+def test_sixteen_bits_keep_the_first_frames_contrast() -> None:
+    thermal = np.linspace(7000, 7600, 48 * 64).astype(np.uint16).reshape(48, 64)
+    tones = Tones.of(thermal)
+    shown = as_rgb(thermal, tones)
+    assert shown.shape == (48, 64, 3)
+    assert 150 < int(np.ptp(shown)) < 255
+    brighter = as_rgb(thermal + np.uint16(60), tones)
+    assert (brighter >= shown).all()
+    assert brighter.mean() > shown.mean() + 10
+    assert as_rgb(np.full((4, 4, 3), 65535, np.uint16), tones).min() == 255
+
+
+def test_grey_and_four_channels_become_rgb() -> None:
+    colours = np.arange(4 * 5 * 4, dtype=np.uint8).reshape(4, 5, 4)
+    assert (as_rgb(colours, Tones()) == colours[..., :3]).all()
+    for grey in (colours[..., 0], colours[..., :1]):
+        assert (as_rgb(grey, Tones()) == colours[..., :1]).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -134,6 +154,34 @@ def test_regression_learns_to_move_boxes_onto_a_target() -> None:
     assert again(maps, 0, Box(50, 46, 32, 34)) == moved
 
 
+def a_rectangle(width: float, height: float, look: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps of a crop of 128 px with a rectangle around (60, 60); ``look`` [32] is what it looks like."""
+    columns, rows = torch.meshgrid(torch.arange(16.0) * 8, torch.arange(16.0) * 8, indexing="xy")
+    inside = (((columns - 60).abs() < width / 2) & ((rows - 60).abs() < height / 2)).float()
+    fine = (look[:, None, None] * inside)[None]
+    return fine, torch.nn.functional.avg_pool2d(fine, 2).repeat(1, 3, 1, 1)
+
+
+def test_remembered_frames_correct_the_regression_and_are_restored_with_it() -> None:
+    torch.manual_seed(0)
+    config = BoxConfig(samples=300, ridge=1.0, recent=4)
+    before, after = a_rectangle(40, 40, torch.randn(32)), a_rectangle(40, 40, torch.randn(32))
+    box, wrong = Box(40, 40, 40, 40), Box(46, 43, 34, 46)
+    regression = BoxRegression.fit(config, before, [box], seed=0)
+    regression.adapt()  # nothing is remembered: nothing changes
+    naive = regression(after, 0, wrong)
+    for frame in range(6):
+        regression.remember(after, 0, box, (0, frame))
+    assert regression(after, 0, wrong) == naive
+    regression.adapt()
+    assert iou(regression(after, 0, wrong), box) > max(iou(naive, box), 0.8)
+    again = BoxRegression.restored(config, regression.state())
+    for one in (regression, again):
+        one.remember(after, 0, box, (0, 7))
+        one.adapt()
+    assert again(after, 0, wrong) == regression(after, 0, wrong)
+
+
 def test_the_peak_is_found_between_cells_and_prefers_the_middle() -> None:
     config = TrackerConfig()
     motion = Motion.starting(Box(40, 40, 20, 20), 200, 200)
@@ -159,12 +207,49 @@ def test_a_lost_target_is_searched_for_over_the_whole_frame() -> None:
 
 
 def test_a_lost_target_needs_a_better_score_to_be_found() -> None:
-    motion, config = Motion.starting(Box(40, 40, 10, 10), 300, 200), LostConfig(below=0.2, found=0.5)
+    motion, config = Motion.starting(Box(40, 40, 10, 10), 300, 200), LostConfig(below=0.4, found=0.9)
     assert motion.judge(scored(0.3), config)
-    assert not motion.judge(scored(0.1), config)
+    assert not motion.judge(scored(0.15), config)
     assert not motion.judge(scored(0.3), config)
-    assert motion.judge(scored(0.6), config)
+    assert not motion.judge(scored(0.6, rival=0.55), config)  # there are two of them
+    assert motion.judge(scored(0.6, rival=0.2), config)
     assert motion.steady == 0
+
+
+def test_what_is_low_depends_on_what_was_usual() -> None:
+    config = LostConfig(below=0.4)
+    for usual, followed in ((0.9, False), (0.4, True)):
+        motion = Motion.starting(Box(40, 40, 10, 10), 300, 200)
+        for _ in range(60):
+            assert motion.judge(scored(usual), config)
+        assert motion.judge(scored(0.25), config) is followed
+
+
+def moved(step: float, frames: int) -> Motion:
+    """A target of 20 pixels that went right by ``step`` pixels a frame."""
+    motion = Motion.starting(Box(40, 40, 20, 20), 640, 480)
+    for frame in range(1, frames):
+        motion.judge(scored(0.9), LostConfig())
+        motion.move(Box(40 + step * frame, 40, 20, 20), BoxConfig())
+    return motion
+
+
+def test_a_target_is_expected_where_it_is_going() -> None:
+    config, motion = TrackerConfig(), moved(10.0, 20)
+    x, y = motion.box.centre
+    assert crop_views(motion, config)[0].x == pytest.approx(x + 7, abs=0.5)
+    motion.judge(scored(0.0), config.lost)
+    assert (crop_views(motion, config)[0].x, crop_views(motion, config)[0].y) == (x, y)
+
+
+def test_the_window_is_narrow_for_steady_motion_and_widens_while_lost() -> None:
+    search = SearchConfig(window_width=(0.6, 2.0))
+    still, fast = moved(0.0, 60), moved(19.0, 4)
+    assert still.reach(search) == pytest.approx(0.6)
+    assert still.reach(search) < fast.reach(search) <= 2.0
+    before = still.reach(search)
+    still.judge(scored(0.0), LostConfig())
+    assert still.reach(search) > before
 
 
 def test_a_low_score_that_stands_out_is_followed() -> None:

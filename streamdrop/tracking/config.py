@@ -16,20 +16,23 @@ STRIDE = STRIDES[0]
 class SearchConfig:
     """Where to look: a square crop of ``context`` targets resized to ``size`` pixels.
 
-    A peak loses ``window`` of its score far from where the target was (in units of ``window_width`` targets).
+    A peak loses ``window`` of its score far from where the target is expected. What is far lies between the two of
+    ``window_width`` (targets): near the first for one that moves as it did, near the second for one that does not.
     """
 
     size: int = 256
     context: float = 4.5
-    window: float = 0.3
-    window_width: float = 1.5
+    window: float = 0.5
+    window_width: tuple[float, float] = (0.6, 2.0)
 
     def __post_init__(self) -> None:
         if self.size < 64 or self.size % 32:
             raise ConfigError(f"size is {self.size}: give a multiple of 32 of at least 64")
         _check_above("context", self.context, 1.0)
         _check_between("window", self.window, 0.0, 1.0)
-        _check_above("window_width", self.window_width, 0.0)
+        narrow, wide = self.window_width
+        if not 0 < narrow <= wide:
+            raise ConfigError(f"window_width is {narrow:g}, {wide:g}: give two widths above 0, the narrower one first")
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,13 @@ class FirstFrameConfig:
     ``shift`` targets. Up to ``background`` of them show other parts of the frame, without the target.
     """
 
-    crops: int = 25
+    crops: int = 40
     background: int = 5
-    steps: int = 40
-    batch: int = 12
+    steps: int = 60
+    batch: int = 10
     learning_rate: float = 2e-3
     scale: float = 0.15
-    rotation: float = 15.0
+    rotation: float = 30.0
     shift: float = 1.3
 
     def __post_init__(self) -> None:
@@ -79,19 +82,20 @@ class UpdateConfig:
     """Adaptation: a round of ``steps`` every ``every`` frames on ``recent`` of the last ``memory`` samples and
     ``first`` of the first frame's.
 
-    ``early`` frames after the first get a round each. Frames that score below ``certain`` and do not stand out
-    (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was found again.
+    ``early`` frames after the first get a round each. Frames count by their score; those that score below ``certain``
+    and do not stand out (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was
+    found again.
     ``deadline``: seconds that a round may take; None: no clock decides.
     """
 
     every: int = 5
     steps: int = 4
-    early: int = 0
+    early: int = 10
     recent: int = 8
     first: int = 4
     memory: int = 40
     learning_rate: float = 1e-3
-    certain: float = 0.35
+    certain: float = 0.4
     confirm: int = 3
     deadline: float | None = None
 
@@ -107,7 +111,8 @@ class UpdateConfig:
 class BoxConfig:
     """Box regression: ridge (weight ``ridge``) from features of the region ``context`` times the box, pooled to
     ``pool``×``pool``, learned from ``samples`` boxes of the first frame that leave the target's by ``spread`` (standard
-    deviation of shift and log scale). A box takes ``step`` of the new size where the score is ``sure``, less below,
+    deviation of shift and log scale). Rounds correct it by ``fresh`` such boxes in each of the last ``recent`` frames
+    that were remembered (0: never). A box takes ``step`` of the new size where the score is ``sure``, less below,
     none where it is ``doubtful``; its aspect stays within ``aspect`` times the first one, either way.
     The usual size follows good frames at ``pace`` (share a frame). Every ``probe`` frames, and while lost, a box that
     is more than ``unusual`` times off it (either way) is also tried nearer to it, by a factor of up to ``leap``.
@@ -116,8 +121,10 @@ class BoxConfig:
     context: float = 1.4
     pool: int = 7
     ridge: float = 10000.0
-    samples: int = 1000
-    spread: float = 0.3
+    samples: int = 800
+    spread: float = 0.15
+    fresh: int = 6
+    recent: int = 24
     step: float = 0.4
     sure: float = 0.9
     doubtful: float = 0.3
@@ -128,8 +135,8 @@ class BoxConfig:
     leap: float = 1.5
 
     def __post_init__(self) -> None:
-        if self.pool < 1 or self.samples < 1:
-            raise ConfigError("box: pool and samples are whole numbers of at least 1")
+        if min(self.pool, self.samples, self.fresh) < 1 or self.recent < 0:
+            raise ConfigError("box: pool, samples and fresh are whole numbers of at least 1, recent of at least 0")
         _check_above("context", self.context, 0.0)
         _check_above("ridge", self.ridge, 0.0)
         _check_above("spread", self.spread, 0.0)
@@ -146,15 +153,16 @@ class BoxConfig:
 
 @dataclass(frozen=True)
 class LostConfig:
-    """The target is lost when it scores below ``below``, found again above ``found``.
+    """The target is lost when it scores below ``below`` times what it did of late (at least 0.5), found again above
+    ``found`` times that.
 
     A score down to ``floor`` will do where nothing else in sight has more than ``rival`` times it.
     While lost, ``windows`` crops a frame are searched: around the last place, then further out, until the whole frame
     has been seen; then again.
     """
 
-    below: float = 0.25
-    found: float = 0.45
+    below: float = 0.35
+    found: float = 0.7
     floor: float = 0.1
     rival: float = 0.6
     windows: int = 2

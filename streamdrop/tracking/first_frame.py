@@ -13,6 +13,8 @@ from streamdrop.tracking.config import FirstFrameConfig
 from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.types import Image
 
+_TURNED = 2  # one crop in so many is turned: box regression learns from the others only
+
 
 @dataclass(frozen=True)
 class Example:
@@ -34,7 +36,7 @@ def examples(image: Image, box: Box, side: float, size: int, config: FirstFrameC
     elsewhere = _views_elsewhere(first, box, image.shape[1], image.shape[0])
     count = min(config.background, len(elsewhere), config.crops - 1)
     for index in range(1, config.crops - count):
-        view = _random_view(first, box, config, random, turned=index % 2 == 1)
+        view = _random_view(first, box, config, random, turned=index % _TURNED == 1)
         crop = _changed(take(image, view), random)
         found.append(Example(crop, view.box_in_crop(box), view.angle == 0))
     chosen = random.permutation(len(elsewhere))[:count]

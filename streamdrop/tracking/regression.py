@@ -1,11 +1,13 @@
-"""The box from features: ridge regression on the first frame, applied around the score's peak."""
+"""The box from features: ridge regression, learned on the first frame and corrected since, around the score's peak."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,10 +22,13 @@ _LARGEST_MOVE = 0.5  # of the box's size, and of the logarithm of its growth
 
 
 class BoxRegression:
-    """Moves a box onto the target: offsets (dx/w, dy/h, ln w'/w, ln h'/h) linear in pooled features."""
+    """Moves a box onto the target: offsets (dx/w, dy/h, ln w'/w, ln h'/h) linear in pooled features.
 
-    def __init__(self, config: BoxConfig, mean: Tensor, offset: Tensor, weights: Tensor) -> None:
-        self._config, self._mean, self._offset, self._weights = config, mean, offset, weights
+    The first frame teaches most of it; frames remembered since correct it, by ridge regression on what it misses there.
+    """
+
+    def __init__(self, config: BoxConfig, learned: Learned) -> None:
+        self._config, self._learned = config, learned
 
     @classmethod
     def fit(cls, config: BoxConfig, maps: Activations, boxes: Sequence[Box], seed: int) -> BoxRegression:
@@ -33,39 +38,75 @@ class BoxRegression:
         drawn = [
             (i, around) for i, box in enumerate(boxes) for around in _boxes_around(box, each, config.spread, random)
         ]
-        offsets = [_offsets(boxes[i], around) for i, around in drawn]
+        truth = _tensor([_offsets(boxes[i], around) for i, around in drawn])
         features = pooled(maps, [i for i, _ in drawn], [around for _, around in drawn], config)
-        truth = torch.tensor(offsets, dtype=torch.float32)
         mean, offset = features.mean(0), truth.mean(0)
-        features = features - mean
-        kernel = features @ features.T + config.ridge * torch.eye(len(features))
-        weights = features.T @ torch.linalg.solve(kernel, truth - offset)
-        return cls(config, mean, offset, weights)
+        first = _ridge(features - mean, truth - offset, config.ridge)
+        return cls(config, Learned(mean, offset, first, first, features[:0], truth[:0]))
 
     def __call__(self, maps: Activations, index: int, box: Box) -> Box:
         """The box (crop pixels of map ``index``) moved and resized towards the target."""
-        features = pooled(maps, [index], [box], self._config)
-        values = ((features - self._mean) @ self._weights + self._offset)[0].tolist()
+        features = pooled(maps, [index], [box], self._config) - self._learned.mean
+        values = (features @ self._learned.weights + self._learned.offset)[0].tolist()
         dx, dy, dw, dh = (min(max(value, -_LARGEST_MOVE), _LARGEST_MOVE) for value in values)
         x, y = box.centre
         w, h = box.w * math.exp(dw), box.h * math.exp(dh)
         return Box(x + dx * box.w - w / 2, y + dy * box.h - h / 2, w, h)
 
+    def remember(self, maps: Activations, index: int, box: Box, seed: tuple[int, ...]) -> None:
+        """Keep what boxes around ``box`` (crop pixels of map ``index``), taken for the truth, look like now."""
+        config, learned = self._config, self._learned
+        if not config.recent:
+            return
+        around = _boxes_around(box, config.fresh, config.spread, np.random.default_rng(seed))
+        features = pooled(maps, [index] * len(around), around, config) - learned.mean
+        truth = _tensor([_offsets(box, each) for each in around]) - learned.offset
+        keep = config.fresh * config.recent
+        self._learned = dataclasses.replace(
+            learned,
+            features=torch.cat([learned.features, features])[-keep:],
+            truth=torch.cat([learned.truth, truth])[-keep:],
+        )
+
+    def adapt(self) -> None:
+        """Correct what the first frame taught by what has been remembered since."""
+        learned = self._learned
+        if len(learned.truth):
+            missed = learned.truth - learned.features @ learned.first
+            weights = learned.first + _ridge(learned.features, missed, self._config.ridge)
+            self._learned = dataclasses.replace(learned, weights=weights)
+
     def state(self) -> dict[str, str]:
         """Everything learned, as text; ``restored`` takes it back exactly."""
-        tensors = {"mean": self._mean, "offset": self._offset, "weights": self._weights}
         return {
-            name: base64.b64encode(value.numpy().astype("<f4").tobytes()).decode() for name, value in tensors.items()
+            name: base64.b64encode(value.numpy().astype("<f4").tobytes()).decode()
+            for name, value in vars(self._learned).items()
         }
 
     @classmethod
     def restored(cls, config: BoxConfig, state: dict[str, str]) -> BoxRegression:
         """The regression whose ``state`` was saved."""
-        mean, offset, weights = (
-            torch.from_numpy(np.frombuffer(base64.b64decode(state[name]), "<f4").astype(np.float32))
-            for name in ("mean", "offset", "weights")
-        )
-        return cls(config, mean, offset, weights.view(-1, 4))
+        flat = {
+            name: torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32))
+            for name, text in state.items()
+        }
+        shapes = {"first": (-1, 4), "weights": (-1, 4), "truth": (-1, 4), "features": (-1, len(flat["mean"]))}
+        return cls(config, Learned(**{name: value.view(shapes.get(name, (-1,))) for name, value in flat.items()}))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """``mean`` [D] and ``offset`` [4] of the first frame's features and offsets, ``first`` [D, 4] its weights.
+
+    ``weights`` [D, 4] are those in use; ``features`` [R, D] and ``truth`` [R, 4] are remembered, less mean and offset.
+    """
+
+    mean: Tensor
+    offset: Tensor
+    first: Tensor
+    weights: Tensor
+    features: Tensor
+    truth: Tensor
 
 
 def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], config: BoxConfig) -> Tensor:
@@ -80,6 +121,18 @@ def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], conf
         parts = [_bins(part[index], at / stride, config) for part, stride in zip(maps, STRIDES, strict=True)]
         rows.append(torch.cat(parts, 1).view(count, -1))
     return torch.cat(rows)
+
+
+def _ridge(features: Tensor, truth: Tensor, ridge: float) -> Tensor:
+    """Weights [D, 4] of ridge regression from centred features [R, D]; by way of their R×R products, as R < D."""
+    kernel = features @ features.T
+    kernel.diagonal().add_(ridge)
+    weights: Tensor = features.T @ torch.linalg.solve(kernel, truth)
+    return weights
+
+
+def _tensor(rows: Sequence[tuple[float, ...]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
 
 
 def _bins(values: Tensor, regions: Tensor, config: BoxConfig) -> Tensor:

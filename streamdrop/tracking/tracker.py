@@ -9,17 +9,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from streamdrop.boxes import Box, as_box, check_inside
 from streamdrop.config import load
-from streamdrop.errors import CheckpointError, DataError, StreamdropError
+from streamdrop.errors import CheckpointError, StreamdropError
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
 from streamdrop.tracking.first_frame import examples
 from streamdrop.tracking.learner import Learner
+from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression
-from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views
+from streamdrop.tracking.search import Motion, Peak, best_peak, confidence, crop_views
 from streamdrop.tracking.threads import threads
 from streamdrop.types import Activations, Image, RoundReport, Track
 
@@ -27,7 +26,8 @@ from streamdrop.types import Activations, Image, RoundReport, Track
 class Tracker:
     """Follows one target, given in the first frame, and learns it on the way.
 
-    Images are uint8 H×W×3 RGB. With the same configuration and frames it gives the same boxes on every run (unless
+    Images are uint8 or uint16, H×W (grey), H×W×3 (RGB) or H×W×4 (RGBA, alpha left out); of 16 bits the range of the
+    first frame is used. With the same configuration and frames it gives the same boxes on every run (unless
     ``update.deadline`` lets the clock decide). Raises WeightsError when there are no pretrained weights.
     """
 
@@ -36,6 +36,7 @@ class Tracker:
         self._learner = Learner(self.config)
         self._motion: Motion | None = None
         self._regression: BoxRegression | None = None
+        self._tones = Tones()
 
     @classmethod
     def from_config(cls, source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Tracker:
@@ -55,7 +56,7 @@ class Tracker:
     def init(self, image: Image, box: object) -> Track:
         """Learn the target in ``box`` (x, y, w, h in pixels of this frame), forgetting any other.
 
-        Raises BoxError for a box that is none or lies outside, DataError for anything but an RGB image.
+        Raises BoxError for a box that is none or lies outside, DataError for what is no image.
         """
         with threads(self.config.threads):
             return self._init(image, box)
@@ -67,9 +68,11 @@ class Tracker:
 
     def _init(self, image: Image, box: object) -> Track:
         began = time.perf_counter()
-        height, width = _checked(image).shape[:2]
+        tones = Tones.of(image)
+        image = as_rgb(image, tones)
+        height, width = image.shape[:2]
         given = check_inside(as_box(box), width, height)
-        self._motion = None
+        self._motion, self._tones = None, tones
         motion = Motion.starting(given, width, height)
         search = self.config.search
         shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, self.config.seed)
@@ -82,8 +85,9 @@ class Tracker:
 
     def _update(self, image: Image) -> Track:
         began = time.perf_counter()
-        height, width = _checked(image).shape[:2]
         motion = self._started()
+        image = as_rgb(image, self._tones)
+        height, width = image.shape[:2]
         motion.advance(width, height)
         views = crop_views(motion, self.config)
         activations, maps, scores = self._learner.look([take(image, view) for view in views])
@@ -92,9 +96,9 @@ class Tracker:
         if found:
             motion.grow(views[peak.view].side / views[0].side)
             self._follow(peak, views[peak.view], maps)
-            self._remember(peak, views[peak.view], activations)
+            self._remember(peak, views[peak.view], activations, maps)
         report = self._learn()
-        return Track(motion.frame, motion.box, motion.score, not found, _ms(began), report)
+        return Track(motion.frame, motion.box, confidence(motion.score), not found, _ms(began), report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint from which ``restore`` goes on to exactly the same boxes. Raises OutputError."""
@@ -104,6 +108,7 @@ class Tracker:
             "configuration": _identity(self.config),
             "motion": dataclasses.asdict(motion),
             "regression": regression.state(),
+            "tones": dataclasses.asdict(self._tones),
         }
         self._learner.save(path, extra)
 
@@ -112,13 +117,15 @@ class Tracker:
         self._motion = None
         extra = self._learner.restore(path)
         try:
-            configuration, motion, regression = (extra[key] for key in ("configuration", "motion", "regression"))
+            configuration, motion, regression, tones = (
+                extra[key] for key in ("configuration", "motion", "regression", "tones")
+            )
         except KeyError as error:
             raise CheckpointError(f"{path}: not a tracker's checkpoint ({error} is missing): check the path") from None
         if configuration != _identity(self.config):
             raise CheckpointError(f"{path}: saved by a tracker configured otherwise: give the configuration it had")
         self._regression = BoxRegression.restored(self.config.box, regression)
-        self._motion = Motion.restored(motion)
+        self._motion, self._tones = Motion.restored(motion), Tones(**tones)
 
     def close(self) -> None:
         """Let go of the target and the feature store. Twice is fine."""
@@ -138,13 +145,16 @@ class Tracker:
         refined = regression(maps, peak.view, Box(peak.x - w / 2, peak.y - h / 2, w, h))
         motion.move(view.box_in_frame(refined), self.config.box)
 
-    def _remember(self, peak: Peak, view: View, activations: Activations) -> None:
+    def _remember(self, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
-        motion, update = self._started(), self.config.update
+        motion, update, regression = self._started(), self.config.update, self._regression
+        assert regression is not None
         certain = peak.score >= update.certain or peak.stands_out(self.config.lost)
         if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
-            self._learner.remember(motion.frame, sample, view.box_in_crop(motion.box))
+            box = view.box_in_crop(motion.box)
+            self._learner.remember(motion.frame, sample, box, weight=motion.score)
+            regression.remember(maps, peak.view, box, (self.config.seed, motion.frame))
             motion.waiting += 1
 
     def _learn(self) -> RoundReport | None:
@@ -154,6 +164,8 @@ class Tracker:
         if not due or motion.waiting == 0 or motion.lost:
             return None
         motion.waiting = 0
+        if self._regression is not None:
+            self._regression.adapt()
         return self._learner.adapt()
 
 
@@ -167,15 +179,6 @@ def track(stream: Iterable[Any], tracker: Tracker, box: object) -> Iterator[Trac
         image = getattr(item, "image", item)
         yield tracker.update(image) if started else tracker.init(image, box)
         started = True
-
-
-def _checked(image: object) -> Image:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(f"image is {kind}: give a uint8 array of shape (height, width, 3), RGB")
-    if image.shape[0] < 2 or image.shape[1] < 2:
-        raise DataError(f"image of {image.shape[1]}x{image.shape[0]} pixels: give one of at least 2x2")
-    return image
 
 
 def _identity(config: TrackerConfig) -> Any:
