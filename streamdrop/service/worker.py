@@ -33,8 +33,8 @@ _STUBBORN = 3  # failures in a row after which the checkpoint is taken for their
 class Worker:
     """Owns all that one stream is made of; its thread runs ``run`` from ``start`` to ``stop``.
 
-    ``wanted`` holds a target to learn next, ``commands`` are run between two frames. Raises OutputError where ``folder``
-    cannot be used.
+    ``wanted`` holds a target to learn next, ``commands`` are run between two frames. Raises OutputError where
+    ``folder`` cannot be used.
     """
 
     def __init__(self, settings: SessionSettings, folder: Path, share: Share) -> None:
