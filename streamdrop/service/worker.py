@@ -195,8 +195,8 @@ class Worker:
 
     def _refuse(self, error: str) -> None:
         """There is no such target; the stream waits for one to be drawn."""
-        self._quietly(self.following.forget)
         self.error = error
+        self._quietly(self.following.forget)
         self.broadcast.tell({"event": "error", "error": error})
 
     def _record(self, arrival: Arrival, track: Track) -> None:
