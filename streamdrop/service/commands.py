@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import Empty, SimpleQueue
 
 from streamdrop.errors import ConflictError
@@ -23,11 +23,10 @@ class Commands:
         future: Future[None] = Future()
         self._queue.put((command, future))
         self._wake()
-        try:
-            future.result(timeout)
-        except TimeoutError:
-            future.cancel()
-            raise ConflictError(f"no answer within {timeout:g} s: try again in a moment") from None
+        wait([future], timeout)
+        if not future.done() and future.cancel():
+            raise ConflictError(f"no answer within {timeout:g} s: try again in a moment")
+        future.result()
 
     def run(self) -> None:
         """Run what was asked for, in order."""

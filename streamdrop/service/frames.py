@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from streamdrop.types import Image
 
-_STEPS = 12  # a backlog is passed in about so many frames; the shorter it gets, the smaller the strides
+_STEPS = 12  # frames in which a backlog is gone through
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FrameBuffer:
         self._frames: deque[Arrival] = deque()
         self._bytes = 0
         self._taken = -1
-        self._catching = False
+        self._steps = 0
         self._from: int | None = None
         self._changed = threading.Condition()
 
@@ -60,7 +60,7 @@ class FrameBuffer:
         with self._changed:
             if not self._changed.wait_for(self._waiting, timeout):
                 return None
-            chosen = self._strided() if self._catching else self._fresh()
+            chosen = self._strided() if self._steps else self._fresh()
             self._taken = chosen.number
             return chosen
 
@@ -69,16 +69,19 @@ class FrameBuffer:
 
     def _fresh(self) -> Arrival:
         """The oldest one while it is in time, else one half-way to the newest: bursts cost no frame, overload does."""
+        self._from = None
         pending = self._pending()
         late = pending[0].at < self._clock() - self._late
         return pending[len(pending) // 2] if late else pending[0]
 
     def _strided(self) -> Arrival:
+        """One of the frames up to the present, which is reached in as many steps as are left, come what may."""
         pending = self._pending()
-        if len(pending) <= 2:
-            self._catching, self._from = False, None
-            return pending[0]
-        return pending[min(max(2, -(-len(pending) // _STEPS)), len(pending)) - 1]
+        stride = max(2, -(-len(pending) // self._steps)) if len(pending) > 2 else 1
+        self._steps = self._steps - 1 if len(pending) > 2 else 0
+        if not self._steps:
+            self._from = None
+        return pending[stride - 1]
 
     def _pending(self) -> list[Arrival]:
         pending: list[Arrival] = []
@@ -111,7 +114,7 @@ class FrameBuffer:
     def rewind(self, number: int) -> None:
         """Go on with the frame after ``number``, in strides up to the present."""
         with self._changed:
-            self._taken, self._catching = number, True
+            self._taken, self._steps = number, _STEPS
             self._changed.notify_all()
 
     def wake(self) -> None:

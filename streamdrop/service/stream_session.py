@@ -55,7 +55,7 @@ class StreamSession:
                 f"{self.name}: frame {frame} is not kept, {kept[0]} to {kept[1]} are: draw on a newer one"
             )
         height, width = arrival.image.shape[:2]
-        self._worker.wanted = Wanted(check_inside(box, width, height), arrival, "drawn")
+        self._worker.wanted.append(Wanted(check_inside(box, width, height), arrival, "drawn"))
         self._worker.buffer.wake()
         return arrival.number
 

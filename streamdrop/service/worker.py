@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +33,8 @@ _STUBBORN = 3  # failures in a row after which the checkpoint is taken for their
 class Worker:
     """Owns all that one stream is made of; its thread runs ``run`` from ``start`` to ``stop``.
 
-    ``wanted`` is a target to learn next, ``commands`` are run between two frames. Raises OutputError where ``folder``
-    cannot be used.
+    ``wanted`` holds a target to learn next, ``commands`` are run between two frames. Raises OutputError where
+    ``folder`` cannot be used.
     """
 
     def __init__(self, settings: SessionSettings, folder: Path, share: Share) -> None:
@@ -51,7 +52,7 @@ class Worker:
         self.capture = Capture(stream, limits, self._came, self._signalled, self._preview, number, position)
         self.commands = Commands(self.buffer.wake)
         self.giving_up = threading.Event()
-        self.wanted: Wanted | None = None
+        self.wanted: deque[Wanted] = deque(maxlen=1)
         self.last: Arrival | None = None
         self.furthest = -1
         self._failures = self._unsaved = self._since = 0
@@ -132,9 +133,8 @@ class Worker:
     def _obey(self) -> None:
         """Carry out what was asked for, in order; then learn a target that was drawn."""
         self.commands.run()
-        wanted, self.wanted = self.wanted, None
-        if wanted is not None:
-            self._learn(wanted)
+        if self.wanted:
+            self._learn(self.wanted.popleft())
 
     def _frame(self, arrival: Arrival) -> None:
         """Look at a frame, or learn the target that is to be learned on it."""
@@ -191,12 +191,12 @@ class Worker:
         self.buffer.rewind(arrival.number)
 
     def _distracted(self) -> bool:
-        return self._stopping.is_set() or self.wanted is not None or self.giving_up.is_set()
+        return self._stopping.is_set() or bool(self.wanted) or self.giving_up.is_set()
 
     def _refuse(self, error: str) -> None:
         """There is no such target; the stream waits for one to be drawn."""
-        self._quietly(self.following.forget)
         self.error = error
+        self._quietly(self.following.forget)
         self.broadcast.tell({"event": "error", "error": error})
 
     def _record(self, arrival: Arrival, track: Track) -> None:
@@ -216,7 +216,7 @@ class Worker:
 
     def forget(self) -> None:
         """Let go of the target."""
-        self.wanted = None
+        self.wanted.clear()
         self.giving_up.clear()
         self.following.forget()
         self.broadcast.tell({"event": "cleared", "frame": max(self.furthest, 0)})
@@ -235,7 +235,7 @@ class Worker:
             raise ConflictError(f"{self.name}: has no target that was learned: draw one first")
         if state.lost:
             raise ConflictError(f"{self.name}: the target is lost: thaw when it is in sight, or draw it anew")
-        self.wanted = Wanted(as_box(state.box), arrival, "thaw")
+        self.wanted.append(Wanted(as_box(state.box), arrival, "thaw"))
 
     def save_now(self) -> None:
         """Save. Raises ConflictError without a target."""
