@@ -97,7 +97,7 @@ def _frame_charts(outcomes: Sequence[Outcome], colours: Colours) -> list[Markup]
     }
     if not times:
         return []
-    shares = np.linspace(0, 1, 201)
+    shares = np.linspace(0, 0.995, 200)  # the last frames are far out
     spread = [Line(arm, np.quantile(ms, shares), shares, colours[arm]) for arm, ms in times.items()]
     most = max(float(np.quantile(ms, 0.995)) for ms in times.values()) * 1.05
     over = [Line(arm, *_over_frames([o for o in plain if o.arm == arm]), colours[arm]) for arm in times]
