@@ -24,7 +24,8 @@ from streamdrop.engine import FineTuner  # noqa: E402
 from streamdrop.policies import SchedulePolicy  # noqa: E402
 from streamdrop.split import SplitModel  # noqa: E402
 from streamdrop.store import LmdbStore, TieredStore  # noqa: E402
-from streamdrop.store.promotion import LmdbStage, Making  # noqa: E402
+from streamdrop.store.making import Making  # noqa: E402
+from streamdrop.store.promotion import LmdbStage  # noqa: E402
 from streamdrop.testing.tuners import SmallNet, labelled_batch, small_tuner  # noqa: E402
 
 ROUNDS = 7

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from collections.abc import Sequence
+from typing import NoReturn, TypeAlias
 
 from streamdrop._version import __version__
-from streamdrop.errors import StreamdropError
-
-if TYPE_CHECKING:
-    from streamdrop.boxes import Box
+from streamdrop.cli.arguments import above_zero, box, names, whole, wholes
 
 TRACK_EXAMPLES = """examples:
   streamdrop track video.mp4 --box 120,80,60,60 --output out.mp4
@@ -98,12 +95,27 @@ def _command(commands: _Commands, name: str, text: str, examples: str, function:
     return parser
 
 
+def _group(commands: _Commands, name: str, text: str, examples: str) -> _Commands:
+    """A command of several actions, whose parsers it takes."""
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions: _Commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    return actions
+
+
+def _action(actions: _Commands, name: str, help: str, text: str, module: str, function: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=help, description=text)
+    parser.set_defaults(module=module, function=function)
+    return parser
+
+
 def _add_track(commands: _Commands) -> None:
     parser = _command(
         commands, "track", "Track a target through a video, learning on the way.", TRACK_EXAMPLES, "track"
     )
     parser.add_argument("source", help="video file, folder or pattern of images, camera number, rtsp:// or http:// URL")
-    parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="the target in the first frame, pixels, 0-based")
+    parser.add_argument("--box", type=box, metavar="X,Y,W,H", help="the target in the first frame, pixels, 0-based")
     parser.add_argument("--boxes", metavar="OUT.txt", help="write one x,y,w,h line per frame")
     parser.add_argument("--output", metavar="OUT.mp4", help="write the annotated video (.mp4, .mkv, .webm)")
     parser.add_argument("--events", metavar="OUT.jsonl", help="write one JSON object per frame and per round")
@@ -112,9 +124,7 @@ def _add_track(commands: _Commands) -> None:
     _add_config(parser)
     parser.add_argument("--store", metavar="DIR", help="keep the run's state here: a killed run can go on")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --store (or start it)")
-    parser.add_argument(
-        "--seed", type=_whole, metavar="N", help="seed of all randomness (default: the configuration's)"
-    )
+    parser.add_argument("--seed", type=whole, metavar="N", help="seed of all randomness (default: the configuration's)")
     parser.add_argument("--show", action="store_true", help="show the video; draw the box when --box is missing")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more, decoders' messages included")
 
@@ -127,24 +137,24 @@ def _add_evaluate(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--arms",
-        type=_names,
+        type=names,
         metavar="A,B",
         help="of drop, freeze, fixed, full, none (default: all, or no arm where --peers is given)",
     )
-    parser.add_argument("--peers", type=_names, default=[], metavar="A,B", help="OpenCV trackers: csrt, kcf, mil, …")
+    parser.add_argument("--peers", type=names, default=[], metavar="A,B", help="OpenCV trackers: csrt, kcf, mil, …")
     parser.add_argument(
         "--models",
         metavar="DIR",
         help="model files for the peers that need them: a folder, or a name of streamdrop weights",
     )
-    parser.add_argument("--sequences", type=_names, metavar="A,B", help="only these (default: all)")
+    parser.add_argument("--sequences", type=names, metavar="A,B", help="only these (default: all)")
     text = "also in real time: frames of this rate go by while a tracker is busy"
-    parser.add_argument("--realtime", type=_above_zero, metavar="FPS", help=text)
+    parser.add_argument("--realtime", type=above_zero, metavar="FPS", help=text)
     text = "also from N first boxes that are up to 10 %% off"
-    parser.add_argument("--perturb", type=_whole, default=0, metavar="N", help=text)
-    parser.add_argument("--formats", type=_names, default=[], metavar="A,B", help="result files of got10k, vot too")
-    parser.add_argument("--frames", type=_whole, metavar="N", help="only the first N frames of each")
-    parser.add_argument("--seeds", type=_wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
+    parser.add_argument("--perturb", type=whole, default=0, metavar="N", help=text)
+    parser.add_argument("--formats", type=names, default=[], metavar="A,B", help="result files of got10k, vot too")
+    parser.add_argument("--frames", type=whole, metavar="N", help="only the first N frames of each")
+    parser.add_argument("--seeds", type=wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
     _add_config(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="results.json, boxes and the report go here")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
@@ -157,7 +167,7 @@ def _add_fit(commands: _Commands) -> None:
     parser.add_argument("--sweep", metavar="F", help="YAML file of a grid instead, as configs/fit/mini.yaml")
     parser.add_argument(
         "--strategies",
-        type=_names,
+        type=names,
         metavar="A,B",
         help="of sgd, freeze, freeze-full, drop, sgd-same-time (default: sgd,freeze,drop, or the sweep's)",
     )
@@ -170,32 +180,26 @@ def _add_fit(commands: _Commands) -> None:
 
 
 def _add_store(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "store",
-        help="Look into a feature store, tidy it, take it elsewhere.",
-        epilog=STORE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _action(actions, "info", "what it holds", "Tell what it holds; opens read-only.", "print_info")
+    actions = _group(commands, "store", "Look into a feature store, tidy it, take it elsewhere.", STORE_EXAMPLES)
+    _store_action(actions, "info", "what it holds", "Tell what it holds; opens read-only.", "print_info")
     text = "Tell whether every record decodes; opens read-only, but for --repair."
-    verify = _action(actions, "verify", "whether every record decodes", text, "print_verify")
+    verify = _store_action(actions, "verify", "whether every record decodes", text, "print_verify")
     verify.add_argument("--model", metavar="NAME", help="recompute some samples from their raw sources: resnet18, …")
     verify.add_argument(
         "--weights",
         metavar="F",
         help="its state dict (.safetensors or saved by torch), or a name of streamdrop weights",
     )
-    verify.add_argument("--classes", type=_whole, metavar="N", help="its outputs (default: 1000)")
+    verify.add_argument("--classes", type=whole, metavar="N", help="its outputs (default: 1000)")
     verify.add_argument("--repair", action="store_true", help="drop the samples that do not decode, and say which")
     text = "Give back the room of what was removed; needs room for a copy."
-    _action(actions, "compact", "give back the room of what was removed", text, "compact")
+    _store_action(actions, "compact", "give back the room of what was removed", text, "compact")
     text = "Write the samples to one file, or to OUT-00001-of-00003… where they are many; opens read-only."
-    export = _action(actions, "export", "write the samples to files", text, "export")
+    export = _store_action(actions, "export", "write the samples to files", text, "export")
     export.add_argument("out", metavar="OUT", help="ends in .safetensors or .npz")
     export.add_argument("--stream", metavar="NAME", help="only this stream's samples")
     text = "Put exported samples into a store of the same cut and model, or into a new one."
-    importing = _action(actions, "import", "put exported samples into it", text, "import_files")
+    importing = _store_action(actions, "import", "put exported samples into it", text, "import_files")
     importing.add_argument("files", nargs="+", metavar="FILE", help="all shards of an export")
 
 
@@ -208,46 +212,29 @@ def _add_serve(commands: _Commands) -> None:
 
 def _add_configuration(commands: _Commands) -> None:
     text = "Check a configuration, or describe what may stand in one."
-    parser = commands.add_parser(
-        "config",
-        help=text,
-        description=text,
-        epilog=CONFIG_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="name every mistake, with its line", description="Check a file.")
+    actions = _group(commands, "config", text, CONFIG_EXAMPLES)
+    check = _action(actions, "check", "name every mistake, with its line", "Check a file.", "config", "check")
     check.add_argument("file", metavar="FILE")
-    schema = actions.add_parser("schema", help="print the JSON Schema", description="Print the JSON Schema.")
-    for action, function in ((check, "check"), (schema, "schema")):
+    schema = _action(actions, "schema", "print the JSON Schema", "Print the JSON Schema.", "config", "schema")
+    for action in (check, schema):
         action.add_argument(
             "--for", dest="kind", choices=("serve", "track"), default="serve", help="whose configuration it is"
         )
-        action.set_defaults(module="config", function=function)
 
 
 def _add_weights(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "weights",
-        help="Published weights by name: list, download, add your own.",
-        epilog=WEIGHTS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = _group(commands, "weights", "Published weights by name: list, download, add your own.", WEIGHTS_EXAMPLES)
     text = "Every name, its licence, and whether it is on this machine."
-    listing = actions.add_parser("list", help="names, licences, what is here", description=text)
+    listing = _action(actions, "list", "names, licences, what is here", text, "weights", "print_list")
     listing.add_argument("--json", action="store_true", help="print JSON, with sources and digests")
-    listing.set_defaults(module="weights", function="print_list")
     text = "Download weights (resumes what broke off, verifies the SHA-256); nothing else downloads them."
-    get = actions.add_parser("get", help="download and verify", description=text)
+    get = _action(actions, "get", "download and verify", text, "weights", "get")
     get.add_argument("name", metavar="NAME")
-    get.set_defaults(module="weights", function="get")
     text = "Take weights from a folder: a known name's files are verified, any other name takes all of the folder's."
-    add = actions.add_parser("add", help="take them from a folder", description=text)
+    add = _action(actions, "add", "take them from a folder", text, "weights", "add")
     add.add_argument("name", metavar="NAME")
     add.add_argument("--from", dest="folder", required=True, metavar="DIR", help="holds the files")
     add.add_argument("--licence", default="unknown", metavar="TEXT", help="of weights of your own, for the list")
-    add.set_defaults(module="weights", function="add")
 
 
 def _add_export(commands: _Commands) -> None:
@@ -256,19 +243,18 @@ def _add_export(commands: _Commands) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a tracking run's --store folder, or a file of weights")
     parser.add_argument("out", metavar="OUT", help="ends in .onnx (pip install 'streamdrop[onnx]') or .pt2")
     parser.add_argument("--part", choices=("whole", "tail", "head"), default="whole", help="default: whole")
-    parser.add_argument("--cut", type=_whole, metavar="N", help="layers below the cut (default: the run's)")
+    parser.add_argument("--cut", type=whole, metavar="N", help="layers below the cut (default: the run's)")
     parser.add_argument("--model", metavar="NAME", help="the network that a file of weights belongs to: resnet18, …")
-    parser.add_argument("--classes", type=_whole, metavar="N", help="its outputs (default: 1000)")
-    parser.add_argument("--size", type=_whole, metavar="PX", help="side of its input images (default: 224)")
+    parser.add_argument("--classes", type=whole, metavar="N", help="its outputs (default: 1000)")
+    parser.add_argument("--size", type=whole, metavar="PX", help="side of its input images (default: 224)")
     text = "largest difference of outputs, in units of their largest value (default: 1e-4)"
-    parser.add_argument("--tolerance", type=_above_zero, default=1e-4, metavar="T", help=text)
+    parser.add_argument("--tolerance", type=above_zero, default=1e-4, metavar="T", help=text)
 
 
-def _action(actions: _Commands, name: str, help: str, text: str, function: str) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=help, description=text)
+def _store_action(actions: _Commands, name: str, help: str, text: str, function: str) -> argparse.ArgumentParser:
+    parser = _action(actions, name, help, text, "store", function)
     parser.add_argument("path", metavar="PATH", help="the store's folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(module="store", function=function)
     return parser
 
 
@@ -292,45 +278,3 @@ def join_values(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def _checked(parse: Callable[[str], object], text: str) -> object:
-    try:
-        return parse(text)
-    except (StreamdropError, ValueError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _box(text: str) -> Box:
-    from streamdrop.boxes import Box, parse_box
-
-    box = _checked(parse_box, text)
-    assert isinstance(box, Box)
-    return box
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _wholes(text: str) -> list[int]:
-    return [_whole(part) for part in _names(text)]
-
-
-def _names(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError("is empty: give names separated by commas")
-    return names

@@ -269,3 +269,17 @@ def _sizes(value: object) -> tuple[int, ...]:
 
 def _words(shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> str:
     return "(" + ", ".join(f"{dtype_name(dtype)}{list(shape)}" for shape, dtype in shapes) + ")"
+
+
+def fitting(layout: Layout, count: int, buffers: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Columns for ``count`` samples in the memory of ``buffers``, if these are activations as the layout gives them."""
+    if buffers is not None and not layout.lossy and len(buffers) == len(layout.tensors):
+        columns = [
+            buffer.permute(0, *(d + 1 for d in tensor.order))
+            for tensor, buffer in zip(layout.tensors, buffers, strict=True)
+            if buffer.dim() == len(tensor.shape) + 1
+        ]
+        wanted = [((count, *column.shape), column.dtype) for column in layout.columns]
+        if [(tuple(c.shape), c.dtype) for c in columns] == wanted and all(c.is_contiguous() for c in columns):
+            return columns
+    return layout.allocate(count)

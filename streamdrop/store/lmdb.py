@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +16,12 @@ from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store.batches import stack_or_none
 from streamdrop.store.compress import compressor
 from streamdrop.store.drift import Drift
-from streamdrop.store.entries import Entry, checked, decode, key_of, target_of
+from streamdrop.store.entries import Entry, checked, decode, target_of
 from streamdrop.store.folder import Folder
 from streamdrop.store.intake import check_keys, take_in
-from streamdrop.store.layout import Layout, codec_name
+from streamdrop.store.layout import Layout, codec_name, fitting
 from streamdrop.store.ledger import LmdbShelf
+from streamdrop.store.marks import release, rollback
 from streamdrop.store.memory_shelf import Record
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
@@ -30,7 +30,7 @@ from streamdrop.store.rewriting import compact, thaw
 from streamdrop.store.rows import PACKED_UNIT, Packer, gather, read_row
 from streamdrop.store.slab import MAP_BYTES
 from streamdrop.store.state import State
-from streamdrop.store.tables import BATCH, SOURCES, VALUES, Tables
+from streamdrop.store.tables import SOURCES, VALUES, Tables
 from streamdrop.store.writing import RECORDS, put_records, put_samples
 from streamdrop.types import Activations, SampleInfo, Target
 
@@ -285,38 +285,12 @@ class LmdbStore:
 
     def rollback(self, mark: int) -> None:
         """Undo every put and discard made after ``mark``. Raises StoreError."""
-
-        def work(tables: Tables, state: State) -> State:
-            state.check_mark(mark)
-            ledger = self.folder.ledger(tables)
-            held = [(seq, raw) for seq, died, raw in tables.held() if died > mark]
-            newer = [(key_of(raw), seq) for seq, raw in tables.living(state.last, mark + 1)]
-            state = ledger.remove(state, newer, None)
-            for seq, raw in held:
-                if seq > mark:
-                    ledger.release(state, seq)
-                else:
-                    state = ledger.revive(state, seq, raw)
-            return state.rolled_back(mark)
-
-        self.folder.change(work)
+        rollback(self.folder, mark)
         self.flush()
 
     def release(self, mark: int) -> None:
         """Forget for good what was removed up to ``mark``. Raises StoreError."""
-        more = True
-
-        def work(tables: Tables, state: State) -> State:
-            nonlocal more
-            ledger = self.folder.ledger(tables)
-            dead = list(islice((seq for seq, died, _ in tables.held() if died <= mark), BATCH))
-            for seq in dead:
-                ledger.release(state, seq)
-            more = len(dead) == BATCH
-            return state.released(mark)
-
-        while more:
-            self.folder.change(work)
+        release(self.folder, mark)
 
     # ---------------------------------------------------------------- open and closed
 
@@ -356,17 +330,3 @@ class LmdbStore:
         if self.now().generation == state.generation:
             file = self.folder.files.path(VALUES, state.generation)
             raise StoreCorruptError(f"{file} is missing: restore the store from a copy, or start anew")
-
-
-def fitting(layout: Layout, count: int, buffers: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor]:
-    """Columns for ``count`` samples in the memory of ``buffers``, if these are activations as the layout gives them."""
-    if buffers is not None and not layout.lossy and len(buffers) == len(layout.tensors):
-        columns = [
-            buffer.permute(0, *(d + 1 for d in tensor.order))
-            for tensor, buffer in zip(layout.tensors, buffers, strict=True)
-            if buffer.dim() == len(tensor.shape) + 1
-        ]
-        wanted = [((count, *column.shape), column.dtype) for column in layout.columns]
-        if [(tuple(c.shape), c.dtype) for c in columns] == wanted and all(c.is_contiguous() for c in columns):
-            return columns
-    return layout.allocate(count)

@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush
 
 import torch
 
-from streamdrop.store.layout import Layout
+from streamdrop.store.layout import Layout, byte_view
 from streamdrop.store.retention import Candidate, Pool, Retention
 from streamdrop.types import Activations, SampleInfo
 
@@ -43,6 +43,15 @@ def batch_of(layout: Layout, rows: Sequence[Row]) -> Activations:
         for out, parts in zip(columns, zip(*rows, strict=True), strict=True):
             torch.stack(parts, out=out)
     return layout.decode(columns)
+
+
+def fill_rows(columns: Sequence[torch.Tensor], rows: Sequence[Row | None]) -> None:
+    """Rows into their places in a batch, where there are any."""
+    for j, column in enumerate(columns):
+        view, size = byte_view(column), column[0].nbytes
+        for i, row in enumerate(rows):
+            if row is not None:
+                view[i * size : (i + 1) * size] = byte_view(row[j])
 
 
 class MemoryShelf:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from streamdrop.errors import StoreError
 from streamdrop.store.batches import as_rows, check_chunk
 from streamdrop.store.files import packer_of
-from streamdrop.store.promotion import Making, forget_staged, pages
+from streamdrop.store.making import Making, forget_staged, pages
 from streamdrop.store.rows import PACKED_UNIT, read_row
 from streamdrop.store.slab import Place
 from streamdrop.store.state import State

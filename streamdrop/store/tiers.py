@@ -18,9 +18,9 @@ from streamdrop.store.batches import stack_or_none
 from streamdrop.store.entries import Entry
 from streamdrop.store.front import Front
 from streamdrop.store.intake import check_keys, take_in
-from streamdrop.store.layout import byte_view
-from streamdrop.store.lmdb import LmdbStore, fitting
-from streamdrop.store.memory_shelf import Row
+from streamdrop.store.layout import fitting
+from streamdrop.store.lmdb import LmdbStore
+from streamdrop.store.memory_shelf import fill_rows
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
 from streamdrop.store.write_behind import WriteBehind
@@ -31,12 +31,12 @@ class TieredStore:
     """An LmdbStore behind a memory: ``put_many`` and ``discard`` return at once, a thread commits them.
 
     One commit each ``commit_seconds``, at the end of a round where there are rounds (``round_done``), or when
-    ``commit_bytes`` wait (or a 128th of a bounded store: room is used again only after a commit); ``flush``
-    waits for it. A killed process loses at most what had not been committed, never a part of a batch. What was put is
-    read back at once, always. When twice as much waits, ``put_many`` waits too; the newest committed samples stay in
-    memory up to ``memory_bytes`` in all. A commit that fails is told by the next ``put_many``
-    or ``flush`` and tried again by that ``flush``. Other options as LmdbStore's; other processes may read the folder
-    with ``LmdbStore(path, read_only=True)`` and see what is committed.
+    ``commit_bytes`` wait (or a 128th of a bounded store: room is used again only after a commit); ``flush`` waits for
+    it. A killed process loses at most what had not been committed, never a part of a batch. What was put is read back
+    at once, always. When twice as much waits, ``put_many`` waits too; the newest committed samples stay in memory up to
+    ``memory_bytes`` in all. A commit that fails is told by the next ``put_many`` or ``flush`` and tried again by that
+    ``flush``. Other options as LmdbStore's; other processes may read the folder with ``LmdbStore(path,
+    read_only=True)`` and see what is committed.
 
     Raises ConfigError, and as LmdbStore does.
     """
@@ -150,7 +150,7 @@ class TieredStore:
             if layout is None or not any(rows):
                 return self.durable.read_into(wanted, buffers)
             columns = fitting(layout, len(rows), buffers)
-            _fill(columns, rows)
+            fill_rows(columns, rows)
             places = [i for i, row in enumerate(rows) if row is None]
             if places:
                 self.durable.columns([wanted[i] for i in places], into=(columns, places))
@@ -300,12 +300,3 @@ class TierStage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stage.__exit__(kind, error, trace)
-
-
-def _fill(columns: Sequence[torch.Tensor], rows: Sequence[Row | None]) -> None:
-    """Rows into their places in a batch, where there are any."""
-    for j, column in enumerate(columns):
-        view, size = byte_view(column), column[0].nbytes
-        for i, row in enumerate(rows):
-            if row is not None:
-                view[i * size : (i + 1) * size] = byte_view(row[j])
