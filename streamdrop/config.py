@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import re
 import types
@@ -78,6 +79,12 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         under = result.get(key)
         result[key] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def check_above(name: str, value: float, bound: float) -> None:
+    """Raise ConfigError unless a field's value is finite and above ``bound``."""
+    if not bound < value < math.inf:
+        raise ConfigError(f"{name} is {value}: give a number above {bound:g}")
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:

@@ -12,15 +12,6 @@ from PIL import Image as pillow
 
 from streamdrop.testing import moving_square
 
-SMALL: dict[str, Any] = {
-    "search": {"size": 128},
-    "first_frame": {"crops": 8, "steps": 24, "batch": 6},
-    "update": {"every": 3, "steps": 2, "recent": 3, "first": 2, "memory": 8},
-    "box": {"samples": 200},
-    "drop": {"steps": 2},
-}
-"""A tracker that is quick to learn and good enough for the scene."""
-
 
 def make_scene(folder: Path, frames: int = 60) -> list[list[float]]:
     """A square that circles once in 60 frames, as images; its box in each."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import SMALL, make_scene, until
+from daemons import make_scene, until
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from small_tracker import SMALL
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute

@@ -11,7 +11,8 @@ from typing import Any
 
 import av
 import pytest
-from daemons import SMALL, until
+from daemons import until
+from small_tracker import SMALL
 
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
 from streamdrop.service.share import Share, watch_rounds

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemons import SMALL, make_scene, until
+from daemons import make_scene, until
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
+from small_tracker import SMALL
 
 from streamdrop.errors import ConfigError
 from streamdrop.service.daemon import Daemon

@@ -17,6 +17,7 @@ from streamdrop.service.files import OutputFiles
 from streamdrop.service.frames import Arrival, FrameBuffer
 from streamdrop.service.http.permitted import permitted_source
 from streamdrop.service.journal import Journal, last_events
+from streamdrop.service.pictures import Pictures, encode
 from streamdrop.service.settings import LimitsConfig, OutputsConfig, StreamConfig
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.state import StateFolder, StreamState, remembered
@@ -534,3 +535,19 @@ def test_a_refusal_holds_no_secret(tmp_path):
         permitted_source("rtsp://me:secret@cam/x?key=1", [])
     assert "secret" not in str(caught.value)
     assert Path(tmp_path).exists()
+
+
+def test_the_live_view_shows_the_newest_picture_and_encodes_it_once():
+    pictures = Pictures()
+
+    def look():
+        picture, data = pictures.live()  # nobody holds on to the picture: the next may lie where it lay
+        return picture.number, data
+
+    for number in range(6):
+        image = np.full((8, 8, 3), 40 * number, np.uint8)
+        pictures.put(number, image, None)
+        if number % 2 == 0:
+            shown = look()
+            assert shown == (number, encode(image))
+            assert look()[1] is shown[1]

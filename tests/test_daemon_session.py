@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from daemons import SMALL, make_scene, until
+from daemons import make_scene, until
 from PIL import Image as pillow
+from small_tracker import SMALL
 
 import streamdrop as sd
 from streamdrop.boxes import Box, iou

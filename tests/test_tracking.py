@@ -11,20 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_tracker import SMALL
 
 from streamdrop import Box, StreamdropError, Track, Tracker, track
 from streamdrop.boxes import iou
 from streamdrop.errors import BoxError, CheckpointError, ConfigError, DataError, WeightsError
 from streamdrop.testing.targets import moving_square
 from streamdrop.types import Image, Sample
-
-SMALL: dict[str, Any] = {
-    "search": {"size": 128},
-    "first_frame": {"crops": 8, "steps": 24, "batch": 6},
-    "update": {"every": 3, "steps": 2, "recent": 3, "first": 2, "memory": 8},
-    "box": {"samples": 200},
-    "drop": {"steps": 2},
-}
 
 
 @pytest.fixture(autouse=True)

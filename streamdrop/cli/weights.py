@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from streamdrop.cli.terminal import Progress
+from streamdrop.columns import align
 
 
 def print_list(options: argparse.Namespace) -> int:
@@ -17,7 +18,8 @@ def print_list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"folder": str(weights_folder()), "weights": rows}, indent=1))
         return 0
-    print(_table([["name", "here", "what", "licence"], *(_row(row) for row in rows)]))
+    table = [["name", "here", "what", "licence"], *(_row(row) for row in rows)]
+    print("\n".join(align(table, left=4)))
     print(f"folder: {weights_folder()}")
     return 0
 
@@ -48,9 +50,3 @@ def add(options: argparse.Namespace) -> int:
 
 def _row(row: dict[str, Any]) -> list[str]:
     return [row["name"], "yes" if row["installed"] else "no", row["what"], row["licence"]]
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)

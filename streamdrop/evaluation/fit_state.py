@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from streamdrop import atomic
 from streamdrop.errors import CheckpointError, OutputError
 
 Row = dict[str, Any]
@@ -29,13 +30,8 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """A text file, durable, whole or as it was. Raises OutputError."""
-    temporary = path.with_name(f"{path.name}.new")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        atomic.replace_text(path, text)
     except OSError as error:
         raise OutputError(
             f"{path.parent}: cannot be written ({error.strerror}): free space or choose another --output"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamdrop.columns import align
 from streamdrop.evaluation.fit_cells import Cell, group_cells, pair_cells, policy_name
 from streamdrop.evaluation.fit_summary import SAME_TIME, Result, Summary, spread, summarise
 
@@ -180,16 +181,6 @@ def format_spread(values: Sequence[float | None], form: str) -> str:
     if found is None:
         return NOTHING
     return f"{found.mean:{form}}" + ("" if found.deviation is None else f" ± {found.deviation:{form.lstrip('+')}}")
-
-
-def align(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Rows of cells as lines, a rule under the first; the first ``left`` columns are flush left, the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return [lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
 
 
 def format_seconds(seconds: float | None) -> str:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from streamdrop._version import __version__
+from streamdrop.atomic import replace_text
 from streamdrop.boxes import Array
 from streamdrop.errors import DataError, OutputError
 from streamdrop.evaluation import metrics
@@ -76,10 +77,8 @@ def render(template: str, **values: Any) -> str:
 def write_page(path: str | Path, page: str) -> None:
     """Write a page whole or not at all; raises OutputError."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+        replace_text(path, page)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}): give a file in a folder you may write"

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from streamdrop._version import __version__
+from streamdrop.atomic import replace_text
+from streamdrop.columns import align
 from streamdrop.errors import OutputError
 from streamdrop.evaluation.comparisons import compare_perturbed, compare_realtime, mean, unseen
 from streamdrop.evaluation.confidence import Calibration, LostCount
@@ -91,10 +93,8 @@ def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write ``results.json`` whole or not at all; raises OutputError."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        replace_text(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}): give a folder you may write") from None
 
@@ -104,20 +104,12 @@ def format_table(results: dict[str, Any]) -> str:
     head = ("arm", "AUC", "precision", "AO", "SR0.5", "fps", "round ms (p99)", "rounds", "lost (P, R)", "ECE", "init s",
             "peak MB")  # fmt: skip
     rows = [head, *(_row(name, arm) for name, arm in results["arms"].items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
     sequences = len({record["name"] for record in results["sequences"]})
     seeds = max(len(arm["seeds"]) for arm in results["arms"].values())
     spread = "; ± is the standard deviation over seeds" if seeds > 1 else ""
     return "\n".join(
         [
-            *lines,
+            *align(rows),
             *_more_lines(results),
             f"{sequences} sequences, {seeds} seed{'s' if seeds > 1 else ''}{spread}; {results['hardware']}",
             "lost: frames reported lost (P: of these, the target was absent or the box overlapped nothing; R: of all "

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from streamdrop.config import load
+from streamdrop.config import load, merged
 from streamdrop.errors import ConfigError
 from streamdrop.evaluation.fit_config import FitConfig, checked_strategies
 from streamdrop.evaluation.networks import network_names
@@ -136,12 +136,8 @@ def _cell(
 
 
 def _merged(values: Keys, changes: Keys) -> Keys:
-    """``changes`` over ``values``; mappings that both hold are merged, but a policy is replaced whole."""
-    result = dict(values)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "policy"
-        result[key] = _merged(result[key], value) if both else value
-    return result
+    """``changes`` over ``values``, but a policy is replaced whole."""
+    return merged(values, changes) | {key: changes[key] for key in ("policy",) if key in changes}
 
 
 def _policy_name(policy: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -14,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from streamdrop.atomic import replace_text
 from streamdrop.errors import ConfigError, ConflictError, OutputError, StoreError, StoreLockedError, UnknownError
 from streamdrop.service.mqtt import Publisher
 from streamdrop.service.settings import DaemonConfig, SessionSettings, StreamConfig, load_stream, tracker_settings
@@ -209,14 +209,9 @@ class Daemon:
         """Remember the added streams. Raises OutputError."""
         if added == self._added:
             return
-        path, temporary = self.state / _ADDED, self.state / f"{_ADDED}.new"
+        path = self.state / _ADDED
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # addresses hold passwords
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump([_plain(stream) for stream in added.values()], file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace_text(path, json.dumps([_plain(stream) for stream in added.values()]), 0o600)  # addresses: passwords
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror}): free some space") from None
         self._added = added

@@ -36,7 +36,7 @@ class Pictures:
     def __init__(self) -> None:
         self._newest: Picture | None = None
         self._encoding = threading.Lock()
-        self._encoded: tuple[int, bytes] = (-1, b"")
+        self._encoded: tuple[Picture | None, bytes] = (None, b"")
 
     def put(self, number: int, image: Image, target: dict[str, Any] | None) -> None:
         """Make this the newest."""
@@ -51,8 +51,8 @@ class Pictures:
         """The newest picture and its JPEG, at most of size ``LARGEST``. Raises ConflictError before the first."""
         with self._encoding:
             picture = self._some()
-            if self._encoded[0] != id(picture):
-                self._encoded = (id(picture), encode(_shrunk(picture.image)))
+            if self._encoded[0] is not picture:
+                self._encoded = (picture, encode(_shrunk(picture.image)))
             return picture, self._encoded[1]
 
     def snapshot(self, drawn: bool) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from streamdrop.boxes import Box, as_box
-from streamdrop.config import load, merged, overrides_of, secret
+from streamdrop.config import check_above, load, merged, overrides_of, secret
 from streamdrop.errors import BoxError, ConfigError
 from streamdrop.service.redact import redacted
 from streamdrop.tracking import TrackerConfig
@@ -52,7 +52,7 @@ class HttpConfig:
             )
         if self.max_body < 1024 or self.connections < 1 or self.watchers < 1:
             raise ConfigError("max_body is at least 1024, connections and watchers at least 1")
-        _above("rate", self.rate, 0.0)
+        check_above("rate", self.rate, 0.0)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class LimitsConfig:
         if (self.workers is not None and self.workers < 1) or self.streams < 1 or self.save_rounds < 1:
             raise ConfigError("workers, streams and save_rounds are at least 1")
         if self.round_seconds is not None:
-            _above("round_seconds", self.round_seconds, 0.0)
+            check_above("round_seconds", self.round_seconds, 0.0)
         for name in ("buffer_seconds", "buffer_mb", "late_seconds", "retry_first", "events_mb"):
-            _above(name, getattr(self, name), 0.0)
+            check_above(name, getattr(self, name), 0.0)
         if self.retry_most < self.retry_first or not math.isfinite(self.retry_most):
             raise ConfigError(f"retry_most is {self.retry_most}: give at least retry_first ({self.retry_first})")
         if self.events_files < 1:
@@ -177,7 +177,7 @@ class StreamConfig:
             raise ConfigError("source is empty: give a file, folder, camera or address")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise ConfigError(f"fps is {self.fps}: give a number above 0, at most 1000")
-        _above("stale", self.stale, 0.0)
+        check_above("stale", self.stale, 0.0)
         if self.box is not None:
             _checked_box(self.box)
 
@@ -272,11 +272,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _above(name: str, value: float, bound: float) -> None:
-    if not bound < value < math.inf:
-        raise ConfigError(f"{name} is {value}: give a number above {bound:g}")
 
 
 def _checked_box(values: Sequence[float]) -> None:

@@ -14,11 +14,11 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamdrop.atomic import replace_text
 from streamdrop.boxes import as_box
 from streamdrop.errors import BoxError, CheckpointError, OutputError
 from streamdrop.service.settings import StreamConfig
@@ -86,13 +86,8 @@ class StateFolder:
 
     def write(self, state: StreamState) -> None:
         """Replace what was written; killed at any point there is the old or the new. Raises OutputError."""
-        temporary = self._file.with_suffix(".new")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump({"format": FORMAT, **dataclasses.asdict(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._file)
+            replace_text(self._file, json.dumps({"format": FORMAT, **dataclasses.asdict(state)}))
         except OSError as error:
             raise OutputError(f"{self._file}: cannot be written ({error.strerror}): free some space") from None
 

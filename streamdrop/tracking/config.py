@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from streamdrop.config import check_above
 from streamdrop.errors import ConfigError
 
 STRIDES = (8, 16)
@@ -28,7 +29,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.size < 64 or self.size % 32:
             raise ConfigError(f"size is {self.size}: give a multiple of 32 of at least 64")
-        _check_above("context", self.context, 1.0)
+        check_above("context", self.context, 1.0)
         _check_between("window", self.window, 0.0, 1.0)
         narrow, wide = self.window_width
         if not 0 < narrow <= wide:
@@ -49,7 +50,7 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.channels < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise ConfigError(f"channels {self.channels}, kernel {self.kernel}: give channels ≥ 1 and an odd kernel")
-        _check_above("sigma", self.sigma, 0.0)
+        check_above("sigma", self.sigma, 0.0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class FirstFrameConfig:
             raise ConfigError("first_frame: crops, steps and batch are whole numbers of at least 1")
         if self.background < 0:
             raise ConfigError(f"background is {self.background}: give a whole number of at least 0")
-        _check_above("learning_rate", self.learning_rate, 0.0)
+        check_above("learning_rate", self.learning_rate, 0.0)
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ class UpdateConfig:
     def __post_init__(self) -> None:
         if min(self.every, self.steps, self.recent, self.memory) < 1 or min(self.first, self.early, self.confirm) < 0:
             raise ConfigError("update: every, steps, recent, memory at least 1; first, early, confirm at least 0")
-        _check_above("learning_rate", self.learning_rate, 0.0)
+        check_above("learning_rate", self.learning_rate, 0.0)
         if self.deadline is not None:
-            _check_above("deadline", self.deadline, 0.0)
+            check_above("deadline", self.deadline, 0.0)
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,14 @@ class BoxConfig:
     def __post_init__(self) -> None:
         if min(self.pool, self.samples, self.fresh) < 1 or self.recent < 0:
             raise ConfigError("box: pool, samples and fresh are whole numbers of at least 1, recent of at least 0")
-        _check_above("context", self.context, 0.0)
-        _check_above("ridge", self.ridge, 0.0)
-        _check_above("spread", self.spread, 0.0)
+        check_above("context", self.context, 0.0)
+        check_above("ridge", self.ridge, 0.0)
+        check_above("spread", self.spread, 0.0)
         _check_between("step", self.step, 0.0, 1.0)
-        _check_above("sure", self.sure, self.doubtful)
+        check_above("sure", self.sure, self.doubtful)
         _check_between("pace", self.pace, 0.0, 1.0)
-        _check_above("unusual", self.unusual, 1.0)
-        _check_above("leap", self.leap, 1.0)
+        check_above("unusual", self.unusual, 1.0)
+        check_above("leap", self.leap, 1.0)
         if self.probe < 1:
             raise ConfigError(f"probe is {self.probe}: give a whole number of frames, at least 1")
         if self.aspect < 1:
@@ -195,7 +196,7 @@ class DropConfig:
             raise ConfigError(f"blocks is {self.blocks}: between 0 and 7 blocks of the backbone can be trained")
         if self.warm_up < 0 or self.steps < 1:
             raise ConfigError("drop: warm_up is at least 0, steps at least 1")
-        _check_above("learning_rate", self.learning_rate, 0.0)
+        check_above("learning_rate", self.learning_rate, 0.0)
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,6 @@ class TrackerConfig:
             raise ConfigError("seed and target are whole numbers of at least 0")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give at least 1, or null")
-
-
-def _check_above(name: str, value: float, bound: float) -> None:
-    if not value > bound:
-        raise ConfigError(f"{name} is {value}: give a number above {bound:g}")
 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,13 @@ class Tones:
         room = _MARGIN * max(high - low, 1.0)
         return cls(low - room, high + room)
 
+    @cached_property
+    def table(self) -> Image:
+        """What each 16-bit value is shown as, uint8 [65536]; made once, not for every frame."""
+        gain = 255 / (self.high - self.low)
+        shown: Image = np.clip((np.arange(65536, dtype=np.float32) - self.low) * gain + 0.5, 0, 255).astype(np.uint8)
+        return shown
+
 
 def as_rgb(image: object, tones: Tones) -> Image:
     """uint8 [H, W, 3] from uint8 or uint16 [H, W] or [H, W, 1] (grey), [H, W, 3] (RGB) or [H, W, 4] (RGBA).
@@ -45,7 +53,7 @@ def as_rgb(image: object, tones: Tones) -> Image:
         raise DataError(f"image of {image.shape[1]}x{image.shape[0]} pixels: give one of at least 2x2")
     shown = image[..., :3] if image.ndim == 3 else image[..., None]
     if shown.dtype == np.uint16:
-        shown = _to_bytes(shown, tones)
+        shown = tones.table[shown]
     return shown if shown.shape[2] == 3 else np.repeat(shown, 3, axis=2)
 
 
@@ -53,10 +61,3 @@ def _is_picture(image: npt.NDArray[np.generic]) -> bool:
     return image.dtype in (np.uint8, np.uint16) and (
         image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
     )
-
-
-def _to_bytes(image: npt.NDArray[np.uint16], tones: Tones) -> Image:
-    gain = 255 / (tones.high - tones.low)
-    table = np.clip((np.arange(65536, dtype=np.float32) - tones.low) * gain + 0.5, 0, 255).astype(np.uint8)
-    shown: Image = table[image]
-    return shown

