@@ -1,4 +1,4 @@
-"""One torch thread: small tensors are quicker that way, and results do not depend on the machine's cores. Ctrl-C counts."""
+"""One torch thread: small tensors are quicker that way, and results do not depend on the cores. Ctrl-C counts."""
 
 from __future__ import annotations
 
