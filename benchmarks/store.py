@@ -21,6 +21,7 @@ from the extra ``bench``: pip install 'streamdrop[bench]'. Torch computes on one
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from storebench.opening import million
 from storebench.ours import STORES
 from storebench.plot import draw
 from storebench.promotion import promotion
-from storebench.rivals import RIVALS
+from storebench.rivals import EXTRA, RIVALS
 from storebench.transfer import transfer
 
 from streamdrop.evaluation.hardware import describe_hardware, usable_cores
@@ -112,6 +113,9 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> arg
     for given, known in chosen:
         if unknown := set(given) - set(known):
             parser.error(f"{', '.join(sorted(unknown))}: not known; choose from {', '.join(known)}")
+    missing = [name for name in options.rivals if name in EXTRA and importlib.util.find_spec(EXTRA[name]) is None]
+    if missing and set(options.only) & set(TRANSFER):
+        parser.error(f"{', '.join(missing)}: pip install 'streamdrop[bench]', or leave them out of --rivals")
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
     return options

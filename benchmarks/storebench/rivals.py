@@ -255,3 +255,6 @@ RIVALS: dict[str, tuple[Writer | None, Reader | None]] = {
     "SQLite": (plainly(write_sqlite), read_sqlite),
     RECOMPUTE: (None, read_by_computing),
 }
+
+EXTRA = {"HDF5": "h5py", "Zarr": "zarr"}
+"""Rivals whose library the extra ``bench`` brings."""
