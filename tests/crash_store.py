@@ -410,9 +410,9 @@ AIMS = {
 
 def make_small() -> None:
     """Many transactions, parts and records of promotions for few samples."""
-    from streamdrop.store import folder, lmdb, promotion, rows, tables, writing
+    from streamdrop.store import folder, lmdb, making, rows, tables, writing
 
-    writing.RECORDS, rows.PART_BYTES, promotion.BUFFER_BYTES = 3, 2000, 1500
+    writing.RECORDS, rows.PART_BYTES, making.BUFFER_BYTES = 3, 2000, 1500
     folder.BATCH = lmdb.BATCH = tables.BATCH = 4
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import SMALL, make_scene, until
+from daemons import make_scene, until
+from small_tracker import SMALL
 
 from streamdrop.service.daemon import Daemon
 from streamdrop.service.http.app import make_app

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from daemons import SMALL, make_scene, until
+from daemons import make_scene, until
+from small_tracker import SMALL
 
 from streamdrop.boxes import iou
 from streamdrop.cli import main

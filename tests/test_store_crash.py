@@ -140,7 +140,7 @@ def die_at(commit):
 @pytest.mark.slow
 def test_killed_at_every_commit(tmp_path, monkeypatch):
     monkeypatch.setattr("streamdrop.store.writing.RECORDS", 3)
-    monkeypatch.setattr("streamdrop.store.promotion.BUFFER_BYTES", 300)
+    monkeypatch.setattr("streamdrop.store.making.BUFFER_BYTES", 300)
     monkeypatch.setattr("streamdrop.store.tables.BATCH", 3)
     monkeypatch.setattr("streamdrop.store.rows.PART_BYTES", 300)
     states = [(0, {})]
