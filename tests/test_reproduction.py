@@ -264,6 +264,35 @@ def test_a_lone_result_is_evidence_too(tmp_path):
     assert (grid.name, grid.cells[0].variant) == ("one", "schedule 4: 4")
 
 
+def undone(seed):
+    return Cell("cifar10", "resnet18", "paper", seed, "pending")
+
+
+def write_part(folder, seeds, base=None, cells=()):
+    """A compact file of a grid named ``parts``."""
+    protocol = {"data": ["mnist"], "seeds": list(seeds), "base": base or {"epochs": 20}}
+    content = {"name": "parts", "hardware": "h", "version": "1", "protocol": protocol, "cells": compact(cells)}
+    folder.mkdir()
+    (folder / "parts.json").write_text(json.dumps(content))
+    return folder / "parts.json"
+
+
+def test_a_grid_measured_in_parts_is_one_grid(tmp_path):
+    first, second = [cell(seed=0), undone(1)], [cell(seed=1), undone(2)]
+    first, second = write_part(tmp_path / "a", [0], cells=first), write_part(tmp_path / "b", [0, 1], cells=second)
+    (grid,) = read_evidence([first, second]).grids
+    assert grid.protocol == {"data": ["mnist"], "seeds": [0, 1], "base": {"epochs": 20}}
+    assert [(one.seed, one.status) for one in grid.cells] == [(0, "done"), (1, "done"), (2, "pending")]
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+    first = write_part(tmp_path / "a", [0], cells=[cell(seed=0)])
+    with pytest.raises(DataError, match="parts: parts of it were run with different `base`"):
+        read_evidence([first, write_part(tmp_path / "b", [1], base={"epochs": 5})])
+    with pytest.raises(DataError, match="seed 0 was measured twice"):
+        read_evidence([first, write_part(tmp_path / "c", [0], cells=[cell(seed=0)])])
+
+
 def test_compact_cells_come_back_as_they_were():
     cells = [cell(), Cell("mnist", "vgg11_bn", "auto", 1, "failed", "why")]
     back = [Cell(**content) for content in json.loads(json.dumps(compact(cells)))]

@@ -48,7 +48,35 @@ def read_evidence(paths: Iterable[str | os.PathLike[str]]) -> Evidence:
     evidence = Evidence()
     for path in map(Path, paths):
         evidence = _add(evidence, path)
-    return evidence
+    return Evidence(_joined(evidence.grids), evidence.store, evidence.store_hardware)
+
+
+def _joined(grids: Iterable[Grid]) -> list[Grid]:
+    """Grids measured in parts, one grid each; DataError where parts of one name were run with other values."""
+    whole: dict[str, Grid] = {}
+    for grid in grids:
+        whole[grid.name] = _join(whole[grid.name], grid) if grid.name in whole else grid
+    return list(whole.values())
+
+
+def _join(one: Grid, other: Grid) -> Grid:
+    """What each part lists (models, seeds, …) is united; a finished cell takes the place of one that is not."""
+    protocol = dict(one.protocol)
+    for key, value in other.protocol.items():
+        mine = protocol.get(key, value)
+        if isinstance(value, list) and isinstance(mine, list):
+            protocol[key] = [*mine, *(item for item in value if item not in mine)]
+        elif isinstance(value, dict) and value != mine:
+            raise DataError(f"{one.name}: parts of it were run with different `{key}`: give one another name")
+    cells = {(*cell.key, cell.seed): cell for cell in one.cells}
+    for cell in other.cells:
+        known = cells.setdefault((*cell.key, cell.seed), cell)
+        if known.summary is None:
+            cells[(*cell.key, cell.seed)] = cell
+        elif cell.summary is not None:
+            place = f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
+            raise DataError(f"{one.name}: {place} was measured twice: give one of the two results")
+    return Grid(one.name, one.hardware, one.version, protocol, list(cells.values()))
 
 
 def _add(evidence: Evidence, path: Path) -> Evidence:
@@ -102,8 +130,7 @@ def compact_evidence(evidence: Evidence) -> dict[str, dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {}
     for grid in evidence.grids:
         about = {"name": grid.name, "hardware": grid.hardware, "version": grid.version, "protocol": grid.protocol}
-        name = re.sub(r"[^\w.-]+", "-", grid.name)
-        files[name] = about | {"cells": [*files.get(name, {}).get("cells", []), *compact(grid.cells)]}
+        files[re.sub(r"[^\w.-]+", "-", grid.name)] = about | {"cells": compact(grid.cells)}
     if evidence.store:
         files["store-benchmark"] = {"hardware": evidence.store_hardware, "rows": _rounded(evidence.store)}
     return files
