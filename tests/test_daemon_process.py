@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +37,25 @@ class Process:
         self.write(streams)
         self.child: subprocess.Popen[bytes] | None = None
 
-    def write(self, streams: list[dict[str, Any]]) -> None:
+    def write(self, streams: list[dict[str, Any]], **more: Any) -> None:
         values = {"state": str(self.folder / "run"), "http": {"port": 0}, "tracker": SMALL, "streams": streams}
-        self.config.write_text(yaml.safe_dump(values))
+        self.config.write_text(yaml.safe_dump({**values, **more}))
 
-    def start(self) -> None:
-        where = self.folder / "run" / "daemon.json"
-        where.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "streamdrop", "serve", str(self.config)]
+    def start(self, wrapper: Sequence[str] = ()) -> None:
+        (self.folder / "run" / "daemon.json").unlink(missing_ok=True)
+        command = [*wrapper, sys.executable, "-m", "streamdrop", "serve", str(self.config)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with (self.folder / "log").open("ab") as log:
             self.child = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+        where = self.inside / "run" / "daemon.json"
         until(lambda: self.alive() and where.exists() and where.read_text(), "the daemon's address", 120)
         self.address = json.loads(where.read_text())["address"]
+
+    @property
+    def inside(self) -> Path:
+        """The folder as the daemon sees it."""
+        assert self.child is not None
+        return Path(f"/proc/{self.child.pid}/root") / self.folder.relative_to("/")
 
     def alive(self) -> bool:
         assert self.child is not None
@@ -71,7 +79,8 @@ class Process:
         return self.child.wait(seconds)
 
     def events(self, name: str = "scene") -> list[dict[str, Any]]:
-        text = (self.folder / "run" / name / "events.jsonl").read_text()
+        folder = self.inside if self.child is not None and self.child.poll() is None else self.folder
+        text = (folder / "run" / name / "events.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
 
 
@@ -119,6 +128,44 @@ def test_killed_it_goes_on_then_reloads_and_ends_when_told(process):
     assert np.mean([float(iou(one["box"], process.boxes[one["frame"] % 60])) for one in last]) > 0.5
     assert json.loads((process.folder / "run" / "scene" / "stream.json").read_text())["learned"]
     assert not (process.folder / "run" / "daemon.json").exists()
+
+
+def small_disk(folder: Path, size: str) -> list[str]:
+    """A command's beginning: it sees ``folder`` as a disk of that size, which nobody else does."""
+    mounting = 'mount -t tmpfs -o size="$1" disk "$2" && shift 2 && exec "$@"'
+    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounting, "sh", size, str(folder)]
+
+
+def may_mount(folder: Path) -> bool:
+    return subprocess.run([*small_disk(folder, "1m"), "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare(1)")
+def test_a_disk_that_fills_is_told_and_tracking_goes_on_until_there_is_room_again(process):
+    state = process.folder / "run"
+    state.mkdir()
+    if not may_mount(state):
+        pytest.skip("user namespaces are not permitted here")
+    process.write([process.first], limits={"save_rounds": 1})
+    process.start(small_disk(state, "96m"))
+    until(lambda: process.stream()["round"] >= 12, "rounds")
+    ballast = process.inside / "run" / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    until(lambda: "free some space" in (process.stream()["error"] or ""), "an error")
+    goal = process.stream()["tracked_frames"] + 20
+    until(lambda: process.stream()["tracked_frames"] >= goal, "frames on a full disk")
+    assert process.stream()["state"] in ("tracking", "uncertain")
+    ballast.unlink()
+    until(lambda: process.stream()["error"] is None, "no error any more")
+    saved = process.stream()["saved"]
+    until(lambda: process.stream()["saved"] != saved, "state saved")
+    kinds = [event.get("event") for event in process.events()]
+    assert kinds.count("target") == 1
+    assert "failed" not in kinds
+    assert process.end(signal.SIGTERM) == 0
 
 
 def test_a_wrong_configuration_ends_in_one_line_before_anything_starts(tmp_path, capsys):
