@@ -1,6 +1,7 @@
 """The daemon as a whole process: fairness, latency, API under load, start, recovery after kill -9, a soak.
 
-    python benchmarks/daemon.py [--parts start,fairness,latency,api,clients,recovery] [--seconds 30] [--output FILE.json]
+    python benchmarks/daemon.py [--parts start,fairness,latency,api,clients,recovery] [--seconds 30]
+                                [--output FILE.json]
     python benchmarks/daemon.py --parts soak --frames 100000
 
 Streams are the sample clip at 640x480, looped. Figures are of this machine, and of all that runs on it meanwhile.

@@ -1,4 +1,4 @@
-"""Clients that never read, never finish what they ask or are too many: what they cost is bounded, and they are dropped."""
+"""Clients that never read, never finish what they ask or are too many: they cost little, and are dropped."""
 
 from __future__ import annotations
 
@@ -110,9 +110,7 @@ def test_clients_that_never_read_cost_a_bounded_amount_and_are_dropped(endless, 
         until(lambda: all(endless.given[path] for path in paths), "an answer to everybody")
         until(lambda: not endless.open, "the end of their connections")
         until(lambda: all(endless.ended[path] for path in paths), "the end of what was sent")
-    assert max(endless.given.values()) < 20 * len(
-        PIECE
-    )  # the sockets' buffers; there was no end to what they asked for
+    assert max(endless.given.values()) < 20 * len(PIECE)  # what the sockets hold, of an answer without end
     assert caplog.text.count("it read nothing for 0.4 s") == len(paths)
     with endless.connect(b"GET /hello HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n") as client:
         assert client.recv(4096).startswith(b"HTTP/1.1 200")

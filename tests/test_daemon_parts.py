@@ -325,7 +325,7 @@ def test_a_file_that_cannot_be_set_aside_is_told_and_tried_again(tmp_path):
     (blocker / "x").touch()
     journal.write({"frame": 0})
     for frame in (1, 2):
-        with pytest.raises(OutputError, match="events.jsonl"):
+        with pytest.raises(OutputError, match=r"events\.jsonl"):
             journal.write({"frame": frame, "score": 0.5})
     (blocker / "x").unlink()
     blocker.rmdir()

@@ -139,7 +139,8 @@ async def pictures(session: StreamSession, ended: Callable[[], bool]) -> AsyncIt
             if session.broadcast.pictures.newest is None or (not new and quiet < _QUIET):
                 continue
             quiet = 0.0
-            yield session.broadcast.pictures.encoded() or await asyncio.to_thread(session.broadcast.pictures.live)
+            shown = session.broadcast.pictures.encoded()
+            yield shown if shown is not None else await asyncio.to_thread(session.broadcast.pictures.live)
             await asyncio.sleep(_FASTEST)
     finally:
         session.broadcast.viewers.remove(signal.set)
