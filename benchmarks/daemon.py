@@ -216,17 +216,19 @@ def soak(folder: Path, source: Path, box: list[float], options: argparse.Namespa
         wait(lambda: running(one))
         points: list[tuple[int, float, int, int]] = []
         frames = 0
+        print(f"  {'frames':>8}{'MB':>10}{'files':>8}{'state MB':>10}")
         while frames < options.frames:
             time.sleep(min(30.0, options.seconds))
             frames = sum(s["tracked_frames"] + s["dropped_frames"] for s in one.streams().values())
             points.append((frames, *resources(one)))
-            print("  frames {}, {:.0f} MB, {} files, {} bytes".format(*points[-1]), flush=True)
+            print("  {:>8}{:>10.1f}{:>8}{:>10.1f}".format(*points[-1][:3], points[-1][3] / 1e6), flush=True)
         half = np.array(points[len(points) // 2 :], float)
         slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 1e5 if len(half) > 2 else None
         return {
             "frames": frames,
             "mb": [round(points[0][1], 1), round(points[-1][1], 1)],
-            "mb_per_100000_frames": slope,
+            "mb_per_100000_frames": slope if slope is None else round(slope, 1),
+            "points": points,
             "files": [points[0][2], points[-1][2]],
             "state_bytes": [points[0][3], points[-1][3]],
         }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
 from daemons import until
-from hypothesis import HealthCheck, Phase, seed, settings
-from schemathesis import Case
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 from small_tracker import SMALL
@@ -27,6 +29,7 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 HEADERS = {"host": "127.0.0.1"}
+ENDLESS = "/api/streams/{name}/live.mjpg"
 
 
 class Described:
@@ -44,8 +47,12 @@ class Described:
         self.daemon.start()
         until(lambda: self.daemon.get("a").status()["state"] == "waiting", "the stream")
 
+    def operations(self) -> list[Any]:
+        every = [found.ok() for found in self.schema.get_all_operations()]
+        return [one for one in every if one.path != ENDLESS]
+
     def tidy(self) -> None:
-        """Every operation, and every second request, finds the stream that was configured."""
+        """The stream that was configured is there, whatever the last request did."""
         if "a" not in [session.name for session in self.daemon.sessions()]:
             self.daemon.reload(self.config)
 
@@ -57,33 +64,42 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
     assert one.daemon.stop(20)
 
 
-@pytest.fixture(scope="module")
-def schema(described: Described) -> Any:
-    return described.schema.exclude(path_regex="live.mjpg")  # it has no end
-
-
-api = schemathesis.pytest.from_fixture("schema")
+def ask(described: Described, case: Any) -> int:
+    response = case.call(headers=HEADERS)
+    case.validate_response(response, checks=CHECKS)
+    if response.status_code >= 400:
+        problem = response.json()
+        assert problem["status"] == response.status_code
+        assert all(problem[key] for key in ("title", "detail", "instance", "remedy"))
+    return int(response.status_code)
 
 
 @pytest.mark.slow
-@api.parametrize()
-@seed(1)
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_requests_made_from_the_description_are_answered_as_it_says(case: Case, described: Described) -> None:
-    described.tidy()
-    for name in (None, "a"):
-        if name is not None and "name" in (case.path_parameters or {}):
-            case.path_parameters["name"] = name
-        response = case.call(headers=HEADERS)
-        case.validate_response(response, checks=CHECKS)
-        if response.status_code >= 400:
-            problem = response.json()
-            assert problem["status"] == response.status_code
-            assert all(problem[key] for key in ("title", "detail", "instance", "remedy"))
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_requests_made_from_the_description_are_answered_as_it_says(described, mode):
+    operations, statuses, made = described.operations(), set(), 0
+    assert len(operations) >= 16
+    for operation in operations:
+
+        @settings(
+            max_examples=10,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def every(case: Any) -> None:
+            described.tidy()
+            statuses.add(ask(described, case))
+            if "name" in (case.path_parameters or {}):
+                case.path_parameters["name"] = "a"
+                statuses.add(ask(described, case))
+
+        with contextlib.suppress(Unsatisfiable):  # nothing can be wrong with a request that has no parameters
+            every()
+            made += 1
+    assert made >= 14
+    assert {404, 422} <= statuses
+    assert mode is GenerationMode.NEGATIVE or {200, 201, 204, 202} <= statuses, statuses

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamdrop.boxes import as_box, check_inside
-from streamdrop.errors import BoxError, CheckpointError, ConflictError, StreamdropError
+from streamdrop.errors import BoxError, CheckpointError, ConflictError, StoreFullError, StreamdropError
 from streamdrop.service.broadcast import Broadcast, stream_events
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
@@ -279,7 +279,7 @@ class Worker:
         log.error("%s: %s; again in %.1f s", self.name, said, wait, exc_info=not isinstance(error, StreamdropError))
         self.error, self.phase = said, "failed"
         self.following.close()
-        if self._failures >= _STUBBORN:
+        if self._failures >= _STUBBORN and not isinstance(error, StoreFullError):  # no room: it will do once there is
             self.state.learned = False
         self.broadcast.tell({"event": "failed", "error": said})
         self.capture.hold("starting")

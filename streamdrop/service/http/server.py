@@ -32,6 +32,7 @@ class HttpServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                loop="auto",  # uvloop where it is installed
                 http=http,
                 ws=web_socket,
                 log_config=None,
