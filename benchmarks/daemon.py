@@ -1,6 +1,7 @@
 """The daemon as a whole process: fairness, latency, API under load, start, recovery after kill -9, a soak.
 
-    python benchmarks/daemon.py [--parts start,fairness,latency,api,recovery] [--seconds 30] [--output FILE.json]
+    python benchmarks/daemon.py [--parts start,fairness,latency,api,clients,recovery] [--seconds 30]
+                                [--output FILE.json]
     python benchmarks/daemon.py --parts soak --frames 100000
 
 Streams are the sample clip at 640x480, looped. Figures are of this machine, and of all that runs on it meanwhile.
@@ -9,6 +10,8 @@ Streams are the sample clip at 640x480, looped. Figures are of this machine, and
 - fairness: 4 streams of 15 fps with rounds: Jain's index of the frames tracked (1: all get the same); dropped frames.
 - latency: one stream at 25 and at 15 fps: from a frame's arrival to its box, frames in which a round ran included.
 - api: 200 requests a second to /api/streams by 8 clients while 2 streams run.
+- clients: 90 clients that never read, a third each MJPEG, WebSocket pictures and WebSocket events of one stream:
+  memory before, while they are there and after; how many still have a connection in the end.
 - recovery: the process is killed (SIGKILL) and started again: seconds to the first tracked frame, and the mean overlap
   of the next 50 frames' boxes with those of a run that was never killed.
 - soak: 6 streams until so many frames have come: memory, open files and bytes of the state folder over time.
@@ -17,32 +20,26 @@ Streams are the sample clip at 640x480, looped. Figures are of this machine, and
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
-import signal
-import subprocess
-import sys
+import socket
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
-import yaml
+from daemonbench.serving import Serving, looped, make_source, memory, resources, running, serving, wait
 
-import streamdrop as sd
 from streamdrop.boxes import iou
 from streamdrop.evaluation.hardware import describe_hardware
-from streamdrop.streams import VideoWriter
 
-ROOT = Path(__file__).resolve().parent.parent
-SIZE = (640, 480)
 Result = dict[str, Any]
 
 
@@ -59,87 +56,6 @@ def main() -> None:
             print(f"{part}: {json.dumps(results[part])}", flush=True)
     if options.output:
         options.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
-
-
-def make_source(path: Path) -> tuple[Path, list[float]]:
-    """The sample clip at ``SIZE``, and the target in its first frame."""
-    with sd.open_stream(ROOT / "data_samples" / "clip.mp4") as stream, VideoWriter(path, stream.fps, SIZE) as writer:
-        width, height = stream.size or SIZE
-        for sample in stream:
-            writer.write(cv2.resize(sample.image, SIZE, interpolation=cv2.INTER_LINEAR))
-    x, y, w, h = (float(v) for v in (ROOT / "data_samples" / "clip.txt").read_text().split("\n")[0].split(","))
-    p, q = SIZE[0] / width, SIZE[1] / height
-    return path, [x * p, y * q, w * p, h * q]
-
-
-class Serving:
-    """``streamdrop serve`` with some streams, in a process of its own."""
-
-    def __init__(self, folder: Path, streams: list[dict[str, Any]], **values: Any) -> None:
-        self.folder, self.config = folder, folder / "daemon.yaml"
-        state = {"state": str(folder / "run"), "http": {"port": 0, "rate": 10_000}, "streams": streams}
-        self.config.write_text(yaml.safe_dump({**state, **values}))
-        self.start()
-
-    def start(self) -> None:
-        """Start the process and wait for its address."""
-        self.began = time.perf_counter()
-        where = self.folder / "run" / "daemon.json"
-        where.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "streamdrop", "serve", str(self.config)]
-        self.child = subprocess.Popen(command, cwd=ROOT, stderr=(self.folder / "log").open("ab"))
-        wait(lambda: where.exists() and where.read_text())
-        self.address = json.loads(where.read_text())["address"]
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        """What the API says about every stream."""
-        with urllib.request.urlopen(self.address + "/api/streams") as answer:
-            return {one["name"]: one for one in json.load(answer)}
-
-    def events(self, name: str) -> Iterator[dict[str, Any]]:
-        """The events that a stream has written."""
-        for path in (self.folder / "run" / name / "events.1.jsonl", self.folder / "run" / name / "events.jsonl"):
-            if path.exists():
-                yield from (json.loads(line) for line in path.read_text().splitlines())
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        self.child.send_signal(signal.SIGKILL)
-        self.child.wait()
-
-    def end(self) -> float:
-        """End it as asked; the seconds that took."""
-        began = time.perf_counter()
-        self.child.send_signal(signal.SIGTERM)
-        self.child.wait()
-        return time.perf_counter() - began
-
-
-@contextmanager
-def serving(folder: Path, streams: list[dict[str, Any]], **values: Any) -> Iterator[Serving]:
-    one = Serving(folder, streams, **values)
-    try:
-        yield one
-    finally:
-        if one.child.poll() is None:
-            one.end()
-
-
-def wait(condition: Callable[[], Any], seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit("the daemon does not come up: see its log")
-        time.sleep(0.02)
-
-
-def looped(source: Path, box: list[float], count: int, fps: float) -> list[dict[str, Any]]:
-    names = [f"s{number}" for number in range(count)]
-    return [{"name": name, "source": str(source), "fps": fps, "loop": True, "box": box} for name in names]
-
-
-def running(one: Serving) -> bool:
-    return all(stream["tracked_frames"] > 5 for stream in one.streams().values())
 
 
 def start(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
@@ -224,6 +140,49 @@ def ask(address: str, rate: float, seconds: float, times: list[float]) -> None:
     connection.close()
 
 
+def clients(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
+    with serving(folder, looped(source, box, 1, 15)) as one:
+        wait(lambda: running(one))
+        time.sleep(options.seconds)  # until the buffers of the stream itself are full
+        before = memory(one)
+        with ExitStack() as stack:
+            for number in range(CLIENTS):
+                stack.enter_context(unread(one.address, WATCHED[number % len(WATCHED)]))
+            peak, end = 0.0, time.perf_counter() + options.seconds
+            while time.perf_counter() < end:
+                time.sleep(0.5)
+                peak = max(peak, memory(one))
+            left = connections(one)
+        time.sleep(2.0)
+        return {
+            "mb": [round(value, 1) for value in (before, peak, memory(one))],
+            "mb_a_client": round((peak - before) / CLIENTS, 3),
+            "connected_after_s": [options.seconds, left],
+            "tracked_fps": one.streams()["s0"]["fps"],
+        }
+
+
+CLIENTS = 90
+WATCHED = ("live.mjpg", "live", "events")
+
+
+def unread(address: str, what: str) -> socket.socket:
+    """A client that asks to watch and never reads."""
+    parts = urlsplit(address)
+    key = base64.b64encode(os.urandom(16)).decode()
+    upgrade = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
+    client = socket.create_connection((parts.hostname or "", parts.port or 0))
+    asked = f"GET /api/streams/s0/{what} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+    client.sendall(f"{asked}{'' if '.' in what else upgrade}\r\n".encode())
+    return client
+
+
+def connections(one: Serving) -> int:
+    """Sockets that the daemon has open, the one that listens included."""
+    links = (os.readlink(path) for path in (Path("/proc") / str(one.child.pid) / "fd").iterdir())
+    return sum(link.startswith("socket:") for link in links)
+
+
 def recovery(folder: Path, source: Path, box: list[float], options: argparse.Namespace) -> Result:
     streams, goal = looped(source, box, 1, 8), 60  # slow enough to drop nothing: then the runs can be compared
     (folder / "whole").mkdir()
@@ -257,28 +216,22 @@ def soak(folder: Path, source: Path, box: list[float], options: argparse.Namespa
         wait(lambda: running(one))
         points: list[tuple[int, float, int, int]] = []
         frames = 0
+        print(f"  {'frames':>8}{'MB':>10}{'files':>8}{'state MB':>10}")
         while frames < options.frames:
             time.sleep(min(30.0, options.seconds))
             frames = sum(s["tracked_frames"] + s["dropped_frames"] for s in one.streams().values())
             points.append((frames, *resources(one)))
-            print("  frames {}, {:.0f} MB, {} files, {} bytes".format(*points[-1]), flush=True)
+            print("  {:>8}{:>10.1f}{:>8}{:>10.1f}".format(*points[-1][:3], points[-1][3] / 1e6), flush=True)
         half = np.array(points[len(points) // 2 :], float)
         slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 1e5 if len(half) > 2 else None
         return {
             "frames": frames,
             "mb": [round(points[0][1], 1), round(points[-1][1], 1)],
-            "mb_per_100000_frames": slope,
+            "mb_per_100000_frames": slope if slope is None else round(slope, 1),
+            "points": points,
             "files": [points[0][2], points[-1][2]],
             "state_bytes": [points[0][3], points[-1][3]],
         }
-
-
-def resources(one: Serving) -> tuple[float, int, int]:
-    """Resident memory in MB, open files, and bytes of the state folder."""
-    process = Path("/proc") / str(one.child.pid)
-    pages = int((process / "statm").read_text().split()[1])
-    size = sum(path.stat().st_size for path in (one.folder / "run").rglob("*") if path.is_file())
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(list((process / "fd").iterdir())), size
 
 
 PARTS: dict[str, Callable[[Path, Path, list[float], argparse.Namespace], Result]] = {
@@ -286,6 +239,7 @@ PARTS: dict[str, Callable[[Path, Path, list[float], argparse.Namespace], Result]
     "fairness": fairness,
     "latency": latency,
     "api": api,
+    "clients": clients,
     "recovery": recovery,
     "soak": soak,
 }
@@ -293,7 +247,7 @@ PARTS: dict[str, Callable[[Path, Path, list[float], argparse.Namespace], Result]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="start,fairness,latency,api,recovery")
+    parser.add_argument("--parts", default="start,fairness,latency,api,clients,recovery")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
     parser.add_argument("--frames", type=int, default=100_000, help="of the soak")
     parser.add_argument("--output", type=Path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from streamdrop.service.settings import LimitsConfig, OutputsConfig, StreamConfi
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.state import StateFolder, StreamState, remembered
 from streamdrop.service.stats import Counters, Histogram
+from streamdrop.streams import VideoWriter
 from streamdrop.testing import make_folder, make_video
 from streamdrop.types import Track
 
@@ -297,6 +300,42 @@ def test_a_full_disk_is_an_error_and_leaves_whole_lines(tmp_path, monkeypatch):
     assert (tmp_path / "events.jsonl").read_text() == '{"frame": 0}\n'
 
 
+def test_after_several_failures_on_a_full_disk_lines_are_whole_and_it_goes_on(tmp_path):
+    """Twice a part of a line gets in: cutting it off must not take the place of the first for the end."""
+    path = tmp_path / "events.jsonl"
+    journal = Journal(path, 1e9, 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal.write({"frame": 0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 7, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(OutputError, match="free some space"):
+                journal.write({"frame": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.write({"frame": 2})
+    journal.close()
+    assert path.read_text() == '{"frame": 0}\n{"frame": 2}\n'
+
+
+def test_a_file_that_cannot_be_set_aside_is_told_and_tried_again(tmp_path):
+    journal = Journal(tmp_path / "events.jsonl", 30, 2)
+    blocker = tmp_path / "events.1.jsonl"
+    blocker.mkdir()
+    (blocker / "x").touch()
+    journal.write({"frame": 0})
+    for frame in (1, 2):
+        with pytest.raises(OutputError, match=r"events\.jsonl"):
+            journal.write({"frame": frame, "score": 0.5})
+    (blocker / "x").unlink()
+    blocker.rmdir()
+    journal.write({"frame": 3})
+    journal.close()
+    assert [event["frame"] for event in last_events(blocker)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="closed"):
+        journal.write({"frame": 4})
+
+
 def test_state_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     folder = StateFolder(tmp_path / "a")
     assert folder.read() is None
@@ -340,6 +379,33 @@ def test_box_files_and_videos(tmp_path):
     assert (tmp_path / "boxes.mot.txt").read_text() == "1,1,2.0,3.0,3.0,4.0,0.5000,-1,-1,-1\n"
     assert (tmp_path / "boxes.got10k.txt").read_text() == "1.0,2.0,3.0,4.0\n1.25,2.0,3.0,4.0\n"
     assert len(list((tmp_path / "video").glob("*.mp4"))) == 1
+
+
+def test_a_clock_that_is_set_back_costs_no_video(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20261025-020000")
+    for _ in range(3):
+        files = OutputFiles(OutputsConfig(video_minutes=1), tmp_path, 10)
+        files.add(0, np.zeros((32, 32, 3), np.uint8), Track(0, Box(1, 2, 3, 4), 1.0, False))
+        files.close()
+    names = sorted(path.name for path in (tmp_path / "video").iterdir())
+    assert names == ["20261025-020000-1.mp4", "20261025-020000-2.mp4", "20261025-020000.mp4"]
+
+
+def test_a_video_that_did_not_fit_is_followed_by_another(tmp_path, monkeypatch):
+    files = OutputFiles(OutputsConfig(video_minutes=1), tmp_path, 10)
+    track, image = Track(0, Box(1, 2, 3, 4), 1.0, False), np.zeros((32, 32, 3), np.uint8)
+
+    def full(self: VideoWriter, image: object) -> None:
+        self._abandon()
+        raise OutputError("cannot be written (no space left): is the disk full?")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoWriter, "write", full)
+        with pytest.raises(OutputError):
+            files.add(0, image, track)
+    files.add(1, image, track)
+    files.close()
+    assert len(list((tmp_path / "video").iterdir())) == 1
 
 
 def test_counters_come_back_and_nonsense_is_left_out():
@@ -541,8 +607,9 @@ def test_the_live_view_shows_the_newest_picture_and_encodes_it_once():
     pictures = Pictures()
 
     def look():
-        picture, data = pictures.live()  # nobody holds on to the picture: the next may lie where it lay
-        return picture.number, data
+        shown = pictures.live()  # nobody holds on to the picture: the next may lie where it lay
+        assert pictures.encoded() is shown
+        return shown.number, shown.data
 
     for number in range(6):
         image = np.full((8, 8, 3), 40 * number, np.uint8)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +38,25 @@ class Process:
         self.write(streams)
         self.child: subprocess.Popen[bytes] | None = None
 
-    def write(self, streams: list[dict[str, Any]]) -> None:
+    def write(self, streams: list[dict[str, Any]], **more: Any) -> None:
         values = {"state": str(self.folder / "run"), "http": {"port": 0}, "tracker": SMALL, "streams": streams}
-        self.config.write_text(yaml.safe_dump(values))
+        self.config.write_text(yaml.safe_dump({**values, **more}))
 
-    def start(self) -> None:
-        where = self.folder / "run" / "daemon.json"
-        where.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "streamdrop", "serve", str(self.config)]
+    def start(self, wrapper: Sequence[str] = ()) -> None:
+        (self.folder / "run" / "daemon.json").unlink(missing_ok=True)
+        command = [*wrapper, sys.executable, "-m", "streamdrop", "serve", str(self.config)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with (self.folder / "log").open("ab") as log:
             self.child = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+        where = self.inside / "run" / "daemon.json"
         until(lambda: self.alive() and where.exists() and where.read_text(), "the daemon's address", 120)
         self.address = json.loads(where.read_text())["address"]
+
+    @property
+    def inside(self) -> Path:
+        """The folder as the daemon sees it."""
+        assert self.child is not None
+        return Path(f"/proc/{self.child.pid}/root") / self.folder.relative_to("/")
 
     def alive(self) -> bool:
         assert self.child is not None
@@ -62,6 +71,10 @@ class Process:
         except urllib.error.HTTPError as error:
             return json.loads(error.read())
 
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.address + path, timeout=20) as answer:
+            return str(answer.read().decode())
+
     def stream(self, name: str = "scene") -> dict[str, Any]:
         return dict(self.get(f"/api/streams/{name}"))
 
@@ -71,7 +84,8 @@ class Process:
         return self.child.wait(seconds)
 
     def events(self, name: str = "scene") -> list[dict[str, Any]]:
-        text = (self.folder / "run" / name / "events.jsonl").read_text()
+        folder = self.inside if self.child is not None and self.child.poll() is None else self.folder
+        text = (folder / "run" / name / "events.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
 
 
@@ -119,6 +133,47 @@ def test_killed_it_goes_on_then_reloads_and_ends_when_told(process):
     assert np.mean([float(iou(one["box"], process.boxes[one["frame"] % 60])) for one in last]) > 0.5
     assert json.loads((process.folder / "run" / "scene" / "stream.json").read_text())["learned"]
     assert not (process.folder / "run" / "daemon.json").exists()
+
+
+def small_disk(folder: Path, size: str) -> list[str]:
+    """A command's beginning: it sees ``folder`` as a disk of that size, which nobody else does."""
+    mounting = 'mount -t tmpfs -o size="$1" disk "$2" && shift 2 && exec "$@"'
+    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounting, "sh", size, str(folder)]
+
+
+def may_mount(folder: Path) -> bool:
+    return subprocess.run([*small_disk(folder, "1m"), "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare(1)")
+def test_a_disk_that_fills_is_told_and_the_target_goes_on_once_there_is_room(process):
+    state = process.folder / "run"
+    state.mkdir()
+    if not may_mount(state):
+        pytest.skip("user namespaces are not permitted here")
+    process.write([process.first], limits={"retry_first": 0.2, "retry_most": 0.5})
+    process.start(small_disk(state, "96m"))
+    until(lambda: process.stream()["round"] >= 12, "rounds")
+    before = process.stream()["tracked_frames"]
+    ballast = process.inside / "run" / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    failed = [f'streamdrop_failures_total{{stream="scene"}} {count}.0' for count in range(4, 20)]
+    until(
+        lambda: any(line in process.text("/metrics") for line in failed), "more failures than a checkpoint is kept for"
+    )
+    assert re.search("free (some|that much)|free space", process.text("/api/streams/scene"))
+    ballast.unlink()
+    until(lambda: process.stream()["state"] in ("tracking", "uncertain"), "tracking again")
+    until(lambda: process.stream()["tracked_frames"] > before + 15, "frames again")
+    until(lambda: process.stream()["error"] is None, "no error any more")
+    events = process.events()  # whole lines all
+    assert [event.get("event") for event in events].count("target") == 1
+    last = [event for event in events if "score" in event][-8:]
+    assert np.mean([float(iou(one["box"], process.boxes[one["frame"] % 60])) for one in last]) > 0.5
+    assert process.end(signal.SIGTERM) == 0
 
 
 def test_a_wrong_configuration_ends_in_one_line_before_anything_starts(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,27 @@ def test_a_full_disk_is_told_and_the_stream_goes_on(stage, monkeypatch):
     assert "free some space" in session.status()["error"]
     with pytest.raises(OutputError):
         session.checkpoint()
+
+
+@pytest.mark.slow
+def test_the_time_of_day_may_jump(stage, monkeypatch):
+    monkeypatch.setattr("streamdrop.service.worker._IDLE_SAVE", 0.05)
+    session = stage.session(tracker={**SMALL, "strategy": "none"})  # no rounds: saved by the clock alone
+    tracked(session, 5)
+    true = time.time
+    for days in (-2, 400, 0):
+        monkeypatch.setattr(time, "time", lambda days=days: true() + days * 86400)
+        frames, saves = session.stats.counters.tracked, session.stats.counters.saves
+        tracked(session, frames + 5)
+        until(lambda saves=saves: session.stats.counters.saves > saves + 1, "state saved")
+        assert session.status()["state"] in ("tracking", "uncertain")
+        assert 1 < session.status()["fps"] < 60
+    stage.end(session)
+    numbers = [event["frame"] for event in stage.events() if "score" in event]
+    assert numbers == sorted(set(numbers))
+    assert max(event["latency_ms"] for event in stage.events() if "latency_ms" in event) < 60_000
+    again = stage.session()
+    assert again.status()["target"] == session.status()["target"]
 
 
 @pytest.mark.slow

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -24,6 +27,25 @@ def test_yaml_files_parse_and_the_daemon_s_is_valid(monkeypatch):
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     files = [volume.split(":")[0] for one in services.values() for volume in one["volumes"] if volume.startswith("./")]
     assert all((DEPLOY / file).exists() for file in files)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze(1)")
+def test_systemd_takes_the_unit(tmp_path):
+    text = (DEPLOY / "streamdrop.service").read_text()
+    (tmp_path / "streamdrop.service").write_text(re.sub("(?m)^ExecStart=.*", "ExecStart=/bin/true", text))
+    command = ["systemd-analyze", "verify", str(tmp_path / "streamdrop.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_image_has_what_it_copies_and_installs_extras_that_exist():
+    text = (DEPLOY / "Dockerfile").read_text()
+    copied = [word for line in re.findall("(?m)^COPY (.*) [^ ]+$", text) for word in line.split()]
+    assert copied
+    assert all((DEPLOY.parent / name).exists() for name in copied)
+    project = (DEPLOY.parent / "pyproject.toml").read_text()
+    extras = re.findall(r"'\.\[([\w,]+)\]'", text)[0].split(",")
+    assert all(re.search(rf"(?m)^{extra} = \[", project) for extra in extras)
 
 
 def test_the_dashboard_shows_metrics_that_exist(tmp_path):

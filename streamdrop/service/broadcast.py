@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamdrop.errors import OutputError, StreamdropError
+from streamdrop.errors import StreamdropError
 from streamdrop.service.files import OutputFiles
 from streamdrop.service.frames import Arrival
 from streamdrop.service.journal import Journal, last_events
@@ -26,8 +26,8 @@ log = logging.getLogger("streamdrop")
 class Broadcast:
     """``listeners`` are called with every event, ``viewers`` whenever there is a new picture; they must not raise.
 
-    An output that fails is counted and named in ``error``; the stream goes on. Raises OutputError where a file cannot
-    be opened at all.
+    An output that fails is counted and named in ``error`` until it works again; the stream goes on. Raises OutputError
+    where a file cannot be opened at all.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Broadcast:
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.viewers: list[Callable[[], None]] = []
         self.pictures = Pictures()
-        self.error: str | None = None
+        self._errors: dict[str, str] = {}  # what cannot be written at present, and why
         self._name, self._stats = name, stats
         self._telling = threading.Lock()  # the reader's thread and the worker's both have something to tell
         journal = folder / "events.jsonl"
@@ -44,15 +44,18 @@ class Broadcast:
         self._journal = Journal(journal, limits.events_mb * 2**20, limits.events_files) if config.events else None
         self._files = OutputFiles(config, folder, fps)
 
+    @property
+    def error(self) -> str | None:
+        """What cannot be written at present; None while all is well."""
+        return next(iter(tuple(self._errors.values())), None)
+
     def tell(self, event: dict[str, Any]) -> None:
         """An event to the journal and every listener, with the time of day."""
         event = {**event, "time": event.get("time", round(time.time(), 3))}
         with self._telling:
-            if self._journal is not None:
-                try:
-                    self._journal.write(event)
-                except (OutputError, ValueError, OSError) as error:
-                    self.failed(error)
+            journal = self._journal
+            if journal is not None:
+                self.written("events", lambda: journal.write(event))
             for listener in tuple(self.listeners):
                 listener(event)
 
@@ -64,17 +67,20 @@ class Broadcast:
 
     def record(self, arrival: Arrival, track: Track) -> None:
         """A tracked frame into the files."""
-        try:
-            self._files.add(arrival.number, arrival.image, track)
-        except (OutputError, OSError) as error:
-            self.failed(error)
+        self.written("files", lambda: self._files.add(arrival.number, arrival.image, track))
 
-    def failed(self, error: Exception) -> None:
-        """Something could not be written; the log hears of it once."""
-        self._stats.counters.output_failures += 1
-        if self.error != str(error):
-            self.error = str(error)
-            log.error("%s: %s", self._name, error)
+    def written(self, what: str, write: Callable[[], None]) -> None:
+        """Run what writes; a failure is counted, the log hears of it once, and once more when ``what`` works again."""
+        try:
+            write()
+        except (StreamdropError, ValueError, OSError) as error:
+            self._stats.counters.output_failures += 1
+            if self._errors.get(what) != str(error):
+                self._errors[what] = str(error)
+                log.error("%s: %s", self._name, error)
+        else:
+            if self._errors.pop(what, None) is not None:
+                log.info("%s: %s can be written again", self._name, what)
 
     def close(self) -> None:
         """Finish all files, durable."""

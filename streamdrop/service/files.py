@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import IO
@@ -51,10 +52,13 @@ class OutputFiles:
             videos.mkdir(exist_ok=True)
             for old in sorted(videos.glob("*.mp4"))[: -self._config.videos] if self._config.videos else []:
                 old.unlink(missing_ok=True)
-            path = videos / time.strftime("%Y%m%d-%H%M%S.mp4", time.gmtime())
-            self._video = VideoWriter(path, self._fps, (image.shape[1], image.shape[0]))
+            self._video = VideoWriter(_unused(videos), self._fps, (image.shape[1], image.shape[0]))
             self._until = time.monotonic() + 60 * self._config.video_minutes
-        self._video.write(image)
+        try:
+            self._video.write(image)
+        except OutputError:
+            self._video = None  # another one may fit again
+            raise
 
     def _finish(self) -> None:
         video, self._video = self._video, None
@@ -67,6 +71,13 @@ class OutputFiles:
             file.close()
         self._lines = {}
         self._finish()
+
+
+def _unused(folder: Path) -> Path:
+    """A name by the time of day that no video has yet: clocks are set back."""
+    name = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    ends = itertools.chain([""], (f"-{number}" for number in itertools.count(1)))
+    return next(path for end in ends if not (path := folder / f"{name}{end}.mp4").exists())
 
 
 def box_line(kind: str, number: int, track: Track) -> str:

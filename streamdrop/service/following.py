@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 
 from streamdrop import checkpoint
 from streamdrop.boxes import Box
-from streamdrop.errors import CheckpointError, OutputError, StoreError, StreamdropError
+from streamdrop.errors import CheckpointError, OutputError, StoreError, StoreFullError, StreamdropError
 from streamdrop.service.frames import Arrival
+from streamdrop.service.memory import give_back
 from streamdrop.service.share import Share
 from streamdrop.service.state import StateFolder, StreamState
 from streamdrop.service.stats import Stats
@@ -52,6 +53,7 @@ class Following:
             with self._share.alone(self.config.name):
                 self._tracker = Tracker(self.config)
             self.layers = self._tracker.layers
+            give_back()
 
     def want(self, box: Box) -> None:
         """Remember that the target in ``box`` is to be learned: a kill while learning does not forget it."""
@@ -68,7 +70,9 @@ class Following:
 
         tracker = self._built()
         with self._share.turn(self.config.name, interrupt):
-            return self._noted(tracker.init(image, box))
+            track = self._noted(tracker.init(image, box))
+        give_back()
+        return track
 
     def look(self, image: Image) -> Track:
         """Find the target in the next frame."""
@@ -102,13 +106,15 @@ class Following:
         self._folder.write(self.state)
 
     def restore(self) -> None:
-        """Go on from the checkpoint. Raises CheckpointError: there is none, or it is another tracker's."""
+        """Go on from the checkpoint. Raises CheckpointError (none, or another tracker's), StoreFullError."""
         if not checkpoint.exists(self._folder.tracker):
             raise CheckpointError(f"{self._folder.tracker}: no checkpoint: the target is learned anew")
         tracker = self._built()
         try:
             with self._share.turn(self.config.name):
                 tracker.restore(self._folder.tracker)
+        except StoreFullError:
+            raise  # the checkpoint is whole, and will do once there is room
         except StoreError as error:
             raise CheckpointError(f"{self._folder.tracker}: its store cannot be used ({error})") from None
 

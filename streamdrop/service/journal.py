@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -20,27 +21,36 @@ class Journal:
 
     def __init__(self, path: Path, most_bytes: float, files: int) -> None:
         self._path, self._most_bytes, self._files = path, most_bytes, files
+        self._ended = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(path)
-            self._file: IO[bytes] = path.open("ab", buffering=0)
+            self._file = self._opened()
         except OSError as error:
             raise OutputError(
                 f"{path}: cannot be written ({error.strerror}): choose a folder that is writable"
             ) from None
 
     def write(self, event: dict[str, Any]) -> None:
-        """Append one event in one write. Raises OutputError: nothing was added then."""
+        """Append one event in one write. Raises OutputError; what the file then holds are whole lines."""
         line = json.dumps(event, separators=(", ", ": ")).encode() + b"\n"
-        size = self._file.tell()
+        try:
+            if self._file.closed and not self._ended:  # a rotation that failed left it so
+                self._file = self._opened()
+            size = os.fstat(self._file.fileno()).st_size
+            self._append(line, size)
+            if size + len(line) >= self._most_bytes:
+                self._rotate()
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written ({error.strerror}): free some space") from None
+
+    def _append(self, line: bytes, size: int) -> None:
         try:
             if self._file.write(line) != len(line):
-                raise OSError(28, os.strerror(28))
-        except OSError as error:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
             self._file.truncate(size)
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror}): free some space") from None
-        if size + len(line) >= self._most_bytes:
-            self._rotate()
+            raise
 
     def sync(self) -> None:
         """Make what was written durable."""
@@ -48,6 +58,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file. Twice is fine."""
+        self._ended = True
         self._file.close()
 
     def _rotate(self) -> None:
@@ -58,7 +69,10 @@ class Journal:
         for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
             if newer.exists():
                 os.replace(newer, older)
-        self._file = self._path.open("ab", buffering=0)
+        self._file = self._opened()
+
+    def _opened(self) -> IO[bytes]:
+        return self._path.open("ab", buffering=0)
 
 
 def last_events(path: Path) -> list[dict[str, Any]]:

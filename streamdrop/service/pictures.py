@@ -30,13 +30,22 @@ class Picture:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A picture as JPEG: what a viewer that is slow to take it keeps, without the frame."""
+
+    number: int
+    target: dict[str, Any] | None
+    data: bytes
+
+
 class Pictures:
     """Holds the newest picture; each is encoded at most once, and only when somebody asks."""
 
     def __init__(self) -> None:
         self._newest: Picture | None = None
         self._encoding = threading.Lock()
-        self._encoded: tuple[Picture | None, bytes] = (None, b"")
+        self._encoded: tuple[Picture, Shown] | None = None
 
     def put(self, number: int, image: Image, target: dict[str, Any] | None) -> None:
         """Make this the newest."""
@@ -47,13 +56,20 @@ class Pictures:
         """The newest picture; None before the first."""
         return self._newest
 
-    def live(self) -> tuple[Picture, bytes]:
-        """The newest picture and its JPEG, at most of size ``LARGEST``. Raises ConflictError before the first."""
+    def encoded(self) -> Shown | None:
+        """The newest picture where somebody has asked for it already, else None; never waits."""
+        encoded = self._encoded
+        return encoded[1] if encoded is not None and encoded[0] is self._newest else None
+
+    def live(self) -> Shown:
+        """The newest picture, at most of size ``LARGEST``. Raises ConflictError before the first."""
         with self._encoding:
-            picture = self._some()
-            if self._encoded[0] is not picture:
-                self._encoded = (picture, encode(_shrunk(picture.image)))
-            return picture, self._encoded[1]
+            shown = self.encoded()
+            if shown is None:
+                picture = self._some()
+                shown = Shown(picture.number, picture.target, encode(_shrunk(picture.image)))
+                self._encoded = (picture, shown)
+            return shown
 
     def snapshot(self, drawn: bool) -> bytes:
         """The newest picture as JPEG in its own size, with the box drawn in if asked for. Raises ConflictError."""

@@ -29,6 +29,8 @@ class HttpConfig:
     ``origins``: other pages, such as ``https://panel.lan``, that may open WebSockets. ``max_body``: bytes of a request.
     ``rate``: requests a second from one client address, in bursts of up to as many. ``connections``: open at once.
     ``watchers``: live views and event sockets at once. ``port`` 0: any free one, written to ``state/daemon.json``.
+    ``client_kb``: what may wait in the socket of one client. A client that reads nothing, or leaves its request
+    incomplete, for ``client_seconds`` is dropped.
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +41,8 @@ class HttpConfig:
     rate: float = 500.0
     connections: int = 256
     watchers: int = 128
+    client_kb: float = 256.0
+    client_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -52,7 +56,8 @@ class HttpConfig:
             )
         if self.max_body < 1024 or self.connections < 1 or self.watchers < 1:
             raise ConfigError("max_body is at least 1024, connections and watchers at least 1")
-        check_above("rate", self.rate, 0.0)
+        for name in ("rate", "client_kb", "client_seconds"):
+            check_above(name, getattr(self, name), 0.0)
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,8 @@ class Stats:
     def fps(self) -> float:
         """Frames tracked a second, of late."""
         now, times = time.monotonic(), list(self._times)
-        recent = [at for at in times if at > now - _WINDOW]
-        if not recent:
-            return 0.0
-        return len(recent) / min(_WINDOW, max(now - times[0], 1e-3)) if len(times) > 1 else 0.0
+        recent = len(times) - bisect_left(times, now - _WINDOW)
+        return recent / min(_WINDOW, max(now - times[0], 1e-3)) if recent and len(times) > 1 else 0.0
 
     def rounds(self, last: int) -> list[dict[str, Any]]:
         """The last rounds, oldest first."""

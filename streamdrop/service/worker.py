@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamdrop.boxes import as_box, check_inside
-from streamdrop.errors import BoxError, CheckpointError, ConflictError, StreamdropError
+from streamdrop.errors import BoxError, CheckpointError, ConflictError, StoreFullError, StreamdropError
 from streamdrop.service.broadcast import Broadcast, stream_events
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
@@ -56,6 +56,7 @@ class Worker:
         self.last: Arrival | None = None
         self.furthest = -1
         self._failures = self._unsaved = self._since = 0
+        self._tried = time.monotonic()  # to save; the time of day may jump
         self._ended = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"stream {self.name}", daemon=True)
@@ -127,7 +128,7 @@ class Worker:
             elif self.capture.signal.ended and not self._ended:  # and its last frame was looked at
                 self._ended = True
                 self.broadcast.tell({"event": "ended"})
-            if self.following.learned and time.time() - (self.stats.saved_at or 0.0) > _IDLE_SAVE:
+            if self.following.learned and time.monotonic() - self._tried > _IDLE_SAVE:
                 self._save()
 
     def _obey(self) -> None:
@@ -263,14 +264,11 @@ class Worker:
 
     def _save(self) -> None:
         self._quietly(self.following.save)
-        self._unsaved = 0
+        self._unsaved, self._tried = 0, time.monotonic()
 
     def _quietly(self, write: Callable[[], None]) -> None:
         """Run what writes; a failure is told, and the stream goes on."""
-        try:
-            write()
-        except StreamdropError as error:
-            self.broadcast.failed(error)
+        self.broadcast.written("state", write)
 
     def _crashed(self, error: Exception) -> None:
         """Say what happened, wait a while, then begin again from what was last saved."""
@@ -281,7 +279,7 @@ class Worker:
         log.error("%s: %s; again in %.1f s", self.name, said, wait, exc_info=not isinstance(error, StreamdropError))
         self.error, self.phase = said, "failed"
         self.following.close()
-        if self._failures >= _STUBBORN:
+        if self._failures >= _STUBBORN and not isinstance(error, StoreFullError):  # no room: it will do once there is
             self.state.learned = False
         self.broadcast.tell({"event": "failed", "error": said})
         self.capture.hold("starting")

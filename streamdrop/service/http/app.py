@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from starlette.responses import Response
@@ -18,7 +18,7 @@ from streamdrop.boxes import as_box
 from streamdrop.config_schema import json_schema
 from streamdrop.errors import ConfigError, ConflictError, UnknownError
 from streamdrop.service.daemon import Daemon
-from streamdrop.service.http import live, metrics, problems
+from streamdrop.service.http import live, metrics, problems, schemas
 from streamdrop.service.http.guard import Guard
 from streamdrop.service.http.permitted import permitted_source
 from streamdrop.service.http.problems import Json
@@ -39,8 +39,12 @@ _PRIVATE = ("store", "weights")  # keys of a tracker that name files
 
 _Name = Annotated[str, Field(max_length=200)]
 _Last = Annotated[int, Query(ge=1, le=1500)]
-_PROBLEM = {"description": "What is wrong, where, and the remedy", "content": {problems.MEDIA_TYPE: {}}}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": _PROBLEM, "5XX": _PROBLEM}
+_PROBLEM = {
+    "description": "What is wrong, where, and the remedy",
+    "content": {problems.MEDIA_TYPE: {"schema": schemas.Problem.model_json_schema()}},
+}
+_Responses: TypeAlias = dict[int | str, dict[str, Any]]
+_PROBLEMS: _Responses = {"4XX": _PROBLEM, "5XX": _PROBLEM}
 
 
 class TargetBody(BaseModel):
@@ -93,11 +97,13 @@ def _add_pages(app: FastAPI) -> None:
 
 
 def _add_health(app: FastAPI, daemon: Daemon, reload: Callable[[], dict[str, list[str]]]) -> None:
-    @app.get("/healthz", tags=["health"], summary="The process answers")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    health: _Responses = {200: {"model": schemas.Health}}
 
-    @app.get("/readyz", tags=["health"], summary="Every stream has its tracker, or 503")
+    @app.get("/healthz", tags=["health"], summary="The process answers", responses=health)
+    async def healthz() -> Response:
+        return Json({"status": "ok"})
+
+    @app.get("/readyz", tags=["health"], summary="Every stream has its tracker, or 503", responses=health)
     async def readyz(request: Request) -> Response:
         starting = [one.name for one in daemon.sessions() if one.status()["state"] in ("starting", "failed")]
         if not starting:
@@ -105,13 +111,15 @@ def _add_health(app: FastAPI, daemon: Daemon, reload: Callable[[], dict[str, lis
         text = f"not ready: {', '.join(starting)}: wait, or see GET /api/streams for what is wrong"
         return problems.problem(503, "Not ready", text, request.url.path)
 
-    @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus")
+    text: _Responses = {200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}}
+
+    @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus", responses=text, response_class=Response)
     async def prometheus() -> Response:
         return Response(metrics.render(daemon), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.post("/api/reload", tags=["daemon"], summary="Read the configuration again; only what changed restarts")
-    def reload_configuration() -> dict[str, list[str]]:
-        return reload()
+    def reload_configuration() -> schemas.Reloaded:
+        return schemas.Reloaded(**reload())
 
 
 def _add_streams(app: FastAPI, daemon: Daemon) -> None:
@@ -120,46 +128,66 @@ def _add_streams(app: FastAPI, daemon: Daemon) -> None:
     body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
     some = {"requestBody": {"content": {"application/json": {"schema": {**schema, "required": []}}}}}
 
-    @app.get("/api/streams", tags=["streams"], summary="All streams")
-    async def streams() -> list[dict[str, Any]]:
-        return [session.status() for session in daemon.sessions()]
+    one: _Responses = {200: {"model": schemas.Status}}
+    added: _Responses = {201: {"model": schemas.Status, "headers": {"location": {"schema": {"type": "string"}}}}}
 
-    @app.post("/api/streams", tags=["streams"], summary="Add a stream, kept until it is removed", openapi_extra=body)
+    @app.get("/api/streams", tags=["streams"], summary="All streams", responses={200: {"model": list[schemas.Status]}})
+    async def streams() -> Response:
+        return Json([session.status() for session in daemon.sessions()])
+
+    @app.post(
+        "/api/streams",
+        tags=["streams"],
+        summary="Add a stream, kept until it is removed",
+        status_code=201,
+        responses=added,
+        openapi_extra=body,
+    )
     async def add(request: Request) -> Response:
         stream = load_stream(_permitted(await _mapping(request), daemon))
         session = await _threaded(lambda: daemon.add(stream))
         return Json(session.status(), 201, headers={"location": f"/api/streams/{session.name}"})
 
-    @app.get("/api/streams/{name}", tags=["streams"], summary="One stream")
-    async def stream(name: _Name) -> dict[str, Any]:
-        return daemon.get(name).status()
+    @app.get("/api/streams/{name}", tags=["streams"], summary="One stream", responses=one)
+    async def stream(name: _Name) -> Response:
+        return Json(daemon.get(name).status())
 
-    @app.patch("/api/streams/{name}", tags=["streams"], summary="Change keys; it starts again", openapi_extra=some)
-    async def change(name: _Name, request: Request) -> dict[str, Any]:
+    @app.patch(
+        "/api/streams/{name}",
+        tags=["streams"],
+        summary="Change keys; it starts again",
+        responses=one,
+        openapi_extra=some,
+    )
+    async def change(name: _Name, request: Request) -> Response:
         daemon.get(name)
         values = _permitted(await _mapping(request), daemon)
         await _threaded(lambda: daemon.change(name, values))
-        return daemon.get(name).status()
+        return Json(daemon.get(name).status())
 
     @app.delete("/api/streams/{name}", tags=["streams"], summary="Remove it; purge: its files too", status_code=204)
     def remove(name: _Name, purge: bool = False) -> None:
         daemon.remove(name, purge)
 
-    @app.get("/api/streams/{name}/rounds", tags=["streams"], summary="The last adaptation rounds, oldest first")
-    async def rounds(name: _Name, last: _Last = 200) -> list[dict[str, Any]]:
-        return daemon.get(name).stats.rounds(last)
+    lasts: _Responses = {200: {"model": list[schemas.Round]}}
 
-    @app.get("/api/streams/{name}/frames", tags=["streams"], summary="The last tracked frames, oldest first")
-    async def frames(name: _Name, last: _Last = 200) -> list[dict[str, Any]]:
-        return daemon.get(name).stats.frames(last)
+    @app.get("/api/streams/{name}/rounds", tags=["streams"], summary="The last rounds, oldest first", responses=lasts)
+    async def rounds(name: _Name, last: _Last = 200) -> Response:
+        return Json(daemon.get(name).stats.rounds(last))
+
+    seen: _Responses = {200: {"model": list[schemas.Frame]}}
+
+    @app.get("/api/streams/{name}/frames", tags=["streams"], summary="The last tracked frames", responses=seen)
+    async def frames(name: _Name, last: _Last = 200) -> Response:
+        return Json(daemon.get(name).stats.frames(last))
 
 
 def _add_target(app: FastAPI, daemon: Daemon) -> None:
     @app.post("/api/streams/{name}/target", tags=["target"], summary="Learn the target in a box", status_code=202)
-    async def set_target(name: _Name, body: TargetBody) -> dict[str, Any]:
+    async def set_target(name: _Name, body: TargetBody) -> schemas.Accepted:
         session = daemon.get(name)
         frame = session.set_target(as_box(body.box), body.frame)
-        return {"name": name, "box": list(body.box), "frame": frame}
+        return schemas.Accepted(name=name, box=list(body.box), frame=frame)
 
     @app.delete("/api/streams/{name}/target", tags=["target"], summary="Let go of the target", status_code=204)
     def clear_target(name: _Name) -> None:
@@ -170,12 +198,13 @@ def _add_target(app: FastAPI, daemon: Daemon) -> None:
 
 
 def _add_action(app: FastAPI, daemon: Daemon, action: str, tag: str, summary: str) -> None:
-    def act(name: _Name) -> dict[str, Any]:
+    def act(name: _Name) -> Response:
         session = daemon.get(name)
         getattr(session, action)()
-        return session.status()
+        return Json(session.status())
 
-    app.post(f"/api/streams/{{name}}/{action}", tags=[tag], summary=summary, name=action)(act)
+    one: _Responses = {200: {"model": schemas.Status}}
+    app.post(f"/api/streams/{{name}}/{action}", tags=[tag], summary=summary, name=action, responses=one)(act)
 
 
 def _add_pictures(app: FastAPI, daemon: Daemon, watchers: live.Watchers, ended: Callable[[], bool]) -> None:
@@ -183,26 +212,23 @@ def _add_pictures(app: FastAPI, daemon: Daemon, watchers: live.Watchers, ended: 
         session = daemon.get(name)
         return lambda: ended() or session not in daemon.sessions()
 
-    @app.get("/api/streams/{name}/snapshot.jpg", tags=["pictures"], summary="The newest frame")
+    still, moves = schemas.picture("image/jpeg"), schemas.picture("multipart/x-mixed-replace")
+    many = "The newest frame, again and again"
+
+    @app.get(
+        "/api/streams/{name}/snapshot.jpg",
+        tags=["pictures"],
+        summary="The newest frame",
+        responses=still,
+        response_class=Response,
+    )
     def snapshot(name: _Name, drawn: bool = True) -> Response:
         data = daemon.get(name).broadcast.pictures.snapshot(drawn)
         return Response(data, media_type="image/jpeg", headers={"cache-control": "no-store"})
 
-    @app.get("/api/streams/{name}/live.mjpg", tags=["pictures"], summary="The newest frame, again and again")
-    async def moving(name: _Name) -> StreamingResponse:
-        session, over = daemon.get(name), gone(name)
-        watching = watchers.one()
-        watching.__enter__()
-
-        async def parts() -> Any:
-            try:
-                async for part in live.mjpeg(session, over):
-                    yield part
-            finally:
-                watching.__exit__(None, None, None)
-
-        kind = f"multipart/x-mixed-replace; boundary={live.BOUNDARY}"
-        return StreamingResponse(parts(), media_type=kind, headers={"cache-control": "no-store"})
+    @app.get("/api/streams/{name}/live.mjpg", tags=["pictures"], summary=many, responses=moves, response_class=Response)
+    async def moving(name: _Name) -> live.MovingPictures:
+        return live.MovingPictures(daemon.get(name), gone(name), watchers)
 
     @app.websocket("/api/streams/{name}/events")
     async def events(socket: WebSocket, name: str) -> None:

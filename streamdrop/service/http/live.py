@@ -10,9 +10,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streamdrop.errors import ConflictError
+from streamdrop.service.pictures import Shown
 from streamdrop.service.stream_session import StreamSession
 
 _BACKLOG = 512  # events that wait for one client
@@ -40,15 +43,33 @@ class Watchers:
             self.count -= 1
 
 
+class MovingPictures(StreamingResponse):
+    """A session's ``mjpeg``, counted among the ``watchers`` for as long as it is sent."""
+
+    def __init__(self, session: StreamSession, ended: Callable[[], bool], watchers: Watchers) -> None:
+        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
+        super().__init__(mjpeg(session, ended), media_type=kind, headers={"cache-control": "no-store"})
+        self._watchers = watchers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until either side ends it. Raises ConflictError."""
+        with self._watchers.one():
+            await super().__call__(scope, receive, send)
+
+
 class _Signal:
     """A session's thread wakes a coroutine."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
+        self._given = False  # and not yet seen: to say it again would cost the stream's thread a system call
 
     def set(self) -> None:
         """From any thread."""
+        if self._given:
+            return
+        self._given = True
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waits
             self._loop.call_soon_threadsafe(self._event.set)
 
@@ -58,6 +79,7 @@ class _Signal:
             await asyncio.wait_for(self._event.wait(), seconds)
         was = self._event.is_set()
         self._event.clear()
+        self._given = False
         return was
 
 
@@ -92,22 +114,20 @@ async def send_pictures(socket: WebSocket, session: StreamSession, ended: Callab
     The head is the stream's status, with ``frame`` and ``target`` of the picture.
     """
     async with _until_closed(socket) as closed:
-        async for number, target, data in pictures(session, lambda: closed() or ended()):
-            head = json.dumps({**session.status(), "frame": number, "target": target}).encode()
-            await socket.send_bytes(struct.pack(">I", len(head)) + head + data)
+        async for shown in pictures(session, lambda: closed() or ended()):
+            head = json.dumps({**session.status(), "frame": shown.number, "target": shown.target}).encode()
+            await socket.send_bytes(struct.pack(">I", len(head)) + head + shown.data)
 
 
 async def mjpeg(session: StreamSession, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
     """The newest picture, again and again, as parts of multipart/x-mixed-replace."""
-    async for _, _, data in pictures(session, ended):
-        head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-        yield head.encode() + data + b"\r\n"
+    async for shown in pictures(session, ended):
+        head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(shown.data)}\r\n\r\n"
+        yield head.encode() + shown.data + b"\r\n"
 
 
-async def pictures(
-    session: StreamSession, ended: Callable[[], bool]
-) -> AsyncIterator[tuple[int, dict[str, Any] | None, bytes]]:
-    """Number, target and JPEG of every picture that the consumer has time for, until ``ended``."""
+async def pictures(session: StreamSession, ended: Callable[[], bool]) -> AsyncIterator[Shown]:
+    """Every picture that the consumer has time for, until ``ended``."""
     signal = _Signal()
     signal.set()
     session.broadcast.viewers.append(signal.set)
@@ -119,8 +139,8 @@ async def pictures(
             if session.broadcast.pictures.newest is None or (not new and quiet < _QUIET):
                 continue
             quiet = 0.0
-            picture, data = await asyncio.to_thread(session.broadcast.pictures.live)
-            yield picture.number, picture.target, data
+            shown = session.broadcast.pictures.encoded()
+            yield shown if shown is not None else await asyncio.to_thread(session.broadcast.pictures.live)
             await asyncio.sleep(_FASTEST)
     finally:
         session.broadcast.viewers.remove(signal.set)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from streamdrop.errors import OutputError
+from streamdrop.service.http.connections import Http, WebSocket
 from streamdrop.service.settings import HttpConfig
 
 _LISTENING = 10.0  # seconds within which it answers
@@ -24,16 +27,21 @@ class HttpServer:
         self.port = int(self._socket.getsockname()[1])
         host = f"[{config.host}]" if ":" in config.host else config.host
         self.address = f"http://{host}:{self.port}"
+        http: Any = partial(Http, limits=config)
+        web_socket: Any = partial(WebSocket, limits=config)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                loop="auto",  # uvloop where it is installed
+                http=http,
+                ws=web_socket,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
                 timeout_graceful_shutdown=_CLOSING,
                 timeout_keep_alive=15,
-                ws="websockets-sansio",
+                ws_per_message_deflate=False,  # JPEG does not shrink, and each client would cost a compressor
                 ws_max_size=config.max_body,
                 ws_ping_interval=20.0,
                 ws_ping_timeout=20.0,
@@ -71,6 +79,7 @@ def _bound(config: HttpConfig) -> socket.socket:
         )[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, min(int(config.client_kb * 1024), 2**30))
         listening.bind(address)
         listening.listen(256)
     except OSError as error:

@@ -1,0 +1,1 @@
+"""What the parts of benchmarks/daemon.py share."""
