@@ -22,11 +22,11 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame of the stream and what is known about it: ``target`` holds box, score, lost; None without a target."""
+    """A frame of the stream and its ``targets``: id, box, score, lost of each."""
 
     number: int
     image: Image
-    target: dict[str, Any] | None
+    targets: list[dict[str, Any]]
     seconds: float
 
 
@@ -38,9 +38,9 @@ class Pictures:
         self._encoding = threading.Lock()
         self._encoded: tuple[Picture | None, bytes] = (None, b"")
 
-    def put(self, number: int, image: Image, target: dict[str, Any] | None) -> None:
+    def put(self, number: int, image: Image, targets: list[dict[str, Any]]) -> None:
         """Make this the newest."""
-        self._newest = Picture(number, image, target, time.time())
+        self._newest = Picture(number, image, targets, time.time())
 
     @property
     def newest(self) -> Picture | None:
@@ -56,12 +56,15 @@ class Pictures:
             return picture, self._encoded[1]
 
     def snapshot(self, drawn: bool) -> bytes:
-        """The newest picture as JPEG in its own size, with the box drawn in if asked for. Raises ConflictError."""
+        """The newest picture as JPEG in its own size, with boxes drawn in if asked for. Raises ConflictError."""
         picture = self._some()
-        target = picture.target
-        if not drawn or target is None:
+        if not drawn or not picture.targets:
             return encode(picture.image)
-        return encode(annotate(picture.image, target["box"], target["score"], target["lost"]), 90)
+        image = picture.image
+        for one in picture.targets:
+            name = str(one["id"]) if len(picture.targets) > 1 else ""
+            image = annotate(image, one["box"], one["score"], one["lost"], name=name)
+        return encode(image, 90)
 
     def _some(self) -> Picture:
         if self._newest is None:

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streamdrop.errors import ConflictError
-from streamdrop.service.stream_session import StreamSession
+from streamdrop.service.stream_session import StreamSession, first_of
 
 _BACKLOG = 512  # events that wait for one client
 _QUIET = 15.0  # seconds after which a picture is sent again though nothing is new
@@ -89,11 +89,12 @@ async def send_events(socket: WebSocket, session: StreamSession, ended: Callable
 async def send_pictures(socket: WebSocket, session: StreamSession, ended: Callable[[], bool]) -> None:
     """The newest picture, again and again: 4 bytes (big-endian) length of a JSON head, the head, the JPEG.
 
-    The head is the stream's status, with ``frame`` and ``target`` of the picture.
+    The head is the stream's status, with ``frame``, ``target`` and ``targets`` of the picture.
     """
     async with _until_closed(socket) as closed:
-        async for number, target, data in pictures(session, lambda: closed() or ended()):
-            head = json.dumps({**session.status(), "frame": number, "target": target}).encode()
+        async for number, targets, data in pictures(session, lambda: closed() or ended()):
+            shown = {"frame": number, "target": first_of(targets), "targets": targets}
+            head = json.dumps({**session.status(), **shown}).encode()
             await socket.send_bytes(struct.pack(">I", len(head)) + head + data)
 
 
@@ -106,8 +107,8 @@ async def mjpeg(session: StreamSession, ended: Callable[[], bool]) -> AsyncItera
 
 async def pictures(
     session: StreamSession, ended: Callable[[], bool]
-) -> AsyncIterator[tuple[int, dict[str, Any] | None, bytes]]:
-    """Number, target and JPEG of every picture that the consumer has time for, until ``ended``."""
+) -> AsyncIterator[tuple[int, list[dict[str, Any]], bytes]]:
+    """Number, targets and JPEG of every picture that the consumer has time for, until ``ended``."""
     signal = _Signal()
     signal.set()
     session.broadcast.viewers.append(signal.set)
@@ -120,7 +121,7 @@ async def pictures(
                 continue
             quiet = 0.0
             picture, data = await asyncio.to_thread(session.broadcast.pictures.live)
-            yield picture.number, picture.target, data
+            yield picture.number, picture.targets, data
             await asyncio.sleep(_FASTEST)
     finally:
         session.broadcast.viewers.remove(signal.set)
