@@ -2,10 +2,11 @@
 
     python benchmarks/targets.py [FOLDER] [--frames 150] [--counts 1,2,4] [--repeats 3] [--set key=value]
 
-FOLDER holds NAME/color/*.jpg and NAME/groundtruth.txt; left out, it is ${STREAMDROP_DATA}/sequences. The first target is
-the sequence's own, whose AUC is given; the others are its neighbours, drawn by hand (BOXES). The counts take turns; the
-table has medians over the repeats, milliseconds of the tracker per frame (decoding left out, the first frame apart).
-One line of JSON per run goes to stdout with --json.
+FOLDER holds NAME/color/*.jpg and NAME/groundtruth.txt; left out, it is ${STREAMDROP_DATA}/sequences. The first target
+is the sequence's own, whose AUC is given; the others are its neighbours, drawn by hand (BOXES). The counts take turns;
+the table has medians over the repeats: milliseconds of the tracker per frame after the first, of the processor (cpu_ms,
+with the lowest and the highest; cost: over that of the first count) and by the clock, decoding left out. One line of
+JSON per run goes to stdout with --json.
 """
 
 from __future__ import annotations
@@ -70,16 +71,14 @@ def compare(options: argparse.Namespace, name: str) -> None:
             runs[count].append(run)
             if options.json:
                 print(json.dumps({"sequence": name, "targets": count, **run}), flush=True)
-    first = statistics.median(run["ms"] for run in runs[counts[0]])
     print(f"{name}, {len(images)} frames, {options.repeats} repeats")
-    print(f"{'targets':>7}{'ms/frame':>10}{'spread':>16}{'cost':>7}{'p99 ms':>8}{'rounds':>8}{'init s':>8}{'AUC 1st':>9}{'lost':>6}")
+    keys = ("cpu_ms", "lowest", "highest", "cost", "ms", "p99", "rounds", "init", "auc", "lost")
+    print(f"{'targets':>8}" + "".join(f"{key:>9}" for key in keys))
     for count, found in runs.items():
-        ms = [run["ms"] for run in found]
-        median = {key: statistics.median(run[key] for run in found) for key in found[0]}
-        print(
-            f"{count:>7}{median['ms']:>10.1f}{min(ms):>8.1f}{max(ms):>8.1f}{median['ms'] / first:>7.2f}{median['p99']:>8.1f}"
-            f"{median['rounds']:>8.0f}{median['init']:>8.2f}{median['auc']:>9.3f}{median['lost']:>6.0f}"
-        )
+        row = {key: statistics.median(run[key] for run in found) for key in found[0]}
+        row["lowest"], row["highest"] = (end(run["cpu_ms"] for run in found) for end in (min, max))
+        row["cost"] = row["cpu_ms"] / statistics.median(run["cpu_ms"] for run in runs[counts[0]])
+        print(f"{count:>8}" + "".join(f"{row[key]:>9.3f}" if key == "auc" else f"{row[key]:>9.2f}" for key in keys))
 
 
 def once(config: TrackerConfig, images: list[Any], boxes: list[Any], truth: Any) -> dict[str, Any]:
@@ -88,14 +87,16 @@ def once(config: TrackerConfig, images: list[Any], boxes: list[Any], truth: Any)
     began = time.perf_counter()
     found = [targets.init(images[0], boxes)]
     init = time.perf_counter() - began
-    spent = []
+    spent, cpu = [], time.process_time()
     for image in images[1:]:
         began = time.perf_counter()
         found.append(targets.update(image))
         spent.append((time.perf_counter() - began) * 1e3)
+    cpu = (time.process_time() - cpu) * 1e3 / len(spent)
     targets.close()
     scores = metrics.scores([tracks[1].box for tracks in found], truth[: len(found)])
     return {
+        "cpu_ms": cpu,
         "ms": statistics.fmean(spent),
         "p99": sorted(spent)[int(0.99 * len(spent))],
         "init": init,

@@ -61,7 +61,9 @@ def test_files_for_each_target_and_for_all(clip, tmp_path, capsys):
     assert sorted(zip(mot[:, 0], mot[:, 1], strict=True)) == [(f, k) for f in range(1, FRAMES + 1) for k in (1, 2)]
     assert mot[0, 2:6] == pytest.approx([boxes[0][0].x + 1, boxes[0][0].y + 1, 20, 20])
     events = lines(tmp_path / "e.jsonl")
-    assert [(e["frame"], e["target"]) for e in events if "frame" in e] == [(f, k) for f in range(FRAMES) for k in (1, 2)]
+    assert [(e["frame"], e["target"]) for e in events if "frame" in e] == [
+        (f, k) for f in range(FRAMES) for k in (1, 2)
+    ]
     assert {event["target"] for event in events if "round" in event} == {1, 2}
     with open_stream(str(tmp_path / "o.mp4")) as stream:
         assert len(list(stream)) == FRAMES

@@ -306,7 +306,13 @@ def test_state_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     assert folder.read() == state
     none = '"targets": {}, "number"'
     torn = ('"targets": {"1": {"box": [1, 2, 0, 4]}}', '"targets": {"x": {"box": [1, 2, 3, 4]}}', '"targets": [1]', "")
-    for text in ("", "{}", "[1]", f'{{"format": 2, {none}: -1}}', *(f'{{"format": 2{", " * bool(t)}{t}}}' for t in torn)):
+    for text in (
+        "",
+        "{}",
+        "[1]",
+        f'{{"format": 2, {none}: -1}}',
+        *(f'{{"format": 2{", " * bool(t)}{t}}}' for t in torn),
+    ):
         (tmp_path / "a" / "stream.json").write_text(text)
         with pytest.raises(CheckpointError, match="remove it"):
             folder.read()
@@ -323,7 +329,10 @@ def test_another_source_or_box_is_another_target():
     gone = remembered(other, StreamConfig("a", "y.mp4"))
     assert (gone.targets, gone.position) == ({}, 0)
     several = StreamConfig("a", "y.mp4", targets=(TargetConfig((1, 2, 3, 4)), TargetConfig((5, 6, 7, 8), id=7)))
-    assert {key: one.box for key, one in remembered(gone, several).targets.items()} == {1: [1, 2, 3, 4], 7: [5, 6, 7, 8]}
+    assert {key: one.box for key, one in remembered(gone, several).targets.items()} == {
+        1: [1, 2, 3, 4],
+        7: [5, 6, 7, 8],
+    }
     assert gone.newest == 7
 
 

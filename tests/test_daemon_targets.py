@@ -50,9 +50,7 @@ class Stage:
     def session(self, **changes: Any) -> StreamSession:
         config = load_daemon(self.configuration(**changes))
         one = config.streams[0]
-        settings = SessionSettings(
-            one, tracker_settings(config, one), one.outputs or config.outputs, config.limits
-        )
+        settings = SessionSettings(one, tracker_settings(config, one), one.outputs or config.outputs, config.limits)
         session = StreamSession(settings, self.root / "s", self.share)
         self.open.append(session)
         session.start()
@@ -129,7 +127,9 @@ def test_targets_are_added_redrawn_and_let_go_while_others_are_followed(stage):
     arrival = session._worker.buffer.newest()
     session.redraw_target(1, Box(*stage.boxes[2][arrival.number % 60]), arrival.number)
     until(lambda: [e.get("why") for e in stage.events()].count("drawn") == 2, "the redrawn target")
-    until(lambda: [e for e in session.stats.frames(20) if e["target"] == 1 and e["frame"] > arrival.number], "its frames")
+    until(
+        lambda: [e for e in session.stats.frames(20) if e["target"] == 1 and e["frame"] > arrival.number], "its frames"
+    )
     assert stage.overlap(1, 2, last=2) > 0.3
 
     session.remove_target(2)

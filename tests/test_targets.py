@@ -78,7 +78,9 @@ def count_passes(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> list[str]
         learner = targets.tracker(key).learner
         for name in ("look", "maps"):
             inner = getattr(learner, name)
-            monkeypatch.setattr(learner, name, lambda crops, inner=inner, name=name: passes.append(name) or inner(crops))
+            monkeypatch.setattr(
+                learner, name, lambda crops, inner=inner, name=name: passes.append(name) or inner(crops)
+            )
     return passes
 
 

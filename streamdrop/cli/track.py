@@ -47,7 +47,7 @@ def track(options: argparse.Namespace) -> int:
     return 0
 
 
-def _outputs(options: argparse.Namespace) -> dict[str, str | None]:
+def _outputs(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "boxes": options.boxes,
         "mot": options.mot,

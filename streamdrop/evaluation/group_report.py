@@ -96,7 +96,9 @@ def _pictures(tracks: Mapping[int, Sequence[Track]], key_frames: KeyFrames) -> l
             "picture": picture,
             "frame": frame,
             "targets": [
-                {"key": key, "colour": _colour(key), "track": found[frame]} for key, found in at.items() if frame in found
+                {"key": key, "colour": _colour(key), "track": found[frame]}
+                for key, found in at.items()
+                if frame in found
             ],
         }
         for frame, picture in shown.items()

@@ -19,8 +19,8 @@ class OutputFiles:
     """Writes what ``config`` asks for into ``folder``. Raises OutputError; the other files are written all the same.
 
     Lines are appended: a restart goes on. ``xywh``: ``frame,x,y,w,h,score,lost`` (0-based pixels, frame from 0);
-    ``mot``: ``frame,id,x,y,w,h,score,-1,-1,-1`` (1-based, as MOT challenge), none while lost; ``got10k``: ``x,y,w,h`` of
-    every frame tracked. ``mot`` is one file for all targets; of the others each target but the first (id 1) has its
+    ``mot``: ``frame,id,x,y,w,h,score,-1,-1,-1`` (1-based, as MOT challenge), none while lost; ``got10k``: ``x,y,w,h``
+    of every frame tracked. ``mot`` is one file for all targets; of the others each target but the first (id 1) has its
     own, ``boxes.2.txt`` and so on.
     """
 

@@ -119,7 +119,7 @@ class Following:
         self._folder.write(self.state)
 
     def restore(self, key: int) -> None:
-        """Go on with a target from its checkpoint. Raises CheckpointError: there is none, or it is another tracker's."""
+        """Go on with a target from its checkpoint. Raises CheckpointError where there is none, or another tracker's."""
         path = self._folder.tracker(key)
         if not checkpoint.exists(path):
             raise CheckpointError(f"{path}: no checkpoint: the target is learned anew")

@@ -97,7 +97,7 @@ class FrameBuffer:
             return next((frame for frame in reversed(self._frames) if frame.number == number), None)
 
     def between(self, after: int, until: int) -> list[Arrival]:
-        """Frames kept from behind number ``after`` to number ``until``, in strides of as many steps as ``take`` makes."""
+        """Frames kept from behind number ``after`` to number ``until``, in strides that make a few of them."""
         with self._changed:
             kept = [frame for frame in self._frames if after < frame.number <= until]
         stride = max(1, -(-len(kept) // _STEPS))

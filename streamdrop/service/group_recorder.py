@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from streamdrop.service.recorder import PathLike, Recorder, check_writable, key_frames_for, opened, video_writer
 from streamdrop.types import Image, Sample, Track
@@ -43,16 +43,17 @@ class GroupRecorder:
         self._video_path, self._video = video, None if video is None else _video_of(video, stream)
         self._key_frames = None if report is None else key_frames_for()
         check_writable(report)
-        shared: dict[str, IO[str] | None] = {"mot": opened(mot), "events": opened(events)}
+        shared_mot, shared_events = opened(mot), opened(events)
         self.recorders = {
             key: Recorder(
                 _Passing(self),
+                mot=shared_mot,
+                events=shared_events,
                 boxes=None if boxes is None else of_target(boxes, key),
                 report=None if report is None else of_target(report, key),
                 truth=(truths or {}).get(key),
                 layers=layers,
                 target=key,
-                **shared,
             )
             for key in ids
         }

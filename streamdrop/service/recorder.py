@@ -49,7 +49,7 @@ class Recorder:
     ) -> None:
         self.tracks: list[Track] = []
         self._stream, self._report, self._layers, self._target = stream, report, layers, target
-        self._truth = None if truth is None else _truth(truth)
+        self._truth = None if truth is None else _read_truth(truth)
         self._video_path = video
         self._video: VideoWriter | None = None
         self._closed = False

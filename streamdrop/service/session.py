@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypeVar, cast
+from typing import IO, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 from streamdrop import checkpoint
 from streamdrop.boxes import Box
@@ -30,33 +30,49 @@ CHECKPOINT_SECONDS = 5.0
 """Work that a kill may cost; a checkpoint takes a fraction of a second."""
 
 
-Found = TypeVar("Found", Track, dict[int, Track])
+Tracks: TypeAlias = Track | dict[int, Track]
 """What a frame gives: the track of one target, or those of several by id."""
 
+Found = TypeVar("Found", bound=Tracks)
+Found_co = TypeVar("Found_co", bound=Tracks, covariant=True)
+Found_contra = TypeVar("Found_contra", bound=Tracks, contravariant=True)
 
-class Follower(Protocol[Found]):
+
+class Follower(Protocol[Found_co]):
     """A Tracker, or Targets."""
 
     @property
-    def frames(self) -> int: ...
-    def init(self, image: Any, box: Any, /) -> Found: ...
-    def update(self, image: Any, /) -> Found: ...
-    def save(self, path: Path, /) -> None: ...
-    def restore(self, path: Path, /) -> None: ...
+    def frames(self) -> int:
+        """Frames seen, the first included."""
+
+    def init(self, image: Any, box: Any, /) -> Found_co:
+        """The first frame."""
+
+    def update(self, image: Any, /) -> Found_co:
+        """The next frame."""
+
+    def save(self, path: Path, /) -> None:
+        """Write a checkpoint."""
+
+    def restore(self, path: Path, /) -> None:
+        """Go on from one."""
 
 
-class Recording(Protocol[Found]):
+class Recording(Protocol[Found_contra]):
     """A Recorder, or a GroupRecorder."""
 
     def __iter__(self) -> Iterator[Sample]: ...
-    def add(self, found: Found, /) -> None: ...
+
+    def add(self, found: Found_contra, /) -> None:
+        """Record what the frame last iterated over gave."""
 
 
 class Session(Generic[Found]):
     """Tracks ``recorder``'s stream from ``box``; with ``state``, a folder, the run survives being killed.
 
-    ``tracker`` may be a Tracker, whose target is in ``box``, or Targets, with as many boxes. ``resume`` goes on from what ``state`` holds (from the beginning if nothing). Raises CheckpointError when ``state``
-    holds another run, or one that was not asked to be resumed.
+    ``tracker`` may be a Tracker, whose target is in ``box``, or Targets, with as many boxes. ``resume`` goes on from
+    what ``state`` holds (from the beginning if nothing). Raises CheckpointError when ``state`` holds another run, or
+    one that was not asked to be resumed.
     """
 
     def __init__(
@@ -137,7 +153,7 @@ class Session(Generic[Found]):
             self._tracker.save(self._state / "tracker")
 
 
-def _cut_moved(found: Track | dict[int, Track]) -> bool:
+def _cut_moved(found: Tracks) -> bool:
     """Whether a decision was just made: the checkpoint that names a cut comes before the store moves to it."""
     tracks = found.values() if isinstance(found, dict) else [found]
     return any(report.next_cut != report.cut for track in tracks for report in track.reports)
@@ -164,7 +180,7 @@ def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
         raise CheckpointError(f"{state}: was started with another {', '.join(differing)}: give the same one")
 
 
-def _read_journal(path: Path, count: int) -> list[Track | dict[int, Track]]:
+def _read_journal(path: Path, count: int) -> list[Tracks]:
     """The first ``count`` tracks of a journal; what came after the checkpoint is tracked again."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[:count]
@@ -176,14 +192,14 @@ def _read_journal(path: Path, count: int) -> list[Track | dict[int, Track]]:
     return tracks
 
 
-def _plain(found: Track | dict[int, Track]) -> dict[str, Any]:
+def _plain(found: Tracks) -> dict[str, Any]:
     """A frame's tracks as plain data: one's fields, or several's by id."""
     if isinstance(found, dict):
         return {str(key): dataclasses.asdict(track) for key, track in found.items()}
     return dataclasses.asdict(found)
 
 
-def _found(fields: dict[str, Any]) -> Track | dict[int, Track]:
+def _found(fields: dict[str, Any]) -> Tracks:
     if "box" in fields:
         return _track(fields)
     return {int(key): _track(values) for key, values in fields.items()}

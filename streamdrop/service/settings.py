@@ -167,9 +167,9 @@ class StreamConfig:
     """One stream. ``source``: video file, folder, pattern, camera number, rtsp:// or http:// address.
 
     ``fps``: frames a second that a file is played at (null: its own, or 25). ``loop``: files start again at their end.
-    ``box``: the target in the first frame, x, y, w, h in pixels; null: drawn later; ``targets``: several. ``tracker``: keys that differ from
-    the daemon's. ``stale``: seconds without a frame after which a live source counts as broken.
-    ``outputs``: null: the daemon's.
+    ``box``: the target in the first frame, x, y, w, h in pixels; null: drawn later; ``targets``: several instead.
+    ``tracker``: keys that differ from the daemon's. ``stale``: seconds without a frame after which a live source counts
+    as broken. ``outputs``: null: the daemon's.
     """
 
     name: str

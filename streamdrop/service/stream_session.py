@@ -63,7 +63,9 @@ class StreamSession:
         with self._adding:
             there = len({*state.targets, *self._worker.wanted.ids()})
             if there >= most:
-                raise ConflictError(f"{self.name}: there are {there} targets, as many as targets.most allows: let one go")
+                raise ConflictError(
+                    f"{self.name}: there are {there} targets, as many as targets.most allows: let one go"
+                )
             key = self._new_id()
             self._ask(key, box, arrival, "drawn")
         return key, arrival.number

@@ -41,9 +41,9 @@ def moving_square(
 def moving_squares(
     frames: int, count: int = 2, size: int = 20, apart: float = 30.0, seed: int = 0, shape: tuple[int, int] = (120, 160)
 ) -> tuple[list[Image], list[list[Box]]]:
-    """As ``moving_square`` with ``count`` squares in a row, ``apart`` pixels from middle to middle, each of its own look.
+    """As ``moving_square`` with ``count`` squares of different looks in a row, ``apart`` pixels from middle to middle.
 
-    The row sways sideways, once in 60 frames. Returns the images and the boxes of each square by frame: [count][frames].
+    The row sways sideways, once in 60 frames. Returns the images and each square's boxes by frame: [count][frames].
     """
     random = np.random.default_rng(seed)
     height, width = shape

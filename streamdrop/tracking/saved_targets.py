@@ -53,7 +53,9 @@ def read_targets(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
         folder = root / (root / "current").read_text(encoding="utf-8").strip()
         state = json.loads((folder / "targets.json").read_text(encoding="utf-8"))
     except OSError:
-        raise CheckpointError(f"{root}: no checkpoint of several targets here: give the folder that save() wrote") from None
+        raise CheckpointError(
+            f"{root}: no checkpoint of several targets here: give the folder that save() wrote"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{root}: the checkpoint is damaged ({error}): start anew or take a backup") from None
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:

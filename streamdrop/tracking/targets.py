@@ -19,7 +19,7 @@ from streamdrop.tracking.sheets import Area, Sheet, as_batch, grouped
 from streamdrop.tracking.threads import threads
 from streamdrop.tracking.tracker import Tracker
 from streamdrop.tracking.turns import Turns
-from streamdrop.types import Image, RoundReport, Track
+from streamdrop.types import Image, Track
 
 Boxes: TypeAlias = Mapping[int, object] | Sequence[object]
 
@@ -258,11 +258,11 @@ class Targets:
             if tracker.round_due:
                 self._turns.ask(key, tracker.early)
         apart = self.config.update.every / self.config.targets.rounds
-        while (key := self._turns.next(self._frame, apart)) is not None:
+        while (turn := self._turns.next(self._frame, apart)) is not None:
             began = time.perf_counter()
-            report = self._trackers[key].adapt()
+            report = self._trackers[turn].adapt()
             if report is not None:
-                self._turns.last[key] = self._frame
-                ms = tracks[key].ms + (time.perf_counter() - began) * 1e3
-                return {**tracks, key: dataclasses.replace(tracks[key], ms=ms, report=report)}
+                self._turns.last[turn] = self._frame
+                ms = tracks[turn].ms + (time.perf_counter() - began) * 1e3
+                return {**tracks, turn: dataclasses.replace(tracks[turn], ms=ms, report=report)}
         return tracks

@@ -157,7 +157,12 @@ def _add_streams(app: FastAPI, daemon: Daemon) -> None:
 
 
 def _add_target(app: FastAPI, daemon: Daemon) -> None:
-    @app.post("/api/streams/{name}/target", tags=["target"], summary="Learn the target in a box, in place of the first", status_code=202)
+    @app.post(
+        "/api/streams/{name}/target",
+        tags=["target"],
+        summary="Learn the target in a box, in place of the first",
+        status_code=202,
+    )
     async def set_target(name: _Name, body: TargetBody) -> dict[str, Any]:
         session = daemon.get(name)
         frame = session.set_target(as_box(body.box), body.frame)
