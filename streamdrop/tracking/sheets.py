@@ -12,8 +12,8 @@ from streamdrop.tracking.crops import View, take
 from streamdrop.tracking.search import Motion
 from streamdrop.types import Activations, Image
 
-_STEP = 64
-"""Sides of sheets are multiples of so many pixels: every new shape costs the kernels' preparation once."""
+_STEP = 32
+"""Sides of sheets are multiples of so many pixels: every new shape costs the kernels' preparation once (5 ms)."""
 
 _GRID = STRIDES[1]
 _ROOM = 1.0  # targets that are seen on every side of where one is expected …

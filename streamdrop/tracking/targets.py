@@ -86,7 +86,7 @@ class Targets:
         with threads(self.config.threads):
             frames = {key: self._trackers[key].rgb(image) for key in self.ids}
             self._frame += 1
-            views = {key: self._trackers[key].advance(frame) for key, frame in frames.items()}
+            views = {key: self._views(key, frame) for key, frame in frames.items()}
             tracks = {key: track for area in self._areas() for key, track in self._find(area, frames, views).items()}
             return self._round({key: tracks[key] for key in self.ids})
 
@@ -214,6 +214,13 @@ class Targets:
 
     # ---------------------------------------------------------------- looking
 
+    def _views(self, key: int, frame: Image) -> list[View]:
+        """Where to look for a target; for a second look at another size it waits its turn, unless it is lost."""
+        tracker = self._trackers[key]
+        views, motion = tracker.advance(frame), tracker.motion
+        probes = motion.lost or self._in_turn(key, motion.frame // self.config.box.probe)
+        return views if probes else views[:1]
+
     def _areas(self) -> list[Area]:
         """What to look at: areas of one target each, and of those that are seen together."""
         config = self.config
@@ -246,17 +253,28 @@ class Targets:
                 if seen[1:]:
                     parts.append(tracker.learner.maps([take(frames[key], view) for view in seen[1:]]))
                 looked = tracker.learner.look_at(as_batch(parts))
-            tracks[key] = dataclasses.replace(tracker.track(tracker.find(seen, looked), began, None), frame=self._frame)
+            found = tracker.find(seen, looked, self._keeps(key))
+            tracks[key] = dataclasses.replace(tracker.track(found, began, None), frame=self._frame)
         return tracks
 
     # ---------------------------------------------------------------- rounds
 
+    def _keeps(self, key: int) -> bool:
+        """Whether this frame is one to learn from: the rarer its rounds, the fewer a target needs."""
+        return self._in_turn(key, self._frame)
+
+    def _in_turn(self, key: int, count: int) -> bool:
+        """Of all targets as many at every count as the budget of rounds is for, and each at its own counts."""
+        every = max(int(len(self._trackers) / self.config.targets.rounds), 1)
+        return (count + self.ids.index(key)) % every == 0
+
     def _round(self, tracks: dict[int, Track]) -> dict[int, Track]:
         """One target's round, where one is due."""
+        part = min(1.0, self.config.targets.rounds / max(len(tracks), 1))
         for key in tracks:
             tracker = self._trackers[key]
             if tracker.round_due:
-                self._turns.ask(key, tracker.early)
+                self._turns.ask(key, part if tracker.early else 0.0)
         apart = self.config.update.every / self.config.targets.rounds
         while (turn := self._turns.next(self._frame, apart)) is not None:
             began = time.perf_counter()

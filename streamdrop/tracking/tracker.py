@@ -122,8 +122,8 @@ class Tracker:
         motion.advance(width, height)
         return crop_views(motion, self.config)
 
-    def find(self, views: list[View], looked: Looked) -> bool:
-        """Move the box onto the target in the views, and remember the frame; whether it is there."""
+    def find(self, views: list[View], looked: Looked, keep: bool = True) -> bool:
+        """Move the box onto the target in the views, and remember the frame unless told not to; whether it is there."""
         motion = self._started()
         activations, maps, scores = looked
         peak = best_peak(scores, views, motion, self.config)
@@ -131,7 +131,8 @@ class Tracker:
         if found:
             motion.grow(1.0 if peak.view == 0 else views[peak.view].side / motion.side(self.config.search))
             self._follow(peak, views[peak.view], maps)
-            self._remember(peak, views[peak.view], activations, maps)
+            if keep:
+                self._remember(peak, views[peak.view], activations, maps)
         return found
 
     def track(self, found: bool, began: float, report: RoundReport | None) -> Track:

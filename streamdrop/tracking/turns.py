@@ -5,23 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+_NEARLY_ONE = 1 - 1e-6  # thirds add up to a little less
+
 
 @dataclass
 class Turns:
     """Targets ``ask`` for rounds; ``next`` says whose is due: that of the one who has waited longest, by id on a tie.
 
-    ``early``: rounds that a target still has to get at once, by id; ``owed``: ids that want one when there is time;
-    ``last``: the frame of each one's last round.
+    ``early``: rounds that a target still has to get at once, by id, and parts of rounds; ``owed``: ids that want one
+    when there is time; ``last``: the frame of each one's last round.
     """
 
-    early: dict[int, int] = field(default_factory=dict)
+    early: dict[int, float] = field(default_factory=dict)
     owed: set[int] = field(default_factory=set)
     last: dict[int, int] = field(default_factory=dict)
 
-    def ask(self, key: int, early: bool) -> None:
-        """A target's round is due; early ones add up, of others one is owed at most."""
+    def ask(self, key: int, early: float = 0.0) -> None:
+        """A target's round is due; of an early one so much. Early ones add up, of others one is owed at most."""
         if early:
-            self.early[key] = self.early.get(key, 0) + 1
+            self.early[key] = self.early.get(key, 0.0) + early
         else:
             self.owed.add(key)
 
@@ -30,13 +32,15 @@ class Turns:
 
         Rounds that are not early ones keep ``apart`` frames from those of the other targets.
         """
-        waiting = list(self.early) or [key for key in self.owed if self._rested(key, frame, apart)]
+        early = [key for key, rounds in self.early.items() if rounds > _NEARLY_ONE]
+        waiting = early or self.owed
         if not waiting:
             return None
         key = min(waiting, key=lambda one: (self.last.get(one, -1), one))
-        left = self.early.pop(key, 0) - 1
-        if left > 0:
-            self.early[key] = left
+        if not early and not self._rested(key, frame, apart):
+            return None
+        if key in self.early:
+            self.early[key] = max(self.early[key] - 1, 0.0)
         self.owed.discard(key)
         return key
 
@@ -56,5 +60,6 @@ class Turns:
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Turns:
         """Go on where ``state`` was taken."""
-        early, last = ({int(key): int(value) for key, value in state[name].items()} for name in ("early", "last"))
+        early = {int(key): float(value) for key, value in state["early"].items()}
+        last = {int(key): int(value) for key, value in state["last"].items()}
         return cls(early, {int(key) for key in state["owed"]}, last)
