@@ -79,7 +79,8 @@ def test_one_target_s_files_have_no_ids_but_in_mot(clip, tmp_path, capsys):
     assert run(capsys, "track", source, *one, *names, *SET)[0] == 0
     assert (tmp_path / "b.txt").exists()
     assert not any("target" in event for event in lines(tmp_path / "e.jsonl"))
-    assert set(np.loadtxt(tmp_path / "mot.txt", delimiter=",")[:, 1]) == {1}
+    mot = np.loadtxt(tmp_path / "mot.txt", delimiter=",", ndmin=2)
+    assert set(mot[:, 1]) == {1}
 
 
 @pytest.mark.slow

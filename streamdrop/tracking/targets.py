@@ -179,8 +179,12 @@ class Targets:
         donor = self._donor(key)
         tracker = self._built(key, donor is not None)
         self._forget(key)
-        with threads(self.config.threads):
-            track = tracker.learn(image, box, None if donor is None else donor.learner.backbone)
+        try:
+            with threads(self.config.threads):
+                track = tracker.learn(image, box, None if donor is None else donor.learner.backbone)
+        except BaseException:  # whoever interrupts it goes on without this target
+            tracker.close()
+            raise
         self._adopt(key, tracker)
         return dataclasses.replace(track, frame=self._frame)
 
