@@ -14,6 +14,7 @@ from small_tracker import SMALL
 
 from streamdrop import Box, Targets, Track, Tracker
 from streamdrop.boxes import iou
+from streamdrop.checkpoint import read_checkpoint
 from streamdrop.errors import BoxError, CheckpointError, ConfigError, DataError, StreamdropError
 from streamdrop.testing.targets import moving_square, moving_squares
 from streamdrop.tracking.config import SearchConfig
@@ -241,6 +242,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
             targets.restore(tmp_path)
     with pytest.raises(StreamdropError):
         targets.tracker(1)
+    with pytest.raises(CheckpointError, match="several targets: give the folder of one"):
+        read_checkpoint(tmp_path)
 
 
 # -------------------------------------------------------------------- which of them share a crop
