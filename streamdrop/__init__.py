@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from streamdrop.store import read_ahead as read_ahead
     from streamdrop.streams import open_stream as open_stream
     from streamdrop.thawing import ThawPlan as ThawPlan
+    from streamdrop.tracking import Targets as Targets
     from streamdrop.tracking import Tracker as Tracker
     from streamdrop.tracking import track as track
     from streamdrop.types import Activations as Activations
@@ -71,6 +72,7 @@ _HOME = {
     "open_stream": "streams",
     "parse_box": "boxes",
     "ThawPlan": "thawing",
+    "Targets": "tracking",
     "Tracker": "tracking",
     "track": "tracking",
     "Activations": "types",

@@ -70,6 +70,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Parts, dict[str, Any]
         folder = root / (root / "current").read_text(encoding="utf-8").strip()
     except OSError:
         raise CheckpointError(f"{root}: no checkpoint here: give the folder that save() wrote") from None
+    if (folder / "targets.json").is_file():
+        raise CheckpointError(f"{root}: holds several targets: give the folder of one of them, such as {folder / '1'}")
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         parts = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}

@@ -94,6 +94,7 @@ class FineTuner:
         self.scores = self.decisions.scores(self.cut if self._scoring else None)
         self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
+        self._held: int | None = None  # its store mark, while what earlier ones need is kept
 
     # ---------------------------------------------------------------- samples in
 
@@ -202,18 +203,27 @@ class FineTuner:
 
     # ---------------------------------------------------------------- checkpoints
 
-    def save(self, path: str | os.PathLike[str], extra: Any = None) -> None:
+    def save(self, path: str | os.PathLike[str], extra: Any = None, hold: bool = False) -> None:
         """Write a checkpoint: weights, optimiser, scores, cut, store mark and plain-data ``extra``.
 
         The folder at ``path`` is replaced in one step. Before a round that stores at a new cut a checkpoint is written
         by itself, unless the last one held an ``extra``: then save again after each round that moved ``cut``.
+        With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
         Raises OutputError, CheckpointError.
         """
         mark = self.store.mark()
         checkpoint.write_checkpoint(path, *resume.snapshot(self, mark, extra))
-        self.store.release(mark)
+        self._held = mark
+        if not hold:
+            self.release()
         self.extra = extra
         self._saved = (os.fspath(path), self.cut)
+
+    def release(self) -> None:
+        """Let go of what only checkpoints before the last one need. Raises StoreError."""
+        if self._held is not None:
+            self.store.release(self._held)
+        self._held = None
 
     @classmethod
     def load(

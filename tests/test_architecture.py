@@ -117,6 +117,7 @@ def test_the_public_surface_is_what_it_says():
         "SplitModel",
         "StreamdropError",
         "TieredStore",
+        "Targets",
         "Track",
         "Tracker",
         "__version__",

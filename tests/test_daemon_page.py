@@ -164,3 +164,29 @@ def test_it_fits_a_phone_and_takes_a_finger(browser, served, tmp_path):
     until(lambda: session.stats.counters.rounds > before, "a round")
     page.screenshot(path=Path(tmp_path) / "phone.png", full_page=True)
     context.close()
+
+
+def test_several_targets_are_drawn_chosen_and_let_go(page, served, tmp_path):
+    _, session, boxes = served
+    draw(page, boxes)
+    comes(page, "seen.head?.targets?.length === 1 && !document.querySelector('#add').disabled")
+    first = page.evaluate("seen.head.targets[0].id")
+    page.keyboard.press("a")
+    assert page.evaluate("draft.more")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    comes(page, "document.querySelectorAll('#targets button').length === 2")
+    second = page.evaluate("seen.pick")
+    assert second != first
+    assert [one["id"] for one in session.status()["targets"]] == [first, second]
+    page.screenshot(path=tmp_path / "two.png")
+    page.keyboard.press(str(first)) if first < 10 else page.click(f"#targets button[data-id='{first}']")
+    comes(page, f"document.querySelector('#targets button[aria-pressed=true]')?.dataset.id === '{first}'")
+    comes(page, f"own(seen.frames).length && own(seen.frames).every(e => e.target === {first})")
+    page.click(f"#targets button[data-id='{second}']")
+    page.keyboard.press("c")
+    comes(page, "seen.head.targets.length === 1")
+    assert [one["id"] for one in session.status()["targets"]] == [first]
+    page.keyboard.press("c")
+    comes(page, "document.querySelector('#state').textContent === 'waiting'")

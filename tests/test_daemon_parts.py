@@ -20,9 +20,9 @@ from streamdrop.service.frames import Arrival, FrameBuffer
 from streamdrop.service.http.permitted import permitted_source
 from streamdrop.service.journal import Journal, last_events
 from streamdrop.service.pictures import Pictures, encode
-from streamdrop.service.settings import LimitsConfig, OutputsConfig, StreamConfig
+from streamdrop.service.settings import LimitsConfig, OutputsConfig, StreamConfig, TargetConfig
 from streamdrop.service.share import Share, watch_rounds
-from streamdrop.service.state import StateFolder, StreamState, remembered
+from streamdrop.service.state import StateFolder, StreamState, TargetState, remembered
 from streamdrop.service.stats import Counters, Histogram
 from streamdrop.streams import VideoWriter
 from streamdrop.testing import make_folder, make_video
@@ -339,10 +339,19 @@ def test_a_file_that_cannot_be_set_aside_is_told_and_tried_again(tmp_path):
 def test_state_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     folder = StateFolder(tmp_path / "a")
     assert folder.read() is None
-    state = StreamState(number=7, position=3, box=[1.0, 2.0, 3.0, 4.0], score=0.5, learned=True, given={"source": "x"})
+    targets = {1: TargetState([1.0, 2.0, 3.0, 4.0], 0.5, learned=True), 4: TargetState([5.0, 6.0, 7.0, 8.0], lost=True)}
+    state = StreamState(number=7, position=3, targets=targets, newest=4, given={"source": "x"})
     folder.write(state)
     assert folder.read() == state
-    for text in ("", "{}", '{"format": 1, "number": -1}', '{"format": 1, "box": [1, 2, 0, 4]}', "[1]"):
+    none = '"targets": {}, "number"'
+    torn = ('"targets": {"1": {"box": [1, 2, 0, 4]}}', '"targets": {"x": {"box": [1, 2, 3, 4]}}', '"targets": [1]', "")
+    for text in (
+        "",
+        "{}",
+        "[1]",
+        f'{{"format": 2, {none}: -1}}',
+        *(f'{{"format": 2{", " * bool(t)}{t}}}' for t in torn),
+    ):
         (tmp_path / "a" / "stream.json").write_text(text)
         with pytest.raises(CheckpointError, match="remove it"):
             folder.read()
@@ -351,14 +360,19 @@ def test_state_is_read_as_it_was_written_and_damage_is_said(tmp_path):
 def test_another_source_or_box_is_another_target():
     stream = StreamConfig("a", "x.mp4", box=(1, 2, 3, 4))
     state = remembered(None, stream)
-    assert state.box == [1, 2, 3, 4]
-    state.box, state.learned, state.position = [9.0, 9.0, 9.0, 9.0], True, 5
-    assert remembered(state, stream).box == [9, 9, 9, 9]
-    assert remembered(state, stream).learned
+    assert state.targets == {1: TargetState([1, 2, 3, 4])}
+    state.targets, state.position = {1: TargetState([9.0, 9.0, 9.0, 9.0], learned=True)}, 5
+    assert remembered(state, stream).targets == {1: TargetState([9, 9, 9, 9], learned=True)}
     other = remembered(state, StreamConfig("a", "x.mp4", box=(5, 5, 5, 5)))
-    assert (other.box, other.learned, other.position) == ([5, 5, 5, 5], False, 5)
+    assert (other.targets, other.position) == ({1: TargetState([5, 5, 5, 5])}, 5)
     gone = remembered(other, StreamConfig("a", "y.mp4"))
-    assert (gone.box, gone.position) == (None, 0)
+    assert (gone.targets, gone.position) == ({}, 0)
+    several = StreamConfig("a", "y.mp4", targets=(TargetConfig((1, 2, 3, 4)), TargetConfig((5, 6, 7, 8), id=7)))
+    assert {key: one.box for key, one in remembered(gone, several).targets.items()} == {
+        1: [1, 2, 3, 4],
+        7: [5, 6, 7, 8],
+    }
+    assert gone.newest == 7
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
@@ -371,8 +385,8 @@ def test_box_files_and_videos(tmp_path):
     config = OutputsConfig(boxes=("xywh", "mot", "got10k"), video_minutes=1)
     files = OutputFiles(config, tmp_path, 25)
     image = np.zeros((48, 64, 3), np.uint8)
-    files.add(0, image, Track(0, Box(1, 2, 3, 4), 0.5, False))
-    files.add(1, image, Track(1, Box(1.25, 2, 3, 4), 0.1, True))
+    files.add(0, image, {1: Track(0, Box(1, 2, 3, 4), 0.5, False)})
+    files.add(1, image, {1: Track(1, Box(1.25, 2, 3, 4), 0.1, True)})
     files.close()
     files.close()
     assert (tmp_path / "boxes.txt").read_text() == "0,1.0,2.0,3.0,4.0,0.5000,0\n1,1.25,2.0,3.0,4.0,0.1000,1\n"
@@ -613,7 +627,7 @@ def test_the_live_view_shows_the_newest_picture_and_encodes_it_once():
 
     for number in range(6):
         image = np.full((8, 8, 3), 40 * number, np.uint8)
-        pictures.put(number, image, None)
+        pictures.put(number, image, [])
         if number % 2 == 0:
             shown = look()
             assert shown == (number, encode(image))

@@ -18,11 +18,11 @@ from small_tracker import SMALL
 import streamdrop as sd
 from streamdrop.boxes import Box, iou
 from streamdrop.errors import BoxError, ConflictError, OutputError
-from streamdrop.service.following import Wanted
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.stream_session import StreamSession
+from streamdrop.service.wanted import Wanted
 from streamdrop.service.worker import Worker
 from streamdrop.streams import open_stream
 
@@ -116,7 +116,7 @@ def test_a_tracker_that_fails_begins_again_from_what_was_saved(stage, monkeypatc
     session = stage.session()
     tracked(session, 5)
     following = session._worker.following
-    monkeypatch.setattr(following._tracker, "update", lambda image: 1 / 0)
+    monkeypatch.setattr(following._targets, "update", lambda image: 1 / 0)
     until(lambda: session.stats.counters.failures, "a failure")
     before = session.stats.counters.tracked
     tracked(session, before + 3)
@@ -197,10 +197,10 @@ def test_a_stream_that_ends_while_it_learns_learns_again(stage, monkeypatch):
     frame = next(iter(open_stream(str(stage.root / "scene"))))
     worker._learn(Wanted(Box(*stage.boxes[0]), Arrival(0, 0, frame.image, 0.0), "drawn"))
     assert not worker.following.learned
-    assert worker.state.box == stage.boxes[0]
+    assert worker.state.targets[1].box == stage.boxes[0]
     again = stage.session(start=False)
-    assert again._worker.state.box == stage.boxes[0]
-    assert not again._worker.state.learned
+    assert again._worker.state.targets[1].box == stage.boxes[0]
+    assert not again._worker.state.targets[1].learned
 
 
 def make_session(stage: Stage, **options: Any) -> sd.Session:

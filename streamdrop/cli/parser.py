@@ -12,6 +12,7 @@ from streamdrop.cli.arguments import above_zero, box, names, whole, wholes
 TRACK_EXAMPLES = """examples:
   streamdrop track video.mp4 --box 120,80,60,60 --output out.mp4
   streamdrop track frames/ --box 120,80,60,60 --boxes boxes.txt --events events.jsonl
+  streamdrop track video.mp4 --box 120,80,60,60 --box 210,85,58,61 --boxes out.txt   two: out.1.txt, out.2.txt
   streamdrop track 0 --show                         camera 0, draw the box with the mouse
   streamdrop track video.mp4 --box 120,80,60,60 --output out.mp4 --store run/ --resume"""
 
@@ -115,12 +116,17 @@ def _add_track(commands: _Commands) -> None:
         commands, "track", "Track a target through a video, learning on the way.", TRACK_EXAMPLES, "track"
     )
     parser.add_argument("source", help="video file, folder or pattern of images, camera number, rtsp:// or http:// URL")
-    parser.add_argument("--box", type=box, metavar="X,Y,W,H", help="the target in the first frame, pixels, 0-based")
-    parser.add_argument("--boxes", metavar="OUT.txt", help="write one x,y,w,h line per frame")
+    again = "the target in the first frame, pixels, 0-based; again for each further target"
+    parser.add_argument("--box", type=box, action="append", metavar="X,Y,W,H", help=again)
+    each = "write one x,y,w,h line per frame; OUT.1.txt, OUT.2.txt, … of several targets"
+    parser.add_argument("--boxes", metavar="OUT.txt", help=each)
+    parser.add_argument("--mot", metavar="OUT.txt", help="write boxes with ids as the MOT challenge has them")
     parser.add_argument("--output", metavar="OUT.mp4", help="write the annotated video (.mp4, .mkv, .webm)")
     parser.add_argument("--events", metavar="OUT.jsonl", help="write one JSON object per frame and per round")
-    parser.add_argument("--report", metavar="OUT.html", help="write a self-contained report")
-    parser.add_argument("--truth", metavar="FILE", help="true boxes, one x,y,w,h line per frame: overlap in the report")
+    pages = "write a self-contained report; of several targets also OUT.1.html, …"
+    parser.add_argument("--report", metavar="OUT.html", help=pages)
+    truth = "true boxes, one x,y,w,h line per frame: overlap in the report; one for each --box"
+    parser.add_argument("--truth", action="append", metavar="FILE", help=truth)
     _add_config(parser)
     parser.add_argument("--store", metavar="DIR", help="keep the run's state here: a killed run can go on")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --store (or start it)")

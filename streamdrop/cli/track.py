@@ -17,40 +17,93 @@ from streamdrop.errors import ConfigError, StreamError
 
 if TYPE_CHECKING:
     from streamdrop.boxes import Box
+    from streamdrop.service.group_recorder import GroupRecorder
     from streamdrop.service.recorder import Recorder
     from streamdrop.service.session import Session
     from streamdrop.streams import Stream, Window
     from streamdrop.tracking import TrackerConfig
-    from streamdrop.types import Sample
+    from streamdrop.types import Sample, Track
 
 
 def track(options: argparse.Namespace) -> int:
-    """Track the target, write what was asked for, print a summary."""
-    from streamdrop.service.recorder import Recorder
-    from streamdrop.service.session import Session
+    """Track the target, or several, write what was asked for, print a summary."""
     from streamdrop.streams import Window, open_stream
-    from streamdrop.tracking import Tracker
 
     config, state = _configuration(options), _state(options)
+    _check_truths(options)
     with contextlib.ExitStack() as closing:
         window = closing.enter_context(Window(f"streamdrop: {options.source}")) if options.show else None
         stream = closing.enter_context(open_stream(options.source, verbose=options.verbose))
         begun = _begin(stream)
-        box = _box(options, begun.first, window)
-        tracker = Tracker(config)
-        closing.callback(tracker.close)
-        outputs = {"boxes": options.boxes, "events": options.events, "video": options.output, "report": options.report}
-        recorder = closing.enter_context(Recorder(begun, **outputs, truth=options.truth, layers=tracker.layers))
-        started = {"source": options.source, "box": list(box), "configuration": _digest(config)}
-        session = Session(recorder, tracker, box, started=started, state=state, resume=options.resume)
+        boxes = _boxes(options, begun.first, window)
+        recorder, session = (_of_one if len(boxes) == 1 else _of_several)(options, config, begun, boxes, state, closing)
         if options.resume:
             note(f"going on after {session.replayed} frames" if session.replayed else "nothing to resume: starting")
         _watch(session, recorder, stream, window)
     if stream.notice:
         note(f"warning: {stream.notice}")
     print(recorder.summary())
-    print("".join(f"{name}: {path}\n" for name, path in outputs.items() if path), end="")
+    print("".join(f"{name}: {path}\n" for name, path in _outputs(options).items() if path), end="")
     return 0
+
+
+def _outputs(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "boxes": options.boxes,
+        "mot": options.mot,
+        "events": options.events,
+        "video": options.output,
+        "report": options.report,
+    }
+
+
+def _of_one(
+    options: argparse.Namespace,
+    config: TrackerConfig,
+    begun: _Begun,
+    boxes: list[Box],
+    state: Path | None,
+    closing: contextlib.ExitStack,
+) -> tuple[Recorder, Session[Track]]:
+    from streamdrop.service.recorder import Recorder
+    from streamdrop.service.session import Session
+    from streamdrop.tracking import Tracker
+
+    tracker = Tracker(config)
+    closing.callback(tracker.close)
+    truth = options.truth[0] if options.truth else None
+    recorder = closing.enter_context(Recorder(begun, **_outputs(options), truth=truth, layers=tracker.layers))
+    started = {"source": options.source, "box": list(boxes[0]), "configuration": _digest(config)}
+    return recorder, Session(recorder, tracker, boxes[0], started=started, state=state, resume=options.resume)
+
+
+def _of_several(
+    options: argparse.Namespace,
+    config: TrackerConfig,
+    begun: _Begun,
+    boxes: list[Box],
+    state: Path | None,
+    closing: contextlib.ExitStack,
+) -> tuple[GroupRecorder, Session[dict[int, Track]]]:
+    from streamdrop.service.group_recorder import GroupRecorder
+    from streamdrop.service.session import Session
+    from streamdrop.tracking import Targets
+
+    targets = Targets(config)
+    closing.callback(targets.close)
+    ids = range(1, len(boxes) + 1)
+    truths = dict(zip(ids, options.truth or [], strict=False))
+    outputs = _outputs(options)
+    recorder = closing.enter_context(GroupRecorder(begun, ids, **outputs, truths=truths, layers=targets.layers))
+    started = {"source": options.source, "boxes": [list(box) for box in boxes], "configuration": _digest(config)}
+    return recorder, Session(recorder, targets, boxes, started=started, state=state, resume=options.resume)
+
+
+def _check_truths(options: argparse.Namespace) -> None:
+    """Refuse true boxes that belong to no target, before anything is opened."""
+    targets, truths = len(options.box or [0]), len(options.truth or [])
+    if truths not in (0, targets):
+        raise ConfigError(f"--truth is given {truths} times for {targets} targets: give one for each --box, in order")
 
 
 def _configuration(options: argparse.Namespace) -> TrackerConfig:
@@ -96,30 +149,36 @@ def _begin(stream: Stream) -> _Begun:
     return _Begun(first, samples, stream.name, stream.fps, (width, height))
 
 
-def _box(options: argparse.Namespace, first: Sample, window: Window | None) -> Box:
-    """The box given, inside the first frame, or the one that the user draws on it."""
+def _boxes(options: argparse.Namespace, first: Sample, window: Window | None) -> list[Box]:
+    """The boxes given, inside the first frame, or the one that the user draws on it."""
     from streamdrop.boxes import check_inside
 
     height, width = first.image.shape[:2]
-    if options.box is not None:
-        return check_inside(options.box, width, height)
+    if options.box:
+        return [check_inside(box, width, height) for box in options.box]
     if window is None:
         raise ConfigError("no target: give --box X,Y,W,H, or --show to draw it with the mouse")
     box = window.select(first.image)
     if box is None:
         raise KeyboardInterrupt
-    return box
+    return [box]
 
 
-def _watch(session: Session, recorder: Recorder, stream: Stream, window: Window | None) -> None:
+def _watch(session: Session[Any], recorder: Recorder | GroupRecorder, stream: Stream, window: Window | None) -> None:
     """Run to the end of the stream, or until the window is closed."""
-    from streamdrop.streams import annotate
-
     with Progress("frames", stream.length) as progress:
         for item in session:
-            progress.advance(f"score {item.score:.2f}{'  lost' if item.lost else ''}")
-            if window is not None and not window.show(annotate(recorder.image, item.box, item.score, item.lost)):
+            progress.advance(_word(item))
+            if window is not None and not window.show(recorder.drawn(item)):
                 break
+
+
+def _word(found: Track | dict[int, Track]) -> str:
+    """A frame's result in a word."""
+    if not isinstance(found, dict):
+        return f"score {found.score:.2f}{'  lost' if found.lost else ''}"
+    lost = sum(track.lost for track in found.values())
+    return f"{len(found)} targets{f'  {lost} lost' if lost else ''}"
 
 
 def _digest(config: TrackerConfig) -> str:

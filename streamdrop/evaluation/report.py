@@ -48,7 +48,7 @@ def write_report(
     """
     if not tracks:
         raise DataError("no tracks to report on: track at least one frame first")
-    overlap_truth = None if truth is None else _match_truth(truth, tracks)
+    overlap_truth = None if truth is None else match_truth(truth, tracks)
     rounds = [(track.frame, report) for track in tracks for report in track.reports]
     page = render(
         "track_report.html",
@@ -85,7 +85,7 @@ def write_page(path: str | Path, page: str) -> None:
         ) from None
 
 
-def _match_truth(truth: npt.ArrayLike, tracks: Sequence[Track]) -> Array:
+def match_truth(truth: npt.ArrayLike, tracks: Sequence[Track]) -> Array:
     """One row of truth per track, NaN where there is none."""
     rows = np.asarray(truth, float)
     if rows.ndim != 2 or rows.shape[1] != 4:

@@ -59,15 +59,15 @@ class Broadcast:
             for listener in tuple(self.listeners):
                 listener(event)
 
-    def show(self, arrival: Arrival, target: dict[str, Any] | None) -> None:
+    def show(self, arrival: Arrival, targets: list[dict[str, Any]]) -> None:
         """A new picture to look at."""
-        self.pictures.put(arrival.number, arrival.image, target)
+        self.pictures.put(arrival.number, arrival.image, targets)
         for viewer in tuple(self.viewers):
             viewer()
 
-    def record(self, arrival: Arrival, track: Track) -> None:
-        """A tracked frame into the files."""
-        self.written("files", lambda: self._files.add(arrival.number, arrival.image, track))
+    def record(self, arrival: Arrival, tracks: dict[int, Track], film: bool = True) -> None:
+        """A tracked frame into the files; ``film``: into the video too."""
+        self.written("files", lambda: self._files.add(arrival.number, arrival.image, tracks, film))
 
     def written(self, what: str, write: Callable[[], None]) -> None:
         """Run what writes; a failure is counted, the log hears of it once, and once more when ``what`` works again."""
@@ -92,14 +92,16 @@ class Broadcast:
             self._journal.close()
 
 
-def stream_events(number: int, track: Track, latency: float) -> list[dict[str, Any]]:
-    """The frame's event and its rounds', with the time of day and ``latency`` seconds from arrival to result.
+def stream_events(number: int, tracks: dict[int, Track], latency: float) -> list[dict[str, Any]]:
+    """Each target's event of a frame and its rounds', with the time of day and ``latency`` seconds from arrival on.
 
     Rounds bring what the page shows of them: importance by layer, the policy's reason.
     """
     now = round(time.time(), 3)
-    events = [{**event, "time": now} for event in events_of(number, track)]
-    events[0]["latency_ms"] = round(latency * 1e3, 1)
-    for event, report in zip(events[1:], track.reports, strict=True):
-        event.update(importance=report.importance, why=report.why, thawed=report.thawed)
+    events = []
+    for key, track in tracks.items():
+        frame, *rounds = ({**event, "time": now} for event in events_of(number, track, key))
+        for event, report in zip(rounds, track.reports, strict=True):
+            event.update(importance=report.importance, why=report.why, thawed=report.thawed)
+        events += [{**frame, "latency_ms": round(latency * 1e3, 1)}, *rounds]
     return events

@@ -125,6 +125,7 @@ class Daemon:
                 raise ConfigError("name: cannot be changed: remove the stream and add another")
             known = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
             plain = {key: value for key, value in known.items() if key != "outputs"}
+            plain["targets"] = [dataclasses.asdict(target) for target in before.targets]
             stream = dataclasses.replace(load_stream({**plain, **values}), outputs=_outputs(before, values))
             tracker_settings(self.config, stream)
             if name in self._added:

@@ -27,7 +27,8 @@ class Session:
 
     ``source`` as for ``open_stream``; ``box`` the target in the first frame (None: ``set_target`` later); ``state``: a
     folder from which a later session of that ``name`` goes on (None: nothing is kept); ``tracker``: keys of a
-    TrackerConfig; ``options``: other keys of a stream in the daemon's YAML (``fps``, ``loop``, ``stale``, ``outputs``).
+    TrackerConfig; ``options``: other keys of a stream in the daemon's YAML (``targets``, ``fps``, ``loop``, ``stale``,
+    ``outputs``).
     Sessions of one process must share the machine: give each but the first one of the others as ``beside``.
 
     Events are those of ``events.jsonl``. A consumer too slow for them loses the oldest: ``missed`` counts. The iterator
@@ -100,12 +101,23 @@ class Session:
         return None if picture is None else picture.image
 
     def set_target(self, box: object, frame: int | None = None) -> int:
-        """Learn the target in ``box`` of frame number ``frame`` (None: the newest). Raises BoxError, ConflictError."""
+        """Learn the target in ``box`` of frame number ``frame`` (None: the newest), in place of the first one.
+
+        Raises BoxError, ConflictError.
+        """
         return self._session.set_target(as_box(box), frame)
 
     def clear_target(self) -> None:
-        """Let go of the target."""
+        """Let go of the first target."""
         self._session.clear_target()
+
+    def add_target(self, box: object, frame: int | None = None) -> int:
+        """Learn one more target; returns its id. Raises BoxError, ConflictError."""
+        return self._session.add_target(as_box(box), frame)[0]
+
+    def remove_target(self, key: int) -> None:
+        """Let go of the target of that id. Raises UnknownError."""
+        self._session.remove_target(key)
 
     def pause(self) -> None:
         """Stop tracking and learning; a file stands still."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -19,8 +20,9 @@ class OutputFiles:
     """Writes what ``config`` asks for into ``folder``. Raises OutputError; the other files are written all the same.
 
     Lines are appended: a restart goes on. ``xywh``: ``frame,x,y,w,h,score,lost`` (0-based pixels, frame from 0);
-    ``mot``: ``frame,1,x,y,w,h,score,-1,-1,-1`` (1-based, as MOT challenge), none while lost; ``got10k``: ``x,y,w,h`` of
-    every frame tracked.
+    ``mot``: ``frame,id,x,y,w,h,score,-1,-1,-1`` (1-based, as MOT challenge), none while lost; ``got10k``: ``x,y,w,h``
+    of every frame tracked. ``mot`` is one file for all targets; of the others each target but the first (id 1) has its
+    own, ``boxes.2.txt`` and so on.
     """
 
     def __init__(self, config: OutputsConfig, folder: Path, fps: float | None) -> None:
@@ -29,20 +31,32 @@ class OutputFiles:
         self._video: VideoWriter | None = None
         self._until = 0.0
         for kind in config.boxes:
-            try:
-                self._lines[kind] = (folder / NAMES[kind]).open("a", encoding="utf-8", buffering=1)
-            except OSError as error:  # noqa: PERF203
-                raise OutputError(f"{folder / NAMES[kind]}: cannot be written ({error.strerror}): free it") from None
+            self._file(kind, 1)
 
-    def add(self, number: int, image: Image, track: Track) -> None:
-        """One tracked frame."""
-        for kind, file in self._lines.items():
+    def add(self, number: int, image: Image, tracks: Mapping[int, Track], film: bool = True) -> None:
+        """One tracked frame; ``film``: into the video too."""
+        for kind in self._config.boxes:
+            for key, track in tracks.items():
+                file = self._file(kind, key)
+                try:
+                    file.write(box_line(kind, number, track, key))
+                except OSError as error:
+                    raise OutputError(f"{file.name}: cannot be written ({error.strerror}): free some space") from None
+        if film and self._config.video_minutes:
+            for key, track in tracks.items():
+                name = str(key) if len(tracks) > 1 else ""
+                image = annotate(image, track.box, track.score, track.lost, name=name)
+            self._film(image)
+
+    def _file(self, kind: str, key: int) -> IO[str]:
+        """The open file of one format and target."""
+        name = NAMES[kind] if key == 1 or kind == "mot" else NAMES[kind].replace(".txt", f".{key}.txt")
+        if name not in self._lines:
             try:
-                file.write(box_line(kind, number, track))
-            except OSError as error:  # noqa: PERF203
-                raise OutputError(f"{file.name}: cannot be written ({error.strerror}): free some space") from None
-        if self._config.video_minutes:
-            self._film(annotate(image, track.box, track.score, track.lost))
+                self._lines[name] = (self._folder / name).open("a", encoding="utf-8", buffering=1)
+            except OSError as error:
+                raise OutputError(f"{self._folder / name}: cannot be written ({error.strerror}): free it") from None
+        return self._lines[name]
 
     def _film(self, image: Image) -> None:
         if self._video is not None and time.monotonic() > self._until:
@@ -80,12 +94,12 @@ def _unused(folder: Path) -> Path:
     return next(path for end in ends if not (path := folder / f"{name}{end}.mp4").exists())
 
 
-def box_line(kind: str, number: int, track: Track) -> str:
-    """One frame's line in the format ``kind``; empty where the format leaves lost frames out."""
+def box_line(kind: str, number: int, track: Track, target: int = 1) -> str:
+    """One target's line of a frame in the format ``kind``; empty where the format leaves lost frames out."""
     x, y, w, h = (round(float(value), 3) for value in track.box)
     if kind == "xywh":
         return f"{number},{x},{y},{w},{h},{track.score:.4f},{int(track.lost)}\n"
     if kind == "mot":
         left, top = round(x + 1, 3), round(y + 1, 3)
-        return "" if track.lost else f"{number + 1},1,{left},{top},{w},{h},{track.score:.4f},-1,-1,-1\n"
+        return "" if track.lost else f"{number + 1},{target},{left},{top},{w},{h},{track.score:.4f},-1,-1,-1\n"
     return f"{x},{y},{w},{h}\n"

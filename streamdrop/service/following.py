@@ -1,31 +1,21 @@
-"""The target of one stream: its tracker, built once and taking its turns, and what survives of it."""
+"""The targets of one stream: their trackers, built once and taking their turns, and what survives of them."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from streamdrop import checkpoint
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, OutputError, StoreError, StoreFullError, StreamdropError
-from streamdrop.service.frames import Arrival
 from streamdrop.service.memory import give_back
 from streamdrop.service.share import Share
 from streamdrop.service.state import StateFolder, StreamState
 from streamdrop.service.stats import Stats
-from streamdrop.tracking import Tracker, TrackerConfig
+from streamdrop.tracking import Targets, TrackerConfig
 from streamdrop.types import Image, Track
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A target to learn, and the frame it was drawn on."""
-
-    box: Box
-    arrival: Arrival
-    why: str
 
 
 class Interrupted(Exception):
@@ -33,63 +23,90 @@ class Interrupted(Exception):
 
 
 class Following:
-    """A tracker and the ``state`` that is saved with it. Every computation takes a turn of ``share``."""
+    """Trackers and the ``state`` that is saved with them. Every computation takes a turn of ``share``."""
 
     def __init__(
         self, config: TrackerConfig, folder: StateFolder, state: StreamState, share: Share, stats: Stats
     ) -> None:
         self.config, self.state, self.layers = config, state, 0
         self._folder, self._share, self._stats = folder, share, stats
-        self._tracker: Tracker | None = None
+        self._targets: Targets | None = None
+        self._unsaved: set[int] = set()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The targets that ``look`` can find."""
+        return () if self._targets is None else self._targets.ids
 
     @property
     def learned(self) -> bool:
         """Whether there is a target that ``look`` can find."""
-        return self._tracker is not None and self._tracker.frames > 0
+        return bool(self.ids)
+
+    @property
+    def pending(self) -> list[int]:
+        """Targets that are still to be learned."""
+        return sorted(key for key in self.state.targets if key not in self.ids)
 
     def build(self) -> None:
-        """Make the tracker. Raises WeightsError and what else a tracker raises."""
-        if self._tracker is None:
+        """Make what follows a target. Raises WeightsError and what else a tracker raises."""
+        if self._targets is None:
             with self._share.alone(self.config.name):
-                self._tracker = Tracker(self.config)
-            self.layers = self._tracker.layers
+                self._targets = Targets(self.config)
+            self.layers = self._targets.layers
             give_back()
 
-    def want(self, box: Box) -> None:
+    def want(self, key: int, box: Box) -> None:
         """Remember that the target in ``box`` is to be learned: a kill while learning does not forget it."""
-        self.state.box, self.state.score, self.state.lost = list(box), 1.0, False
-        self.state.learned = False
+        self.state.give(key, box)
         self.write()
 
-    def learn(self, image: Image, box: Box, interrupted: Callable[[], bool]) -> Track:
+    def learn(self, key: int, image: Image, box: Box, interrupted: Callable[[], bool]) -> Track:
         """Learn the target in ``box``. Raises Interrupted once ``interrupted`` says so, BoxError."""
 
         def interrupt() -> None:
             if interrupted():
                 raise Interrupted
 
-        tracker = self._built()
+        targets = self._built()
+        with self._share.alone(self.config.name):
+            targets.reserve(key)
         with self._share.turn(self.config.name, interrupt):
-            track = self._noted(tracker.init(image, box))
+            track = self._noted(key, targets.add(image, box, key))
         give_back()
         return track
 
-    def look(self, image: Image) -> Track:
-        """Find the target in the next frame."""
-        tracker = self._built()
+    def look(self, image: Image) -> dict[int, Track]:
+        """Find all targets in the next frame."""
+        targets = self._built()
         with self._share.turn(self.config.name):
-            return self._noted(tracker.update(image))
+            return {key: self._noted(key, track) for key, track in targets.update(image).items()}
 
-    def _noted(self, track: Track) -> Track:
-        self.state.box = [float(value) for value in track.box]
-        self.state.score, self.state.lost = float(track.score), track.lost
+    def catch_up(self, key: int, image: Image) -> Track:
+        """Find one target in a frame that the others have behind them."""
+        with self._share.turn(self.config.name):
+            return self._noted(key, self._built().tracker(key).update(image))
+
+    def _noted(self, key: int, track: Track) -> Track:
+        target = self.state.targets[key]
+        target.box = [float(value) for value in track.box]
+        target.score, target.lost = float(track.score), track.lost
+        if track.reports or not target.learned:
+            self._unsaved.add(key)
         return track
 
     def save(self) -> None:
-        """The tracker's checkpoint, then what stands beside it. Raises OutputError, StoreError."""
+        """Checkpoints of the trackers that have learned, then what stands beside them. Raises OutputError, StoreError.
+
+        Where none has, of all: they have moved.
+        """
+        targets = self._built()
         try:
-            self._built().save(self._folder.tracker)
-            self.state.learned = True
+            for key in sorted(self._unsaved & set(self.ids)) or self.ids:
+                targets.tracker(key).save(self._folder.tracker(key))
+                self.state.targets[key].learned = True
+                self.state.targets[key].borrows = targets.borrows(key)
+            self._unsaved.clear()
             self.write()
         except StreamdropError:
             self._stats.counters.save_failures += 1
@@ -105,34 +122,42 @@ class Following:
         self.state.counters = asdict(self._stats.counters)
         self._folder.write(self.state)
 
-    def restore(self) -> None:
-        """Go on from the checkpoint. Raises CheckpointError (none, or another tracker's), StoreFullError."""
-        if not checkpoint.exists(self._folder.tracker):
-            raise CheckpointError(f"{self._folder.tracker}: no checkpoint: the target is learned anew")
-        tracker = self._built()
+    def restore(self, key: int) -> None:
+        """Go on with a target from its checkpoint.
+
+        Raises CheckpointError (none, or another tracker's), StoreFullError.
+        """
+        path = self._folder.tracker(key)
+        if not checkpoint.exists(path):
+            raise CheckpointError(f"{path}: no checkpoint: the target is learned anew")
+        targets, borrows = self._built(), self.state.targets[key].borrows
+        with self._share.alone(self.config.name):
+            targets.reserve(key, borrows)
         try:
             with self._share.turn(self.config.name):
-                tracker.restore(self._folder.tracker)
+                targets.restore_one(key, path, borrows)
         except StoreFullError:
             raise  # the checkpoint is whole, and will do once there is room
         except StoreError as error:
-            raise CheckpointError(f"{self._folder.tracker}: its store cannot be used ({error})") from None
+            raise CheckpointError(f"{path}: its store cannot be used ({error})") from None
 
-    def forget(self) -> None:
-        """Let go of the target. Raises OutputError."""
-        self.state.box, self.state.learned, self.state.report = None, False, None
-        if self._tracker is not None:
-            self._tracker.close()
+    def forget(self, key: int) -> None:
+        """Let go of a target. Raises OutputError."""
+        self.state.drop(key)
+        self._unsaved.discard(key)
+        if key in self.ids:
+            self._built().remove(key)
         self.write()
+        self._folder.forget(key)
 
     def close(self) -> None:
-        """Let go of the tracker; ``build`` makes another. What goes wrong now is no news."""
-        tracker, self._tracker = self._tracker, None
-        if tracker is not None:
+        """Let go of the trackers; ``build`` makes others. What goes wrong now is no news."""
+        targets, self._targets = self._targets, None
+        if targets is not None:
             with contextlib.suppress(StreamdropError, RuntimeError, OSError):
-                tracker.close()
+                targets.close()
 
-    def _built(self) -> Tracker:
+    def _built(self) -> Targets:
         self.build()
-        assert self._tracker is not None
-        return self._tracker
+        assert self._targets is not None
+        return self._targets

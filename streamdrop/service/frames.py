@@ -96,6 +96,13 @@ class FrameBuffer:
         with self._changed:
             return next((frame for frame in reversed(self._frames) if frame.number == number), None)
 
+    def between(self, after: int, until: int) -> list[Arrival]:
+        """Frames kept from behind number ``after`` to number ``until``, in strides that make a few of them."""
+        with self._changed:
+            kept = [frame for frame in self._frames if after < frame.number <= until]
+        stride = max(1, -(-len(kept) // _STEPS))
+        return kept[::-stride][::-1]  # the last one is among them
+
     def newest(self) -> Arrival | None:
         """The frame that came last."""
         with self._changed:

@@ -15,7 +15,7 @@ from streamdrop.service.stream_session import StreamSession
 log = logging.getLogger("streamdrop")
 
 _STATE_SECONDS = 1.0  # a state that only its frame changes is published so often
-_SHOWN = ("state", "frame", "fps", "dropped_frames", "target", "cut", "layers", "round", "loss", "error")
+_SHOWN = ("state", "frame", "fps", "dropped_frames", "target", "targets", "cut", "layers", "round", "loss", "error")
 
 
 class Publisher:

@@ -22,11 +22,11 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame of the stream and what is known about it: ``target`` holds box, score, lost; None without a target."""
+    """A frame of the stream and its ``targets``: id, box, score, lost of each."""
 
     number: int
     image: Image
-    target: dict[str, Any] | None
+    targets: list[dict[str, Any]]
     seconds: float
 
 
@@ -35,7 +35,7 @@ class Shown:
     """A picture as JPEG: what a viewer that is slow to take it keeps, without the frame."""
 
     number: int
-    target: dict[str, Any] | None
+    targets: list[dict[str, Any]]
     data: bytes
 
 
@@ -47,9 +47,9 @@ class Pictures:
         self._encoding = threading.Lock()
         self._encoded: tuple[Picture, Shown] | None = None
 
-    def put(self, number: int, image: Image, target: dict[str, Any] | None) -> None:
+    def put(self, number: int, image: Image, targets: list[dict[str, Any]]) -> None:
         """Make this the newest."""
-        self._newest = Picture(number, image, target, time.time())
+        self._newest = Picture(number, image, targets, time.time())
 
     @property
     def newest(self) -> Picture | None:
@@ -67,17 +67,20 @@ class Pictures:
             shown = self.encoded()
             if shown is None:
                 picture = self._some()
-                shown = Shown(picture.number, picture.target, encode(_shrunk(picture.image)))
+                shown = Shown(picture.number, picture.targets, encode(_shrunk(picture.image)))
                 self._encoded = (picture, shown)
             return shown
 
     def snapshot(self, drawn: bool) -> bytes:
-        """The newest picture as JPEG in its own size, with the box drawn in if asked for. Raises ConflictError."""
+        """The newest picture as JPEG in its own size, with boxes drawn in if asked for. Raises ConflictError."""
         picture = self._some()
-        target = picture.target
-        if not drawn or target is None:
+        if not drawn or not picture.targets:
             return encode(picture.image)
-        return encode(annotate(picture.image, target["box"], target["score"], target["lost"]), 90)
+        image = picture.image
+        for one in picture.targets:
+            name = str(one["id"]) if len(picture.targets) > 1 else ""
+            image = annotate(image, one["box"], one["score"], one["lost"], name=name)
+        return encode(image, 90)
 
     def _some(self) -> Picture:
         if self._newest is None:

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from streamdrop.boxes import Array
 from streamdrop.errors import OutputError
+from streamdrop.service.files import box_line
 from streamdrop.types import Image, RoundReport, Sample, Track
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ PathLike: TypeAlias = str | os.PathLike[str]
 class Recorder:
     """Iterate over it in place of the stream and ``add`` every track: each frame's result goes to the files asked for.
 
-    ``boxes``: one ``x,y,w,h`` line per frame, the last box while lost. ``events``: JSON lines, one object per frame
-    and per round. ``video``: the annotated frames. ``report``: one self-contained HTML page, written by ``close``;
-    ``truth`` (a file of ``x,y,w,h`` lines) adds the overlap to it, ``layers`` how many
-    droppable layers the model has. A frame that could not be decoded takes the last
-    box. Files are opened at once: raises OutputError where they cannot be written, before work starts.
+    ``boxes``: one ``x,y,w,h`` line per frame, the last box while lost. ``mot``: ``frame,id,x,y,w,h,score,-1,-1,-1``
+    lines as the MOT challenge has them (frames and pixels from 1), none while lost. ``events``: JSON lines, one object
+    per frame and per round, with ``target``, its id, where that is given. ``video``: the annotated frames. ``report``:
+    one self-contained HTML page, written by ``close``; ``truth`` (a file of ``x,y,w,h`` lines) adds the overlap to it,
+    ``layers`` how many droppable layers the model has. A frame that could not be decoded takes the last box. Files are
+    opened at once: raises OutputError where they cannot be written, before work starts.
     """
 
     def __init__(
@@ -37,31 +39,37 @@ class Recorder:
         stream: Iterable[Sample],
         *,
         boxes: PathLike | None = None,
-        events: PathLike | None = None,
+        mot: PathLike | IO[str] | None = None,
+        events: PathLike | IO[str] | None = None,
         video: PathLike | None = None,
         report: PathLike | None = None,
         truth: PathLike | None = None,
         layers: int | None = None,
+        target: int | None = None,
     ) -> None:
         self.tracks: list[Track] = []
-        self._stream, self._report, self._layers = stream, report, layers
-        self._truth = None if truth is None else _truth(truth)
+        self._stream, self._report, self._layers, self._target = stream, report, layers, target
+        self._truth = None if truth is None else _read_truth(truth)
         self._video_path = video
         self._video: VideoWriter | None = None
         self._closed = False
         self._sample: Sample | None = None
-        self._key_frames = None if report is None else _key_frames()
-        self._boxes = _opened(boxes)
-        self._events = _opened(events)
-        _check_writable(report)
+        self._key_frames = None if report is None else key_frames_for()
+        self._boxes, self._mot = opened(boxes), opened(mot)
+        self._events = opened(events)
+        check_writable(report)
         size = getattr(stream, "size", None)
         if video is not None and size is not None:
-            self._video = _writer(video, stream, size)
+            self._video = video_writer(video, stream, size)
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._stream:
-            self._sample = sample
+            self.see(sample)
             yield sample
+
+    def see(self, sample: Sample) -> None:
+        """The next frame, where somebody else iterates over the stream."""
+        self._sample = sample
 
     def __enter__(self) -> Recorder:
         return self
@@ -78,6 +86,12 @@ class Recorder:
         image: Image = self._sample.image
         return image
 
+    def drawn(self, track: Track) -> Image:
+        """The frame last iterated over with the track's box, uint8 H×W×3 RGB."""
+        from streamdrop.streams import annotate
+
+        return annotate(self.image, track.box, track.score, track.lost)
+
     def add(self, track: Track) -> None:
         """Record the track of the frame last iterated over."""
         assert self._sample is not None, "iterate over the recorder, then add the track of each frame"
@@ -91,12 +105,17 @@ class Recorder:
         if self._video_path is not None:
             self._draw(self._sample.image, track)
 
-    def summary(self) -> str:
-        """The run in two lines: frames, speed, losses; rounds and what is dropped."""
+    @property
+    def truth(self) -> Array | None:
+        """The true boxes that were given, [frames, 4]."""
+        return self._truth
+
+    def summary(self, brief: bool = False) -> str:
+        """The run in two lines: frames, speed, losses; rounds and what is dropped. ``brief``: in one, without speed."""
         reports = [report for track in self.tracks for report in track.reports]
         updates = [track.ms for track in self.tracks[1:] if track.ms > 0]
         lines = [f"{len(self.tracks)} frames, {sum(track.lost for track in self.tracks)} of them lost"]
-        if updates:
+        if updates and not brief:
             rate, first = 1e3 * len(updates) / sum(updates), self.tracks[0].ms / 1e3
             lines[0] += f"; {rate:.1f} frames/s, first box after {first:.1f} s"
         if reports:
@@ -104,14 +123,14 @@ class Recorder:
             total = f" of {self._layers}" if self._layers else ""
             dropped = f"{reports[-1].next_cut}{total} layers"
             lines.append(f"{len(reports)} rounds, median {median:.0f} ms; dropped: {dropped}")
-        return "\n".join(lines)
+        return ("; " if brief else "\n").join(lines)
 
     def close(self) -> None:
         """Finish every file; idempotent. What was recorded so far is whole and readable."""
         if self._closed:
             return
         self._closed = True
-        for file in (self._boxes, self._events):
+        for file in (self._boxes, self._mot, self._events):
             if file is not None:
                 file.close()
         if self._video is not None:
@@ -125,8 +144,11 @@ class Recorder:
         if self._boxes is not None:
             self._boxes.write(",".join(f"{value:.4f}" for value in track.box) + "\n")
             self._boxes.flush()
+        if self._mot is not None:
+            self._mot.write(box_line("mot", frame, track, self._target or 1))
+            self._mot.flush()
         if self._events is not None:
-            self._events.write("".join(json.dumps(event) + "\n" for event in events_of(frame, track)))
+            self._events.write("".join(json.dumps(event) + "\n" for event in events_of(frame, track, self._target)))
             self._events.flush()
 
     def _draw(self, image: Image, track: Track) -> None:
@@ -134,7 +156,7 @@ class Recorder:
 
         if self._video is None:
             assert self._video_path is not None
-            self._video = _writer(self._video_path, self._stream, (image.shape[1], image.shape[0]))
+            self._video = video_writer(self._video_path, self._stream, (image.shape[1], image.shape[0]))
         self._video.write(annotate(image, track.box, track.score, track.lost, text=self._caption()))
 
     def _caption(self) -> str:
@@ -160,12 +182,13 @@ class Recorder:
         )
 
 
-def events_of(frame: int, track: Track) -> Iterator[dict[str, Any]]:
-    """The frame's event and those of the rounds that ran after it."""
+def events_of(frame: int, track: Track, target: int | None = None) -> Iterator[dict[str, Any]]:
+    """The frame's event and those of the rounds that ran after it; with ``target``, its id, where that is given."""
     box = [round(float(value), 4) for value in track.box]
-    yield {"frame": frame, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms}
+    whose = {} if target is None else {"target": target}
+    yield {"frame": frame, **whose, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms}
     for report in track.reports:
-        yield round_event(frame, report)
+        yield {**round_event(frame, report), **whose}
 
 
 def round_event(frame: int, report: RoundReport) -> dict[str, Any]:
@@ -185,34 +208,37 @@ def round_event(frame: int, report: RoundReport) -> dict[str, Any]:
     }
 
 
-def _key_frames() -> KeyFrames:
+def key_frames_for() -> KeyFrames:
+    """What collects a report's pictures."""
     from streamdrop.evaluation.pictures import KeyFrames
 
     return KeyFrames()
 
 
-def _truth(path: PathLike) -> Array:
+def _read_truth(path: PathLike) -> Array:
     from streamdrop.evaluation.sequences import read_truth
 
     return read_truth(Path(path))
 
 
-def _writer(path: PathLike, stream: Iterable[Sample], size: tuple[int, int]) -> VideoWriter:
+def video_writer(path: PathLike, stream: Iterable[Sample], size: tuple[int, int]) -> VideoWriter:
+    """A writer of frames (width, height) at the stream's rate. Raises OutputError."""
     from streamdrop.streams import VideoWriter
 
     return VideoWriter(Path(path), getattr(stream, "fps", None), size)
 
 
-def _opened(path: PathLike | None) -> IO[str] | None:
-    if path is None:
-        return None
+def opened(path: PathLike | IO[str] | None) -> IO[str] | None:
+    """A text file to write; what is one already, as it is. Raises OutputError."""
+    if not isinstance(path, (str, os.PathLike)):
+        return path
     try:
         return Path(path).open("w", encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, error) from None
 
 
-def _check_writable(path: PathLike | None) -> None:
+def check_writable(path: PathLike | None) -> None:
     """Refuse now what could only fail after the work: a folder that is missing or read-only."""
     if path is None:
         return

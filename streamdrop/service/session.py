@@ -19,31 +19,67 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 from streamdrop import checkpoint
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, OutputError, StreamError
-from streamdrop.service.recorder import Recorder
-from streamdrop.tracking import Tracker
-from streamdrop.types import RoundReport, Track
+from streamdrop.types import RoundReport, Sample, Track
 
 CHECKPOINT_SECONDS = 5.0
 """Work that a kill may cost; a checkpoint takes a fraction of a second."""
 
 
-class Session:
+Tracks: TypeAlias = Track | dict[int, Track]
+"""What a frame gives: the track of one target, or those of several by id."""
+
+Found = TypeVar("Found", bound=Tracks)
+Found_co = TypeVar("Found_co", bound=Tracks, covariant=True)
+Found_contra = TypeVar("Found_contra", bound=Tracks, contravariant=True)
+
+
+class Follower(Protocol[Found_co]):
+    """A Tracker, or Targets."""
+
+    @property
+    def frames(self) -> int:
+        """Frames seen, the first included."""
+
+    def init(self, image: Any, box: Any, /) -> Found_co:
+        """The first frame."""
+
+    def update(self, image: Any, /) -> Found_co:
+        """The next frame."""
+
+    def save(self, path: Path, /) -> None:
+        """Write a checkpoint."""
+
+    def restore(self, path: Path, /) -> None:
+        """Go on from one."""
+
+
+class Recording(Protocol[Found_contra]):
+    """A Recorder, or a GroupRecorder."""
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def add(self, found: Found_contra, /) -> None:
+        """Record what the frame last iterated over gave."""
+
+
+class Session(Generic[Found]):
     """Tracks ``recorder``'s stream from ``box``; with ``state``, a folder, the run survives being killed.
 
-    ``resume`` goes on from what ``state`` holds (from the beginning if nothing). Raises CheckpointError when ``state``
-    holds another run, or one that was not asked to be resumed.
+    ``tracker`` may be a Tracker, whose target is in ``box``, or Targets, with as many boxes. ``resume`` goes on from
+    what ``state`` holds (from the beginning if nothing). Raises CheckpointError when ``state`` holds another run, or
+    one that was not asked to be resumed.
     """
 
     def __init__(
         self,
-        recorder: Recorder,
-        tracker: Tracker,
-        box: Box,
+        recorder: Recording[Found],
+        tracker: Follower[Found],
+        box: object,
         *,
         started: dict[str, Any],
         state: str | os.PathLike[str] | None = None,
@@ -51,20 +87,20 @@ class Session:
     ) -> None:
         self._recorder, self._tracker, self._box = recorder, tracker, box
         self._state = None if state is None else Path(state)
-        self._past: list[Track] = []
+        self._past: list[Found] = []
         self._journal: IO[str] | None = None
         if self._state is not None:
             _open_state(self._state, started, resume)
             if checkpoint.exists(self._state / "tracker"):
                 tracker.restore(self._state / "tracker")
-                self._past = _read_journal(self._state / "journal.jsonl", tracker.frames)
+                self._past = cast(list[Found], _read_journal(self._state / "journal.jsonl", tracker.frames))
 
     @property
     def replayed(self) -> int:
         """Frames that the checkpoint had behind it when the session was opened."""
         return len(self._past)
 
-    def __iter__(self) -> Iterator[Track]:
+    def __iter__(self) -> Iterator[Found]:
         """Every track, recorded before it is yielded; replayed ones first. Raises StreamError when no frame comes."""
         try:
             self._open_journal()
@@ -88,7 +124,7 @@ class Session:
             if self._journal is not None:
                 self._journal.close()
 
-    def _live(self, image: Any, done: int) -> Track:
+    def _live(self, image: Any, done: int) -> Found:
         return self._tracker.init(image, self._box) if done == 0 else self._tracker.update(image)
 
     def _open_journal(self) -> None:
@@ -102,9 +138,9 @@ class Session:
         self._sync_journal()
         os.replace(temporary, path)
 
-    def _note(self, track: Track) -> None:
+    def _note(self, track: Found) -> None:
         if self._journal is not None:
-            self._journal.write(json.dumps(dataclasses.asdict(track)) + "\n")
+            self._journal.write(json.dumps(_plain(track)) + "\n")
 
     def _sync_journal(self) -> None:
         if self._journal is not None:
@@ -117,9 +153,10 @@ class Session:
             self._tracker.save(self._state / "tracker")
 
 
-def _cut_moved(track: Track) -> bool:
+def _cut_moved(found: Tracks) -> bool:
     """Whether a decision was just made: the checkpoint that names a cut comes before the store moves to it."""
-    return any(report.next_cut != report.cut for report in track.reports)
+    tracks = found.values() if isinstance(found, dict) else [found]
+    return any(report.next_cut != report.cut for track in tracks for report in track.reports)
 
 
 def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
@@ -143,16 +180,29 @@ def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
         raise CheckpointError(f"{state}: was started with another {', '.join(differing)}: give the same one")
 
 
-def _read_journal(path: Path, count: int) -> list[Track]:
+def _read_journal(path: Path, count: int) -> list[Tracks]:
     """The first ``count`` tracks of a journal; what came after the checkpoint is tracked again."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[:count]
-        tracks = [_track(json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        tracks = [_found(json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}): remove {path.parent} to start anew") from None
     if len(tracks) < count:
         raise CheckpointError(f"{path}: holds {len(tracks)} tracks of {count}: remove {path.parent} to start anew")
     return tracks
+
+
+def _plain(found: Tracks) -> dict[str, Any]:
+    """A frame's tracks as plain data: one's fields, or several's by id."""
+    if isinstance(found, dict):
+        return {str(key): dataclasses.asdict(track) for key, track in found.items()}
+    return dataclasses.asdict(found)
+
+
+def _found(fields: dict[str, Any]) -> Tracks:
+    if "box" in fields:
+        return _track(fields)
+    return {int(key): _track(values) for key, values in fields.items()}
 
 
 def _track(fields: dict[str, Any]) -> Track:

@@ -155,13 +155,26 @@ class MqttConfig:
 
 
 @dataclass(frozen=True)
+class TargetConfig:
+    """One of several targets: ``box`` in the first frame, x, y, w, h in pixels; ``id``: null: its place in the list."""
+
+    box: tuple[float, float, float, float]
+    id: int | None = None
+
+    def __post_init__(self) -> None:
+        _checked_box(self.box)
+        if self.id is not None and self.id < 1:
+            raise ConfigError(f"id is {self.id}: give a whole number of at least 1")
+
+
+@dataclass(frozen=True)
 class StreamConfig:
     """One stream. ``source``: video file, folder, pattern, camera number, rtsp:// or http:// address.
 
     ``fps``: frames a second that a file is played at (null: its own, or 25). ``loop``: files start again at their end.
-    ``box``: the target in the first frame, x, y, w, h in pixels; null: drawn later. ``tracker``: keys that differ from
-    the daemon's. ``stale``: seconds without a frame after which a live source counts as broken.
-    ``outputs``: null: the daemon's.
+    ``box``: the target in the first frame, x, y, w, h in pixels; null: drawn later; ``targets``: several instead.
+    ``tracker``: keys that differ from the daemon's. ``stale``: seconds without a frame after which a live source counts
+    as broken. ``outputs``: null: the daemon's.
     """
 
     name: str
@@ -169,6 +182,7 @@ class StreamConfig:
     fps: float | None = None
     loop: bool = False
     box: tuple[float, float, float, float] | None = None
+    targets: tuple[TargetConfig, ...] = ()
     tracker: dict[str, Any] = overrides_of(TrackerConfig)  # noqa: RUF009
     stale: float = 10.0
     outputs: OutputsConfig | None = None
@@ -185,6 +199,12 @@ class StreamConfig:
         check_above("stale", self.stale, 0.0)
         if self.box is not None:
             _checked_box(self.box)
+        if self.box is not None and self.targets:
+            raise ConfigError("box and targets are both given: give one of them")
+        ids = [target.id or place for place, target in enumerate(self.targets, 1)]
+        twice = sorted({one for one in ids if ids.count(one) > 1})
+        if twice:
+            raise ConfigError(f"targets: id {twice[0]} is given twice: give each its own")
 
     @property
     def shown_source(self) -> str:
@@ -195,6 +215,12 @@ class StreamConfig:
     def target(self) -> Box | None:
         """The box as a Box."""
         return None if self.box is None else as_box(self.box)
+
+    @property
+    def boxes(self) -> dict[int, Box]:
+        """The boxes given, by id."""
+        given = {target.id or place: as_box(target.box) for place, target in enumerate(self.targets, 1)}
+        return given if self.box is None else {1: as_box(self.box)}
 
 
 @dataclass(frozen=True)
@@ -265,6 +291,9 @@ def tracker_settings(daemon: DaemonConfig, stream: StreamConfig) -> TrackerConfi
         raise ConfigError(f"streams: {stream.name}: {str(error).removeprefix('configuration: ')}") from None
     if config.update.deadline is None and daemon.limits.round_seconds is not None:
         config = replace(config, update=replace(config.update, deadline=daemon.limits.round_seconds))
+    if len(stream.targets) > config.targets.most:
+        most, count = config.targets.most, len(stream.targets)
+        raise ConfigError(f"streams: {stream.name}: {count} targets, targets.most of the tracker is {most}: raise it")
     store = os.path.join(daemon.state, stream.name, "features") if "store" not in values else config.store
     return replace(config, name=stream.name, store=store)
 

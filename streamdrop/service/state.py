@@ -3,8 +3,8 @@
 ::
 
     state/NAME/stream.json    this file, replaced in one step
-    state/NAME/tracker/       the tracker's checkpoint
-    state/NAME/features/      its feature store
+    state/NAME/tracker/       the tracker's checkpoint; of further targets tracker-2/ and so on
+    state/NAME/features/      its feature store; features-2/
     state/NAME/events.jsonl   events, boxes.*.txt, video/ as asked for
 """
 
@@ -14,6 +14,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,33 +27,63 @@ from streamdrop.service.settings import StreamConfig
 
 log = logging.getLogger("streamdrop")
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass
+class TargetState:
+    """One target. ``box``: its last place. ``learned``: the checkpoint is its own; else it is to be learned at ``box``.
+
+    ``borrows``: it learned on top of another target's backbone. ``report``: its last round's event.
+    """
+
+    box: list[float]
+    score: float = 1.0
+    lost: bool = False
+    learned: bool = False
+    borrows: bool = False
+    report: dict[str, Any] | None = None
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As others see it: box, score, lost."""
+        return {"box": list(self.box), "score": self.score, "lost": self.lost}
 
 
 @dataclass
 class StreamState:
-    """``number`` and ``position``: of the next frame. ``box``: the target's last place, None without a target.
+    """``number`` and ``position``: of the next frame. ``targets`` by id; ``newest``: the largest id there ever was.
 
-    ``learned``: the tracker's checkpoint is this target's; else the target is to be learned at ``box``.
-    ``given``: the configuration's source and box, to notice when they change. ``report``: the last round's event.
+    ``given``: the configuration's source and boxes, to notice when they change.
     """
 
     number: int = 0
     position: int = 0
-    box: list[float] | None = None
-    score: float = 1.0
-    lost: bool = False
-    learned: bool = False
+    targets: dict[int, TargetState] = field(default_factory=dict)
+    newest: int = 0
     paused: bool = False
     given: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] | None = None
 
     @property
-    def target(self) -> dict[str, Any] | None:
-        """The target as others see it: box, score, lost; None without one."""
-        box = self.box
-        return None if box is None else {"box": list(box), "score": self.score, "lost": self.lost}
+    def first(self) -> TargetState | None:
+        """The target with the lowest id; None without any."""
+        targets = dict(self.targets)  # other threads ask
+        return targets[min(targets)] if targets else None
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """The targets as others see them, in order: id, box, score, lost."""
+        return [{"id": key, **target.shown} for key, target in sorted(dict(self.targets).items())]
+
+    def give(self, key: int, box: Sequence[float]) -> None:
+        """A target to be learned."""
+        self.targets = {**self.targets, key: TargetState([float(value) for value in box])}
+        self.newest = max(self.newest, key)
+
+    def drop(self, key: int) -> None:
+        """A target has gone."""
+        self.targets = {one: target for one, target in self.targets.items() if one != key}
 
 
 class StateFolder:
@@ -59,12 +91,20 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tracker = path / "tracker"
         self._file = path / "stream.json"
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{path}: cannot be made ({error.strerror}): choose another state folder") from None
+
+    def tracker(self, key: int) -> Path:
+        """Where one target's checkpoint is."""
+        return self.path / of_target("tracker", key)
+
+    def forget(self, key: int) -> None:
+        """Remove what is kept of a target; of the first its files stay until they are used again."""
+        for name in ("tracker", "features") if key > 1 else ():
+            shutil.rmtree(self.path / of_target(name, key), ignore_errors=True)
 
     def read(self) -> StreamState | None:
         """What was last written, None where nothing was. Raises CheckpointError for what is damaged."""
@@ -73,7 +113,7 @@ class StateFolder:
             return _state(values)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, BoxError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, BoxError) as error:
             raise CheckpointError(f"{self._file}: damaged ({error}): remove it to start the stream anew") from None
 
     def read_if_whole(self) -> StreamState | None:
@@ -92,17 +132,25 @@ class StateFolder:
             raise OutputError(f"{self._file}: cannot be written ({error.strerror}): free some space") from None
 
 
+def of_target(name: str, key: int) -> str:
+    """A folder's or file's name for one target: the first's is plain."""
+    return name if key == 1 else f"{name}-{key}"
+
+
 def remembered(before: StreamState | None, stream: StreamConfig) -> StreamState:
-    """What was remembered, as far as it is about the source and the box that the configuration now names."""
+    """What was remembered, as far as it is about the source and the boxes that the configuration now names."""
     digest = hashlib.sha256(str(stream.source).encode()).hexdigest()[:16]
-    given = {"source": digest, "box": None if stream.box is None else list(stream.box)}
+    boxes = stream.boxes
+    given = {"source": digest, "boxes": {str(key): list(box) for key, box in boxes.items()}}
     state = before or StreamState()
     if state.given != given:
         elsewhere = state.given.get("source") != digest
         if elsewhere:
             state.position = 0
-        if elsewhere or given["box"] is not None:
-            state.box, state.learned, state.lost = None if stream.box is None else list(stream.box), False, False
+        if elsewhere or boxes:
+            state.targets = {}
+            for key, box in boxes.items():
+                state.give(key, box)
         state.given = given
     return state
 
@@ -110,12 +158,13 @@ def remembered(before: StreamState | None, stream: StreamConfig) -> StreamState:
 def _state(values: Any) -> StreamState:
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise ValueError(f"not of format {FORMAT}")
-    state = StreamState(**values)
-    if state.box is not None:
-        state.box = list(as_box(state.box))
-    for name in ("number", "position"):
+    targets = {int(key): TargetState(**each) for key, each in values.pop("targets").items()}
+    state = StreamState(**values, targets=targets)
+    for target in targets.values():
+        target.box = list(as_box(target.box))
+    for name in ("number", "position", "newest"):
         if not isinstance(getattr(state, name), int) or getattr(state, name) < 0:
-            raise ValueError(f"{name} is no frame")
+            raise ValueError(f"{name} is no whole number")
     if not all(isinstance(part, dict) for part in (state.given, state.counters)):
         raise ValueError("given and counters are no mappings")
     return state

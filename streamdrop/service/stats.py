@@ -6,6 +6,7 @@ import dataclasses
 import time
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,16 +64,16 @@ class Stats:
         self._rounds: deque[dict[str, Any]] = deque(maxlen=_POINTS)
         self._times: deque[float] = deque(maxlen=1000)
 
-    def tracked(self, track: Track, events: list[dict[str, Any]], latency: float) -> None:
+    def tracked(self, tracks: Mapping[int, Track], events: list[dict[str, Any]], latency: float) -> None:
         """A frame was tracked: ``events`` are its own and those of its rounds."""
-        counters = self.counters
+        counters, reports = self.counters, [report for track in tracks.values() for report in track.reports]
         counters.tracked += 1
-        counters.lost += track.lost
-        counters.rounds += len(track.reports)
+        counters.lost += any(track.lost for track in tracks.values())
+        counters.rounds += len(reports)
         self._times.append(time.monotonic())
         self.latency.add(latency)
-        self.update.add(track.ms / 1e3)
-        for report in track.reports:
+        self.update.add(sum(track.ms for track in tracks.values()) / 1e3)
+        for report in reports:
             self.round.add(report.seconds)
         self.remember(events)
 

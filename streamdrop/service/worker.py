@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from streamdrop.errors import BoxError, CheckpointError, ConflictError, StoreFul
 from streamdrop.service.broadcast import Broadcast, stream_events
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
-from streamdrop.service.following import Following, Interrupted, Wanted
+from streamdrop.service.following import Following, Interrupted
 from streamdrop.service.frames import Arrival, FrameBuffer
 from streamdrop.service.redact import redacted
 from streamdrop.service.settings import SessionSettings
 from streamdrop.service.share import Share
 from streamdrop.service.state import StateFolder, remembered
 from streamdrop.service.stats import Counters, Stats
+from streamdrop.service.wanted import Wanted, WantedTargets
 from streamdrop.types import Track
 
 log = logging.getLogger("streamdrop")
@@ -33,7 +33,7 @@ _STUBBORN = 3  # failures in a row after which the checkpoint is taken for their
 class Worker:
     """Owns all that one stream is made of; its thread runs ``run`` from ``start`` to ``stop``.
 
-    ``wanted`` holds a target to learn next, ``commands`` are run between two frames. Raises OutputError where
+    ``wanted`` holds targets to learn next, ``commands`` are run between two frames. Raises OutputError where
     ``folder`` cannot be used.
     """
 
@@ -51,8 +51,7 @@ class Worker:
         number, position = self.state.number, self.state.position
         self.capture = Capture(stream, limits, self._came, self._signalled, self._preview, number, position)
         self.commands = Commands(self.buffer.wake)
-        self.giving_up = threading.Event()
-        self.wanted: deque[Wanted] = deque(maxlen=1)
+        self.wanted = WantedTargets()
         self.last: Arrival | None = None
         self.furthest = -1
         self._failures = self._unsaved = self._since = 0
@@ -65,7 +64,7 @@ class Worker:
         """Begin. A file with a target waits until the tracker is there."""
         if self.state.paused:
             self.capture.hold("paused")
-        if self.state.box is not None:
+        if self.state.targets:
             self.capture.hold("starting")
         self._thread.start()
         self.capture.start()
@@ -88,12 +87,12 @@ class Worker:
     def _came(self, arrival: Arrival) -> None:
         self.stats.counters.frames += 1
         self.buffer.put(arrival)
-        if self.state.box is None or self.state.paused or self.phase != "running":
-            self.broadcast.show(arrival, self.state.target)
+        if not self.state.targets or self.state.paused or self.phase != "running":
+            self.broadcast.show(arrival, self.state.shown)
 
     def _preview(self, arrival: Arrival) -> None:
         if self.broadcast.pictures.newest is None:
-            self.broadcast.show(arrival, self.state.target)
+            self.broadcast.show(arrival, self.state.shown)
 
     def _signalled(self, signal: Signal) -> None:
         if signal.up:
@@ -134,25 +133,31 @@ class Worker:
     def _obey(self) -> None:
         """Carry out what was asked for, in order; then learn a target that was drawn."""
         self.commands.run()
-        if self.wanted:
-            self._learn(self.wanted.popleft())
+        wanted = self.wanted.next()
+        if wanted is not None:
+            self._learn(wanted)
 
     def _frame(self, arrival: Arrival) -> None:
-        """Look at a frame, or learn the target that is to be learned on it."""
+        """Look at a frame, then learn the targets that are to be learned on it."""
         state = self.state
-        if state.paused or state.box is None:
+        if state.paused or not state.targets:
             self._pass(arrival)
-            self.broadcast.show(arrival, state.target)
+            self.broadcast.show(arrival, state.shown)
             return
         self.stats.counters.dropped += max(0, arrival.number - self.furthest - 1) if self.furthest >= 0 else 0
-        if not self.following.learned:
-            self._learn(Wanted(as_box(state.box), arrival, "remembered"))
-            return
-        track = self.following.look(arrival.image)
-        self._record(arrival, track)
+        if self.following.learned:
+            self._look(arrival)
+        for key in self.following.pending:
+            if not self._stopping.is_set() and key not in self.wanted.ids():  # drawn anew: it comes in its turn
+                self._learn(Wanted(as_box(state.targets[key].box), arrival, "remembered", key))
+
+    def _look(self, arrival: Arrival) -> None:
+        tracks = self.following.look(arrival.image)
+        self._record(arrival, tracks)
         self._failures = 0
-        self._unsaved += len(track.reports)
-        self._since = 0 if track.reports else self._since + 1
+        rounds = sum(len(track.reports) for track in tracks.values())
+        self._unsaved += rounds
+        self._since = 0 if rounds else self._since + 1
         if self._save_due() and self._since >= self.settings.tracker.update.every // 2:
             self._save()  # at the latest well before the next round
 
@@ -167,60 +172,74 @@ class Worker:
 
     def _learn(self, wanted: Wanted) -> None:
         """Learn a target on a frame that is kept, then go on from there to the present."""
-        arrival = wanted.arrival
+        arrival, key = wanted.arrival, wanted.key
         height, width = arrival.image.shape[:2]
         try:
             box = check_inside(wanted.box, width, height)
         except BoxError as error:
-            self._refuse(str(error))
+            self._refuse(key, str(error))
             return
-        self._quietly(lambda: self.following.want(box))
-        self.broadcast.tell({"event": "target", "frame": arrival.number, "box": list(box), "why": wanted.why})
+        self._quietly(lambda: self.following.want(key, box))
+        told = {"event": "target", "target": key, "frame": arrival.number, "box": list(box), "why": wanted.why}
+        self.broadcast.tell(told)
         self.phase = "learning"
         self.capture.hold("learning")
         self.buffer.keep(arrival.number)
         try:
-            track = self.following.learn(arrival.image, box, self._distracted)
+            self._learned(wanted, self.following.learn(key, arrival.image, box, lambda: self._distracted(key)))
         except Interrupted:
             return
         finally:
             self.phase = "running"
             self.capture.release("learning")
+
+    def _learned(self, wanted: Wanted, track: Track) -> None:
+        """A target alone goes on from its frame; beside others it goes on to where they are, before they go on."""
+        arrival, key = wanted.arrival, wanted.key
         self.error = None
-        self._record(arrival, track)
+        alone = self.following.ids == (key,)
+        if alone:
+            self._pass(arrival)
+        self._record(arrival, {key: track}, film=alone)
+        for passed in () if alone else self.buffer.between(arrival.number, self.furthest):
+            if self._distracted(key):
+                break
+            self._record(passed, {key: self.following.catch_up(key, passed.image)}, film=False)
         self._save()
-        self.buffer.rewind(arrival.number)
+        self.buffer.rewind(arrival.number if alone else self.furthest)
 
-    def _distracted(self) -> bool:
-        return self._stopping.is_set() or bool(self.wanted) or self.giving_up.is_set()
+    def _distracted(self, key: int) -> bool:
+        return self._stopping.is_set() or self.wanted.withdrawn(key)
 
-    def _refuse(self, error: str) -> None:
+    def _refuse(self, key: int, error: str) -> None:
         """There is no such target; the stream waits for one to be drawn."""
         self.error = error
-        self._quietly(self.following.forget)
-        self.broadcast.tell({"event": "error", "error": error})
+        self._quietly(lambda: self.following.forget(key))
+        self.broadcast.tell({"event": "error", "target": key, "error": error})
 
-    def _record(self, arrival: Arrival, track: Track) -> None:
-        """Everybody hears about a tracked frame."""
-        self._pass(arrival)
+    def _record(self, arrival: Arrival, tracks: dict[int, Track], film: bool = True) -> None:
+        """Everybody hears about a tracked frame; the stream has come this far, unless a target is catching up."""
+        if arrival.number >= self.furthest:
+            self._pass(arrival)
         latency = time.monotonic() - arrival.at
-        events = stream_events(arrival.number, track, latency)
-        if track.reports:
-            self.state.report = events[-1]
-        self.broadcast.show(arrival, self.state.target)
-        self.stats.tracked(track, events, latency)
+        events = stream_events(arrival.number, tracks, latency)
+        for event in events:
+            if "after_frame" in event:
+                self.state.targets[event["target"]].report = event
+        self.broadcast.show(self.last or arrival, self.state.shown)
+        self.stats.tracked(tracks, events, latency)
         for event in events:
             self.broadcast.tell(event)
-        self.broadcast.record(arrival, track)
+        self.broadcast.record(arrival, tracks, film)
 
     # ---------------------------------------------------------------- commands, in the worker's thread
 
-    def forget(self) -> None:
-        """Let go of the target."""
-        self.wanted.clear()
-        self.giving_up.clear()
-        self.following.forget()
-        self.broadcast.tell({"event": "cleared", "frame": max(self.furthest, 0)})
+    def forget(self, key: int) -> None:
+        """Let go of a target; of one that is not there there is nothing to be done."""
+        self.wanted.forgotten(key)
+        if key in self.state.targets:
+            self.following.forget(key)
+            self.broadcast.tell({"event": "cleared", "target": key, "frame": max(self.furthest, 0)})
 
     def set_paused(self, paused: bool) -> None:
         """Stop to track, or go on."""
@@ -230,13 +249,15 @@ class Worker:
             self.broadcast.tell({"event": "paused" if paused else "resumed", "frame": max(self.furthest, 0)})
 
     def thaw(self) -> None:
-        """Learn the target anew where it is. Raises ConflictError where it is not in sight."""
+        """Learn the targets in sight anew where they are. Raises ConflictError where there is none."""
         state, arrival = self.state, self.last
-        if state.box is None or arrival is None or not self.following.learned:
+        if arrival is None or not self.following.learned:
             raise ConflictError(f"{self.name}: has no target that was learned: draw one first")
-        if state.lost:
+        seen = [key for key in self.following.ids if not state.targets[key].lost]
+        if not seen:
             raise ConflictError(f"{self.name}: the target is lost: thaw when it is in sight, or draw it anew")
-        self.wanted.append(Wanted(as_box(state.box), arrival, "thaw"))
+        for key in seen:
+            self.wanted.ask(Wanted(as_box(state.targets[key].box), arrival, "thaw", key))
 
     def save_now(self) -> None:
         """Save. Raises ConflictError without a target."""
@@ -247,20 +268,24 @@ class Worker:
     # ---------------------------------------------------------------- what survives
 
     def _go_on(self) -> None:
-        """Take up the target that the folder remembers."""
-        state = self.state
-        if state.box is None or not state.learned:
-            return
+        """Take up the targets that the folder remembers."""
+        restored = [key for key, target in sorted(self.state.targets.items()) if target.learned and self._restored(key)]
+        if restored:
+            self.broadcast.tell({"event": "restored", "frame": self.state.number, "targets": restored})
+
+    def _restored(self, key: int) -> bool:
+        target = self.state.targets[key]
         try:
-            self.following.restore()
-            self.broadcast.tell({"event": "restored", "frame": state.number})
+            self.following.restore(key)
         except CheckpointError as error:
             log.warning("%s: %s", self.name, error)
-            state.learned = False
-            if state.lost:  # where it last was is not where it is
-                self._refuse(f"{error}: the target was lost: draw it anew")
+            target.learned = False
+            if target.lost:  # where it last was is not where it is
+                self._refuse(key, f"{error}: the target was lost: draw it anew")
             else:
-                self.broadcast.tell({"event": "error", "error": str(error)})
+                self.broadcast.tell({"event": "error", "target": key, "error": str(error)})
+            return False
+        return True
 
     def _save(self) -> None:
         self._quietly(self.following.save)
@@ -280,7 +305,8 @@ class Worker:
         self.error, self.phase = said, "failed"
         self.following.close()
         if self._failures >= _STUBBORN and not isinstance(error, StoreFullError):  # no room: it will do once there is
-            self.state.learned = False
+            for target in self.state.targets.values():
+                target.learned = False
         self.broadcast.tell({"event": "failed", "error": said})
         self.capture.hold("starting")
         self._stopping.wait(wait)

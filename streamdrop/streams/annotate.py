@@ -26,11 +26,12 @@ def annotate(
     text: str = "",
     *,
     truth: Sequence[float] | None = None,
+    name: str = "",
 ) -> Image:
     """A copy of ``image`` (uint8 H×W×3 RGB) with the box (x, y, w, h in pixels), its score and a line of ``text``.
 
     Green: found with a high score; amber: with a low one; red and dashed: lost, the last box known. ``truth`` is drawn
-    as a thin blue box. A box that is not finite is left out.
+    as a thin blue box. ``name`` stands before the score. A box that is not finite is left out.
     """
     canvas = np.array(image, dtype=np.uint8, order="C")
     thick = max(2, round(min(canvas.shape[:2]) / 240))
@@ -40,7 +41,8 @@ def annotate(
     if np.isfinite(box).all():
         low, high = _corners(box)
         _outline(canvas, low, high, colour, thick, dashed=lost)
-        _label(canvas, f"lost {score:.2f}" if lost else f"{score:.2f}", low, high, colour)
+        words = [name, "lost" if lost else "", f"{score:.2f}"]
+        _label(canvas, " ".join(word for word in words if word), low, high, colour)
     if text:
         caption(canvas, text)
     return canvas

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from streamdrop.testing.streams import make_folder as make_folder
     from streamdrop.testing.streams import make_video as make_video
     from streamdrop.testing.targets import moving_square as moving_square
+    from streamdrop.testing.targets import moving_squares as moving_squares
     from streamdrop.testing.tuners import SmallNet as SmallNet
     from streamdrop.testing.tuners import check_drop_equals_freeze as check_drop_equals_freeze
     from streamdrop.testing.tuners import labelled_batch as labelled_batch
@@ -31,6 +32,7 @@ _HOME = {
     "make_folder": "streams",
     "make_video": "streams",
     "moving_square": "targets",
+    "moving_squares": "targets",
     "render_clip": "scenes",
 }
 

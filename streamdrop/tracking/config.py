@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -200,6 +201,28 @@ class DropConfig:
 
 
 @dataclass(frozen=True)
+class TargetsConfig:
+    """Several targets in one video, at most ``most``.
+
+    ``share``: those near each other, whose crops would show them at scales that differ by a factor of at most
+    ``alike``, are seen in one pass over one crop, where that is smaller than theirs together. Rounds take turns, one a
+    frame at most: together the targets get at most ``rounds`` times those of one.
+    """
+
+    share: bool = True
+    alike: float = 1.35
+    rounds: float = 2.0
+    most: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("alike", "rounds"):
+            if not 1.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a factor of at least 1")
+        if self.most < 1:
+            raise ConfigError(f"most is {self.most}: give a whole number of at least 1")
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     """Everything about a tracker. ``strategy``, what a round trains after the first frame:
 
@@ -225,6 +248,7 @@ class TrackerConfig:
     box: BoxConfig = field(default_factory=BoxConfig)
     lost: LostConfig = field(default_factory=LostConfig)
     drop: DropConfig = field(default_factory=DropConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.target < 0:

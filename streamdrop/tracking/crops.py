@@ -61,19 +61,19 @@ class View:
         return Box(x - w / 2, y - h / 2, w, h)
 
 
-def take(image: Image, view: View) -> Image:
-    """The view's pixels, uint8 [size, size, 3]."""
+def take(image: Image, view: View, shape: tuple[int, int] | None = None) -> Image:
+    """The view's pixels, uint8 [size, size, 3]; of ``shape`` (width, height) the part of it around its middle."""
+    width, height = shape or (view.size, view.size)
     halvings = int(math.log2(max(view.scale, 1.0)))
     if halvings:
         image, view = _halved(image, view, halvings)
     c, s = math.cos(view.angle) * view.scale, math.sin(view.angle) * view.scale
     flip = -1.0 if view.mirrored else 1.0
-    middle = (view.size - 1) / 2
     turn: Matrix = np.array([[c * flip, -s], [s * flip, c]])
-    offset = np.array([view.x - 0.5, view.y - 0.5]) - turn @ np.array([middle, middle])
+    offset = np.array([view.x - 0.5, view.y - 0.5]) - turn @ np.array([(width - 1) / 2, (height - 1) / 2])
     matrix = np.concatenate([turn, offset[:, None]], axis=1)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    crop = cv2.warpAffine(image, matrix, (view.size, view.size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    crop = cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(crop, np.uint8)
 
 

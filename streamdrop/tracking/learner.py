@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
 _CHUNK = 8
 
+Looked: TypeAlias = tuple[Activations, Activations, np.ndarray[Any, np.dtype[np.float32]]]
+"""What ``Learner.look`` gives."""
+
 
 class Learner:
     """One target's network and what it has learned. ``start`` begins a new target."""
@@ -38,6 +41,7 @@ class Learner:
         self._cuts = Cuts.of(self._split)
         self._keys = Keys(config)
         self._tuner: FineTuner | None = None
+        self._resting: str | None = None
 
     @property
     def layers(self) -> int:
@@ -50,10 +54,30 @@ class Learner:
         assert self._tuner is not None
         return self._tuner
 
-    def start(self, crops: Sequence[Image], boxes: Sequence[Box | None]) -> list[RoundReport]:
-        """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports."""
+    @property
+    def resting(self) -> str | None:
+        """What the maps are made by, as a digest, where no round will change that any more; None where one may."""
+        tuner, maps = self._tuner, self._cuts.maps
+        if tuner is None or tuner.settings.strategy != "drop" or min(tuner.cut, tuner.store.cut) < maps:
+            return None
+        if self._resting is None:
+            self._resting = self._split.version(maps)
+        return self._resting
+
+    @property
+    def backbone(self) -> dict[str, Tensor]:
+        """The backbone's weights and buffers by name."""
+        return {name: value for name, value in self._network.state_dict().items() if not name.startswith("score.")}
+
+    def start(
+        self, crops: Sequence[Image], boxes: Sequence[Box | None], backbone: Mapping[str, Tensor] | None = None
+    ) -> list[RoundReport]:
+        """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports.
+
+        It begins with ``backbone``, another learner's; None: the pretrained one.
+        """
         self.close()
-        self._network.load_state_dict(self._pretrained)
+        self._network.load_state_dict({**self._pretrained, **(backbone or {})})
         self._network.score.reset(self._config.seed)
         self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
         keys = [self._keys.first(index) for index in range(len(crops))]
@@ -85,6 +109,20 @@ class Learner:
             scores = self._split.head(self._cuts.maps)(maps)
         return activations, maps, scores.numpy()
 
+    def maps(self, crops: Sequence[Image]) -> Activations:
+        """The two maps of crops of any one size, by the backbone alone."""
+        with torch.no_grad():
+            maps: Activations = self._split.tail(self._cuts.maps)(_input(crops))
+        return maps
+
+    def look_at(self, maps: Activations) -> Looked:
+        """What ``look`` makes of crops whose maps are known; only where the backbone is ``resting``."""
+        cut = self.tuner.store.cut
+        with torch.no_grad():
+            activations = maps if cut == self._cuts.maps else self._split.step(self._cuts.maps, cut)(maps)
+            scores = self._split.head(self._cuts.maps)(maps)
+        return activations, maps, scores.numpy()
+
     def remember(self, frame: int, activations: Activations, box: Box | None, weight: float = 1.0) -> None:
         """Keep a frame's search crop, whose target is at ``box`` (crop pixels), to learn from."""
         key = self._keys.frame(frame)
@@ -97,9 +135,12 @@ class Learner:
         sampler = update_sampler(self._config, self._keys)
         return self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
 
-    def save(self, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
-        """Write a checkpoint with the caller's plain data. Raises OutputError."""
-        self.tuner.save(path, extra=extra)
+    def save(self, path: str | os.PathLike[str], extra: dict[str, Any], hold: bool = False) -> None:
+        """Write a checkpoint with the caller's plain data. Raises OutputError.
+
+        ``hold``: the one before can be restored too, until the tuner's ``release``.
+        """
+        self.tuner.save(path, extra=extra, hold=hold)
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a checkpoint; returns the caller's data. Raises CheckpointError, StoreError."""
@@ -118,6 +159,7 @@ class Learner:
         if self._tuner is not None:
             self._tuner.store.close()
             self._tuner = None
+        self._resting = None
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -184,8 +184,11 @@ def crop_views(motion: Motion, config: TrackerConfig) -> list[View]:
 
 
 def best_peak(scores: Map, views: list[View], motion: Motion, config: TrackerConfig) -> Peak:
-    """The highest score over all views [N, H, W]; around the last place, places further out count less."""
-    weighted = scores if motion.lost else scores * _window(scores.shape[1], config.search, motion.reach(config.search))
+    """The highest score over all views [N, H, W]; away from where the target is expected, places count less."""
+    weighted = scores
+    if not motion.lost:
+        middle = views[0].to_crop(*motion.expected())
+        weighted = scores * _window(scores.shape[1], config.search, motion.reach(config.search), middle)
     view, row, column = np.unravel_index(int(weighted.argmax()), scores.shape)
     x, y = _refined(scores[view], int(column), int(row))
     apart = _REACH * scores.shape[1] / config.search.context
@@ -193,9 +196,9 @@ def best_peak(scores: Map, views: list[View], motion: Motion, config: TrackerCon
     return Peak(int(view), (x + 0.5) * STRIDE, (y + 0.5) * STRIDE, float(scores[view, row, column]), rival)
 
 
-def _window(cells: int, search: SearchConfig, width: float) -> Map:
-    places = (np.arange(cells) + 0.5 - cells / 2) * search.context / cells
-    distance = places[:, None] ** 2 + places[None, :] ** 2
+def _window(cells: int, search: SearchConfig, width: float, middle: tuple[float, float]) -> Map:
+    across, down = ((np.arange(cells) + 0.5 - at / STRIDE) * search.context / cells for at in middle)
+    distance = down[:, None] ** 2 + across[None, :] ** 2
     near = np.exp(-0.5 * distance / width**2)
     return (1 - search.window + search.window * near).astype(np.float32)
 

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from streamdrop.boxes import Box, as_box, check_inside
 from streamdrop.config import load
 from streamdrop.errors import CheckpointError, StreamdropError
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
 from streamdrop.tracking.first_frame import examples
-from streamdrop.tracking.learner import Learner
+from streamdrop.tracking.learner import Learner, Looked
 from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.tracking.search import Motion, Peak, best_peak, confidence, crop_views
@@ -59,14 +61,32 @@ class Tracker:
         Raises BoxError for a box that is none or lies outside, DataError for what is no image.
         """
         with threads(self.config.threads):
-            return self._init(image, box)
+            return self.learn(image, box)
 
     def update(self, image: Image) -> Track:
         """Find the target in the next frame; when it is lost, the last box. Raises DataError as ``init`` does."""
         with threads(self.config.threads):
             return self._update(image)
 
-    def _init(self, image: Image, box: object) -> Track:
+    # ---------------------------------------------------------------- the parts of a frame, for Targets
+
+    @property
+    def learner(self) -> Learner:
+        """The network and what it has learned."""
+        return self._learner
+
+    @property
+    def motion(self) -> Motion:
+        """Where the target is and how it moves. Raises StreamdropError before ``init``."""
+        return self._started()
+
+    @property
+    def tones(self) -> Tones:
+        """How 16-bit values are shown."""
+        return self._tones
+
+    def learn(self, image: Image, box: object, backbone: Mapping[str, Tensor] | None = None) -> Track:
+        """``init`` in the caller's setting of threads; with ``backbone``, beginning from another tracker's."""
         began = time.perf_counter()
         tones = Tones.of(image)
         image = as_rgb(image, tones)
@@ -76,7 +96,7 @@ class Tracker:
         motion = Motion.starting(given, width, height)
         search = self.config.search
         shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, self.config.seed)
-        reports = self._learner.start([one.crop for one in shown], [one.box for one in shown])
+        reports = self._learner.start([one.crop for one in shown], [one.box for one in shown], backbone)
         upright = {index: one.box for index, one in enumerate(shown) if one.upright and one.box is not None}
         maps = self._learner.first_maps([one.crop for one in shown], list(upright))
         self._regression = BoxRegression.fit(self.config.box, maps, list(upright.values()), self.config.seed)
@@ -85,23 +105,68 @@ class Tracker:
 
     def _update(self, image: Image) -> Track:
         began = time.perf_counter()
+        image = self.rgb(image)
+        views = self.advance(image)
+        found = self.find(views, self._learner.look([take(image, view) for view in views]))
+        return self.track(found, began, self.adapt() if self.round_due else None)
+
+    def rgb(self, image: Image) -> Image:
+        """A frame as the network takes it. Raises DataError."""
+        self._started()
+        return as_rgb(image, self._tones)
+
+    def advance(self, image: Image) -> list[View]:
+        """To the next frame; where to look in it."""
         motion = self._started()
-        image = as_rgb(image, self._tones)
         height, width = image.shape[:2]
         motion.advance(width, height)
-        views = crop_views(motion, self.config)
-        activations, maps, scores = self._learner.look([take(image, view) for view in views])
+        return crop_views(motion, self.config)
+
+    def find(self, views: list[View], looked: Looked, keep: bool = True) -> bool:
+        """Move the box onto the target in the views, and remember the frame unless told not to; whether it is there."""
+        motion = self._started()
+        activations, maps, scores = looked
         peak = best_peak(scores, views, motion, self.config)
         found = motion.judge(peak, self.config.lost)
         if found:
-            motion.grow(views[peak.view].side / views[0].side)
+            motion.grow(1.0 if peak.view == 0 else views[peak.view].side / motion.side(self.config.search))
             self._follow(peak, views[peak.view], maps)
-            self._remember(peak, views[peak.view], activations, maps)
-        report = self._learn()
+            if keep:
+                self._remember(peak, views[peak.view], activations, maps)
+        return found
+
+    def track(self, found: bool, began: float, report: RoundReport | None) -> Track:
+        """The result of this frame, begun at ``began`` (perf_counter)."""
+        motion = self._started()
         return Track(motion.frame, motion.box, confidence(motion.score), not found, _ms(began), report)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint from which ``restore`` goes on to exactly the same boxes. Raises OutputError."""
+    @property
+    def early(self) -> bool:
+        """Whether this is one of the frames that each get a round."""
+        return self._started().frame <= self.config.update.early
+
+    @property
+    def round_due(self) -> bool:
+        """Whether this frame is one with a round."""
+        return self._started().frame % self.config.update.every == 0 or self.early
+
+    def adapt(self) -> RoundReport | None:
+        """An adaptation round, if there is something new to learn from and the target is in sight."""
+        motion = self._started()
+        if motion.waiting == 0 or motion.lost:
+            return None
+        motion.waiting = 0
+        if self._regression is not None:
+            self._regression.adapt()
+        return self._learner.adapt()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, path: str | os.PathLike[str], hold: bool = False) -> None:
+        """Write a checkpoint from which ``restore`` goes on to exactly the same boxes. Raises OutputError.
+
+        ``hold``: the one before, in another folder, can be restored too, until ``learner.tuner.release``.
+        """
         motion, regression = self._started(), self._regression
         assert regression is not None
         extra = {
@@ -110,7 +175,7 @@ class Tracker:
             "regression": regression.state(),
             "tones": dataclasses.asdict(self._tones),
         }
-        self._learner.save(path, extra)
+        self._learner.save(path, extra, hold)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of a tracker with the same configuration. Raises CheckpointError."""
@@ -157,17 +222,6 @@ class Tracker:
             regression.remember(maps, peak.view, box, (self.config.seed, motion.frame))
             motion.waiting += 1
 
-    def _learn(self) -> RoundReport | None:
-        """An adaptation round, when one is due, there is something new to learn from and the target is in sight."""
-        motion, update = self._started(), self.config.update
-        due = motion.frame % update.every == 0 or motion.frame <= update.early
-        if not due or motion.waiting == 0 or motion.lost:
-            return None
-        motion.waiting = 0
-        if self._regression is not None:
-            self._regression.adapt()
-        return self._learner.adapt()
-
 
 def track(stream: Iterable[Any], tracker: Tracker, box: object) -> Iterator[Track]:
     """Every frame's track of a stream (Samples, or plain images); the first is the given box.
@@ -182,8 +236,8 @@ def track(stream: Iterable[Any], tracker: Tracker, box: object) -> Iterator[Trac
 
 
 def _identity(config: TrackerConfig) -> Any:
-    """The configuration as plain data, without where the features lie."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if key != "store"}
+    """The configuration as plain data, without where the features lie and what concerns several targets."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("store", "targets")}
     return json.loads(json.dumps(values))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
 from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -38,6 +39,7 @@ ACTIONS = (
 _PRIVATE = ("store", "weights")  # keys of a tracker that name files
 
 _Name = Annotated[str, Field(max_length=200)]
+_Id = Annotated[int, PathParameter(ge=1, lt=2**63)]
 _Last = Annotated[int, Query(ge=1, le=1500)]
 _PROBLEM = {
     "description": "What is wrong, where, and the remedy",
@@ -183,15 +185,34 @@ def _add_streams(app: FastAPI, daemon: Daemon) -> None:
 
 
 def _add_target(app: FastAPI, daemon: Daemon) -> None:
-    @app.post("/api/streams/{name}/target", tags=["target"], summary="Learn the target in a box", status_code=202)
+    @app.post(
+        "/api/streams/{name}/target",
+        tags=["target"],
+        summary="Learn the target in a box, in place of the first",
+        status_code=202,
+    )
     async def set_target(name: _Name, body: TargetBody) -> schemas.Accepted:
         session = daemon.get(name)
         frame = session.set_target(as_box(body.box), body.frame)
         return schemas.Accepted(name=name, box=list(body.box), frame=frame)
 
-    @app.delete("/api/streams/{name}/target", tags=["target"], summary="Let go of the target", status_code=204)
+    @app.delete("/api/streams/{name}/target", tags=["target"], summary="Let go of the first target", status_code=204)
     def clear_target(name: _Name) -> None:
         daemon.get(name).clear_target()
+
+    @app.post("/api/streams/{name}/targets", tags=["target"], summary="Learn one more target", status_code=202)
+    async def add_target(name: _Name, body: TargetBody) -> schemas.AcceptedOne:
+        key, frame = daemon.get(name).add_target(as_box(body.box), body.frame)
+        return schemas.AcceptedOne(name=name, id=key, box=list(body.box), frame=frame)
+
+    @app.post("/api/streams/{name}/targets/{key}", tags=["target"], summary="Learn a target anew", status_code=202)
+    async def redraw_target(name: _Name, key: _Id, body: TargetBody) -> schemas.AcceptedOne:
+        frame = daemon.get(name).redraw_target(key, as_box(body.box), body.frame)
+        return schemas.AcceptedOne(name=name, id=key, box=list(body.box), frame=frame)
+
+    @app.delete("/api/streams/{name}/targets/{key}", tags=["target"], summary="Let go of a target", status_code=204)
+    def remove_target(name: _Name, key: _Id) -> None:
+        daemon.get(name).remove_target(key)
 
     for action, tag, summary in ACTIONS:
         _add_action(app, daemon, action, tag, summary)

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streamdrop.errors import ConflictError
 from streamdrop.service.pictures import Shown
-from streamdrop.service.stream_session import StreamSession
+from streamdrop.service.stream_session import StreamSession, first_of
 
 _BACKLOG = 512  # events that wait for one client
 _QUIET = 15.0  # seconds after which a picture is sent again though nothing is new
@@ -111,11 +111,12 @@ async def send_events(socket: WebSocket, session: StreamSession, ended: Callable
 async def send_pictures(socket: WebSocket, session: StreamSession, ended: Callable[[], bool]) -> None:
     """The newest picture, again and again: 4 bytes (big-endian) length of a JSON head, the head, the JPEG.
 
-    The head is the stream's status, with ``frame`` and ``target`` of the picture.
+    The head is the stream's status, with ``frame``, ``target`` and ``targets`` of the picture.
     """
     async with _until_closed(socket) as closed:
         async for shown in pictures(session, lambda: closed() or ended()):
-            head = json.dumps({**session.status(), "frame": shown.number, "target": shown.target}).encode()
+            seen = {"frame": shown.number, "target": first_of(shown.targets), "targets": shown.targets}
+            head = json.dumps({**session.status(), **seen}).encode()
             await socket.send_bytes(struct.pack(">I", len(head)) + head + shown.data)
 
 

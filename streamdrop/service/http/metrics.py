@@ -80,6 +80,8 @@ def _of_signals(sessions: list[StreamSession]) -> Iterable[Metric]:
 def _gauges(sessions: list[StreamSession]) -> Iterable[Metric]:
     names = {
         "target": "Whether there is a target",
+        "targets": "Targets",
+        "targets_lost": "Targets that are lost",
         "target_lost": "Whether it is lost",
         "score": "Score of the last frame",
         "fps": "Frames tracked a second, of late",
@@ -96,6 +98,8 @@ def _gauges(sessions: list[StreamSession]) -> Iterable[Metric]:
         values = {
             "target": target is not None,
             "target_lost": bool(target and target["lost"]),
+            "targets": len(status["targets"]),
+            "targets_lost": sum(one["lost"] for one in status["targets"]),
             "score": target["score"] if target else None,
             "saved_timestamp_seconds": status["saved"],
             **{name: status[name] for name in ("fps", "cut", "layers", "loss", "paused")},

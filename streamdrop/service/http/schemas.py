@@ -34,6 +34,12 @@ class Target(_Open):
     lost: bool
 
 
+class NamedTarget(Target):
+    """One of several targets."""
+
+    id: Annotated[int, Field(ge=1)]
+
+
 class Status(_Open):
     """One stream."""
 
@@ -54,7 +60,8 @@ class Status(_Open):
     frame: Annotated[int, Field(ge=0)]
     fps: Annotated[float, Field(ge=0, description="Frames tracked a second, of late")]
     dropped_frames: Annotated[int, Field(ge=0)]
-    target: Target | None
+    target: Annotated[Target | None, Field(description="The first one")]
+    targets: list[NamedTarget]
     cut: Annotated[int | None, Field(description="Layers dropped")]
     layers: int | None
     round: Annotated[int, Field(ge=0)]
@@ -101,6 +108,12 @@ class Accepted(BaseModel):
     name: str
     box: _Box
     frame: int
+
+
+class AcceptedOne(Accepted):
+    """One of several targets that will be learned."""
+
+    id: Annotated[int, Field(ge=1)]
 
 
 class Health(BaseModel):

@@ -1,0 +1,62 @@
+"""Targets that are to be learned: asked for by one thread, learned by another, given up by either."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from streamdrop.boxes import Box
+from streamdrop.service.frames import Arrival
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A target to learn, the frame it was drawn on, and its id."""
+
+    box: Box
+    arrival: Arrival
+    why: str
+    key: int = 1
+
+
+class WantedTargets:
+    """Those that wait to be learned, oldest first; of one id only what was asked for last."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Wanted] = []
+        self._given_up: set[int] = set()
+        self._lock = threading.Lock()
+
+    def ask(self, wanted: Wanted) -> None:
+        """Have it learned, instead of what waits under its id."""
+        with self._lock:
+            self._waiting = [*(one for one in self._waiting if one.key != wanted.key), wanted]
+
+    def next(self) -> Wanted | None:
+        """The one to learn now, None: none."""
+        with self._lock:
+            return self._waiting.pop(0) if self._waiting else None
+
+    def give_up(self, key: int) -> None:
+        """Let go of what waits under this id, and of learning it where that is under way, until ``forgotten``."""
+        with self._lock:
+            self._waiting = [one for one in self._waiting if one.key != key]
+            self._given_up.add(key)
+
+    def forgotten(self, key: int) -> None:
+        """Whoever gave it up has been obeyed."""
+        with self._lock:
+            self._given_up.discard(key)
+
+    def withdrawn(self, key: int) -> bool:
+        """Whether it is no use to go on learning what is being learned under this id."""
+        with self._lock:
+            return key in self._given_up or any(one.key == key for one in self._waiting)
+
+    def ids(self) -> set[int]:
+        """The ids of those that wait."""
+        with self._lock:
+            return {one.key for one in self._waiting}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)

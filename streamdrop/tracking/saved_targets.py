@@ -1,0 +1,68 @@
+"""Several trackers' checkpoints, replaced together.
+
+::
+
+    path/current          the name of the folder that counts, replaced in one step
+    path/set-000007/      targets.json, and each tracker's checkpoint in a folder named by its id
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamdrop.atomic import replace_text
+from streamdrop.errors import CheckpointError, OutputError
+from streamdrop.tracking.tracker import Tracker
+
+FORMAT = 1
+
+
+def write_targets(path: str | os.PathLike[str], trackers: Mapping[int, Tracker], state: dict[str, Any]) -> None:
+    """Save every tracker beside plain ``state``; killed at any point, ``path`` holds the old set or the new one.
+
+    Raises OutputError.
+    """
+    root = Path(path)
+    try:
+        folder = root / f"set-{_last_number(root) + 1:06d}"
+        folder.mkdir(parents=True)
+        for key, tracker in sorted(trackers.items()):
+            tracker.save(folder / str(key), hold=True)
+        replace_text(folder / "targets.json", json.dumps({"format": FORMAT, **state}))
+        replace_text(root / "current", folder.name)
+    except OSError as error:
+        raise OutputError(
+            f"{root}: the checkpoint cannot be written ({error}): free space or choose another folder"
+        ) from None
+    for tracker in trackers.values():
+        tracker.learner.tuner.release()
+    for old in root.glob("set-*"):
+        if old.name != folder.name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read_targets(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """The folder of the set that counts, and its plain state. Raises CheckpointError."""
+    root = Path(path)
+    try:
+        folder = root / (root / "current").read_text(encoding="utf-8").strip()
+        state = json.loads((folder / "targets.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise CheckpointError(
+            f"{root}: no checkpoint of several targets here: give the folder that save() wrote"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{root}: the checkpoint is damaged ({error}): start anew or take a backup") from None
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{folder}: not of format {FORMAT}: it needs another version of streamdrop")
+    return folder, state
+
+
+def _last_number(root: Path) -> int:
+    numbers = [folder.name.removeprefix("set-") for folder in root.glob("set-*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
