@@ -59,6 +59,8 @@ def _configuration(options: argparse.Namespace) -> TrackerConfig:
     overrides = list(options.set)
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
+    if options.fps is not None:
+        overrides.append(f"realtime.fps={options.fps}")
     if options.store is not None:
         overrides.append(f"store={Path(options.store) / 'features'}")
     return load(options.config, TrackerConfig, overrides)

@@ -92,7 +92,7 @@ class Recorder:
             self._draw(self._sample.image, track)
 
     def summary(self) -> str:
-        """The run in two lines: frames, speed, losses; rounds and what is dropped."""
+        """The run in lines: frames, speed, losses; rounds and what is dropped; rounds that had no time, if any."""
         reports = [report for track in self.tracks for report in track.reports]
         updates = [track.ms for track in self.tracks[1:] if track.ms > 0]
         lines = [f"{len(self.tracks)} frames, {sum(track.lost for track in self.tracks)} of them lost"]
@@ -104,6 +104,9 @@ class Recorder:
             total = f" of {self._layers}" if self._layers else ""
             dropped = f"{reports[-1].next_cut}{total} layers"
             lines.append(f"{len(reports)} rounds, median {median:.0f} ms; dropped: {dropped}")
+        short, off = sum(report.cut_short for report in reports), sum(track.put_off for track in self.tracks)
+        if short or off:
+            lines.append(f"rounds: {len(reports) - short} whole, {short} cut short, {off} put off for want of time")
         return "\n".join(lines)
 
     def close(self) -> None:
@@ -163,7 +166,8 @@ class Recorder:
 def events_of(frame: int, track: Track) -> Iterator[dict[str, Any]]:
     """The frame's event and those of the rounds that ran after it."""
     box = [round(float(value), 4) for value in track.box]
-    yield {"frame": frame, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms}
+    put_off = {"put_off": True} if track.put_off else {}
+    yield {"frame": frame, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms, **put_off}
     for report in track.reports:
         yield round_event(frame, report)
 
@@ -182,6 +186,7 @@ def round_event(frame: int, report: RoundReport) -> dict[str, Any]:
         "read_ms": report.read_seconds * 1e3,
         "write_ms": report.write_seconds * 1e3,
         "train_ms": report.train_seconds * 1e3,
+        "cut_short": report.cut_short,
     }
 
 

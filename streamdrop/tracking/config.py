@@ -200,6 +200,30 @@ class DropConfig:
 
 
 @dataclass(frozen=True)
+class RealtimeConfig:
+    """Keeping up with a live source: rounds make way for frames, and the clock has a say in the boxes.
+
+    ``fps``: frames a second to keep up with: rounds run an iteration at a time, in what each frame leaves of its time;
+    None: rounds run whole. ``beside``: they run in a thread, on a copy of the network whose weights are swapped in
+    between frames. ``first``: with either, seconds after which the first frame's training gives way to later frames.
+    """
+
+    fps: float | None = None
+    beside: bool = False
+    first: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.fps is not None:
+            check_above("fps", self.fps, 0.0)
+        check_above("first", self.first, 0.0)
+
+    @property
+    def in_line(self) -> bool:
+        """Whether every round runs whole where it is due, and no clock has a say."""
+        return self.fps is None and not self.beside
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     """Everything about a tracker. ``strategy``, what a round trains after the first frame:
 
@@ -225,6 +249,7 @@ class TrackerConfig:
     box: BoxConfig = field(default_factory=BoxConfig)
     lost: LostConfig = field(default_factory=LostConfig)
     drop: DropConfig = field(default_factory=DropConfig)
+    realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.target < 0:

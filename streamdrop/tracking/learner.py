@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +15,9 @@ from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
 from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.eye import Eye, as_input
 from streamdrop.tracking.labels import gaussian_label, score_loss
-from streamdrop.tracking.network import build_network, normalise
+from streamdrop.tracking.network import build_network
 from streamdrop.tracking.samples import Keys, first_frame_sampler, new_store, open_store, update_sampler
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
@@ -38,6 +38,7 @@ class Learner:
         self._cuts = Cuts.of(self._split)
         self._keys = Keys(config)
         self._tuner: FineTuner | None = None
+        self.owed = 0  # steps of the first frame's training that are still to be done
 
     @property
     def layers(self) -> int:
@@ -51,7 +52,10 @@ class Learner:
         return self._tuner
 
     def start(self, crops: Sequence[Image], boxes: Sequence[Box | None]) -> list[RoundReport]:
-        """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports."""
+        """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports.
+
+        In real time the last round is left to ``first_round``: ``owed`` says how many steps it has.
+        """
         self.close()
         self._network.load_state_dict(self._pretrained)
         self._network.score.reset(self._config.seed)
@@ -61,7 +65,7 @@ class Learner:
             part = slice(first, first + _CHUNK)
             targets = torch.stack([self._label(box) for box in boxes[part]])
             info = {key: SampleInfo(pinned=True, stream=self._config.name) for key in keys[part]}
-            self.tuner.observe_activations(keys[part], self.tuner.embed(_input(crops[part])), targets, info)
+            self.tuner.observe_activations(keys[part], self.tuner.embed(as_input(crops[part])), targets, info)
         return self._train_first_frame()
 
     def first_maps(self, crops: Sequence[Image], indices: Sequence[int]) -> Activations:
@@ -69,21 +73,26 @@ class Learner:
         if self.tuner.store.cut <= self._cuts.maps:
             return self._maps(self.tuner.store.get_many([self._keys.first(index) for index in indices]))
         with torch.no_grad():
-            maps: Activations = self._split.tail(self._cuts.maps)(_input([crops[index] for index in indices]))
+            maps: Activations = self._split.tail(self._cuts.maps)(as_input([crops[index] for index in indices]))
         return maps
 
-    def look(self, crops: Sequence[Image]) -> tuple[Activations, Activations, np.ndarray[Any, np.dtype[np.float32]]]:
-        """One pass over crops: activations at the store's cut, the two maps, score maps [N, S/8, S/8]."""
+    @property
+    def eye(self) -> Eye:
+        """What frames are looked at with: the network as it stands."""
+        return Eye.of(self._split, self.tuner.store.cut, self._cuts.maps)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of all that rounds train, named as in the network."""
+        parameters = self._split.head_parameters(self.tuner.store.cut)
+        return {name: value.detach().clone() for name, value in parameters.items()}
+
+    def raised(self, activations: Activations, cut: int) -> Activations:
+        """Activations made when the store was at ``cut``, at its present cut."""
+        if self.tuner.store.cut == cut:
+            return activations
         with torch.no_grad():
-            cut, images = self.tuner.store.cut, _input(crops)
-            if cut <= self._cuts.maps:
-                activations = self._split.tail(cut)(images)
-                maps = self._maps(activations)
-            else:
-                maps = self._split.tail(self._cuts.maps)(images)
-                activations = self._split.step(self._cuts.maps, cut)(maps)
-            scores = self._split.head(self._cuts.maps)(maps)
-        return activations, maps, scores.numpy()
+            raised: Activations = self._split.step(cut, self.tuner.store.cut)(activations)
+        return raised
 
     def remember(self, frame: int, activations: Activations, box: Box | None, weight: float = 1.0) -> None:
         """Keep a frame's search crop, whose target is at ``box`` (crop pixels), to learn from."""
@@ -97,9 +106,30 @@ class Learner:
         sampler = update_sampler(self._config, self._keys)
         return self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
 
+    def round(self) -> Generator[None, None, RoundReport]:
+        """``adapt`` in pieces; in one where the store has to move."""
+        if self.tuner.moving:
+            return self.adapt()
+        update = self._config.update
+        sampler = update_sampler(self._config, self._keys)
+        return (yield from self.tuner.round_by_steps(update.steps, sampler, update.deadline))
+
+    def first_round(self) -> Generator[None, None, RoundReport]:
+        """What is left of the training on the first frame, in pieces."""
+        steps = self.tuner.round_by_steps(self.owed, first_frame_sampler(self._config.first_frame.batch))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                self.owed = 0
+                report: RoundReport = ended.value
+                return report
+            self.owed -= 1
+            yield
+
     def save(self, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
         """Write a checkpoint with the caller's plain data. Raises OutputError."""
-        self.tuner.save(path, extra=extra)
+        self.tuner.save(path, extra={**extra, "owed": self.owed})
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a checkpoint; returns the caller's data. Raises CheckpointError, StoreError."""
@@ -111,6 +141,7 @@ class Learner:
         except BaseException:
             store.close()
             raise
+        self.owed = self._tuner.extra.get("owed", 0)
         return dict(self._tuner.extra)
 
     def close(self) -> None:
@@ -138,7 +169,8 @@ class Learner:
         if self.tuner.settings.strategy == "drop" and self.tuner.store.cut < self.tuner.cut:
             reports.append(self.tuner.fit_round(steps=1, sampler=sampler))  # it stores: its batches pass the tail
             rest -= 1
-        if rest > 0:
+        self.owed = 0 if self._config.realtime.in_line else max(rest, 0)
+        if rest > 0 and not self.owed:
             reports.append(self.tuner.fit_round(steps=rest, sampler=sampler))
         return reports
 
@@ -149,7 +181,3 @@ class Learner:
 
     def _label(self, box: Box | None) -> Tensor:
         return gaussian_label(box, self._config.search.size, self._config.head.sigma)
-
-
-def _input(crops: Sequence[Image]) -> Tensor:
-    return normalise(torch.from_numpy(np.stack(crops)))
