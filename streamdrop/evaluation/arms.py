@@ -52,8 +52,8 @@ def evaluate(
     folder of rivals' network files, or a name of ``streamdrop weights``. ``build(arm, seed)`` makes a tracker of your
     own; then any arm name will do. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little off) add
     runs of those protocols for every arm and rival, reported apart; in real time the tracker is told the rate, as by
-    ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). Raises ConfigError, DataError, ModelError or
-    OutputError before work starts.
+    ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). Raises ConfigError, DataError,
+    ModelError or OutputError before work starts.
     """
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
     _check(arms, peers, seeds, known=ARMS if build is None else arms)

@@ -260,8 +260,8 @@ def tracker_settings(daemon: DaemonConfig, stream: StreamConfig) -> TrackerConfi
         raise ConfigError(f"streams: {stream.name}: {str(error).removeprefix('configuration: ')}") from None
     if config.realtime.beside:
         raise ConfigError(
-            f"streams: {stream.name}: tracker.realtime.beside: the daemon's streams share the cores, and a thread of its "
-            "own would take one past limits.workers: give realtime.fps"
+            f"streams: {stream.name}: tracker.realtime.beside: the daemon's streams share the cores, and such a thread "
+            "would take one past limits.workers: give realtime.fps"
         )
     if config.update.deadline is None and daemon.limits.round_seconds is not None:
         config = replace(config, update=replace(config.update, deadline=daemon.limits.round_seconds))

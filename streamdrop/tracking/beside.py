@@ -20,7 +20,7 @@ from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
-from streamdrop.tracking.rounds import Pieces, Rounds, Turn
+from streamdrop.tracking.rounds import Pieces, Rounds, Turn, least_first
 from streamdrop.types import Activations, Image, RoundReport
 
 
@@ -71,8 +71,10 @@ class BesideRounds(Rounds):
         self._stop()
         reports = self._learner.start(crops, boxes)
         self._go_on()
-        while self._under_way is not None and time.perf_counter() < began + self._config.realtime.first:
+        ran, least, until = 0, least_first(self._learner.owed), began + (self._config.realtime.first or 0.0)
+        while self._under_way is not None and (ran < least or time.perf_counter() < until):
             self._run_piece()
+            ran += 1
         reports += self._news.reports
         self._eye, self._news = self._learner.eye.copied(), _News()
         return reports
@@ -90,7 +92,7 @@ class BesideRounds(Rounds):
             self._seen.append(_Seen(frame, self._eye.cut, activations, box, weight))
             self._changed.notify_all()
 
-    def turn(self, due: bool, regression: BoxRegression, began: float) -> Turn:
+    def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
         """Take what the thread has come to; ask it for the round that is due, unless one is under way.
 
         After a round that moved the cut the next waits a frame, in which a checkpoint that names it can be written.

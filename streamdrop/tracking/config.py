@@ -205,17 +205,18 @@ class RealtimeConfig:
 
     ``fps``: frames a second to keep up with: rounds run an iteration at a time, in what each frame leaves of its time;
     None: rounds run whole. ``beside``: they run in a thread, on a copy of the network whose weights are swapped in
-    between frames. ``first``: with either, seconds after which the first frame's training gives way to later frames.
+    between frames. ``first``: with either, seconds after which the first frame's training gives way to later frames,
+    once half of its steps are done; None: it ends before the first box.
     """
 
     fps: float | None = None
     beside: bool = False
-    first: float = 1.0
+    first: float | None = None
 
     def __post_init__(self) -> None:
-        if self.fps is not None:
-            check_above("fps", self.fps, 0.0)
-        check_above("first", self.first, 0.0)
+        for name, value in (("fps", self.fps), ("first", self.first)):
+            if value is not None:
+                check_above(name, value, 0.0)
 
     @property
     def in_line(self) -> bool:

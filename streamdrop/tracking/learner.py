@@ -54,7 +54,7 @@ class Learner:
     def start(self, crops: Sequence[Image], boxes: Sequence[Box | None]) -> list[RoundReport]:
         """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports.
 
-        In real time the last round is left to ``first_round``: ``owed`` says how many steps it has.
+        Where ``realtime.first`` is set the last round is left to ``first_round``: ``owed`` is how many steps it has.
         """
         self.close()
         self._network.load_state_dict(self._pretrained)
@@ -169,7 +169,8 @@ class Learner:
         if self.tuner.settings.strategy == "drop" and self.tuner.store.cut < self.tuner.cut:
             reports.append(self.tuner.fit_round(steps=1, sampler=sampler))  # it stores: its batches pass the tail
             rest -= 1
-        self.owed = 0 if self._config.realtime.in_line else max(rest, 0)
+        realtime = self._config.realtime
+        self.owed = 0 if realtime.in_line or realtime.first is None else max(rest, 0)
         if rest > 0 and not self.owed:
             reports.append(self.tuner.fit_round(steps=rest, sampler=sampler))
         return reports

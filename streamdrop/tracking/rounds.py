@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -18,8 +19,15 @@ from streamdrop.types import Activations, Image, RoundReport
 Pieces: TypeAlias = Generator[None, None, RoundReport]
 """A round whose ``next`` runs a piece of it, and which returns its report."""
 
+_SHARE = 0.95  # of a frame's time that may be used
 _PATIENCE = 1.0  # seconds' worth of frames without time for a piece, after which one runs all the same
+_LEAST = 0.5  # share of the first frame's steps before the first box, whatever the time
 _KNOWN = 0.2  # share of a new piece in what pieces are known to take
+
+
+def least_first(steps: int) -> int:
+    """How many of the first frame's steps run before the first box, whatever the time: fewer do not find the target."""
+    return math.ceil(_LEAST * steps)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Rounds:
         """Keep a frame's search crop to learn from."""
         self._learner.remember(frame, activations, box, weight)
 
-    def turn(self, due: bool, regression: BoxRegression, began: float) -> Turn:
+    def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
         """Use what is left of the frame that came at ``began``, a time of the performance counter."""
         if not due:
             return Turn()
@@ -79,7 +87,7 @@ class SpareRounds(Rounds):
         self, config: TrackerConfig, learner: Learner, fps: float, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         super().__init__(config, learner)
-        self._frame, self._clock = 1 / fps, clock
+        self._frame, self._clock = _SHARE / fps, clock
         self._under_way: Pieces | None = None
         self._cost = 0.0  # seconds a piece takes, as far as known
         self._starved = 0  # frames in a row that left no room for a piece
@@ -89,15 +97,17 @@ class SpareRounds(Rounds):
         self._end()
         reports = self._learner.start(crops, boxes)
         self._go_on()
-        return [*reports, *self._run(began + self._config.realtime.first)]
+        return [*reports, *self._run(began + (self._config.realtime.first or 0.0), least_first(self._learner.owed))]
 
-    def turn(self, due: bool, regression: BoxRegression, began: float) -> Turn:
-        """Begin the round that is due, unless one is under way; run the pieces that fit."""
+    def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
+        """Begin the round that is due, unless one is under way; run the pieces that fit.
+
+        While the target is lost one runs whatever the time: nothing is gained by keeping up without it.
+        """
         begun = due and self._under_way is None
         if begun:
-            regression.adapt()
-            self._under_way = self._learner.round()
-        return Turn(begun, due and not begun, tuple(self._run(began + self._frame)))
+            self._under_way = self._round(regression)
+        return Turn(begun, due and not begun, tuple(self._run(began + self._frame, int(lost))))
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Training on the first frame goes on; a round that was under way is given up."""
@@ -111,6 +121,11 @@ class SpareRounds(Rounds):
         self._end()
         super().close()
 
+    def _round(self, regression: BoxRegression) -> Pieces:
+        regression.adapt()
+        yield
+        return (yield from self._learner.round())
+
     def _go_on(self) -> None:
         if self._learner.owed:
             self._under_way = self._learner.first_round()
@@ -120,24 +135,25 @@ class SpareRounds(Rounds):
             self._under_way.close()
             self._under_way = None
 
-    def _run(self, until: float) -> list[RoundReport]:
-        """The pieces that should end before ``until``; the report of the round, if it ends with one of them."""
+    def _run(self, until: float, least: int = 0) -> list[RoundReport]:
+        """Pieces that should end before ``until``, and ``least`` of them anyhow; the round's report, if it ends."""
         if self._under_way is None:
             return []
         before = self._clock()
-        if before + self._cost > until:
+        if not least and before + self._cost > until:
             self._starved += 1
-            if self._starved * self._frame < _PATIENCE:
+            if self._starved * self._frame / _SHARE < _PATIENCE:
                 return []
-        self._starved = 0
+        self._starved = ran = 0
         while True:
             try:
                 next(self._under_way)
             except StopIteration as ended:
                 self._under_way = None
                 return [ended.value]
+            ran += 1
             now = self._clock()
             self._cost += (now - before - self._cost) * (_KNOWN if self._cost else 1.0)
-            if now + self._cost > until:
+            if ran >= least and now + self._cost > until:
                 return []
             before = now

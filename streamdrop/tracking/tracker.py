@@ -165,13 +165,12 @@ class Tracker:
             motion.waiting += 1
 
     def _learn(self, began: float) -> Turn:
-        """An adaptation round, when one is due, there is something new to learn from and the target is in sight."""
+        """Time to learn: a round is due on schedule, where there is something new and the target is in sight."""
         motion, update, regression = self._started(), self.config.update, self._regression
         assert regression is not None
-        if motion.lost:
-            return Turn()
         scheduled = motion.frame % update.every == 0 or motion.frame <= update.early
-        turn = self._rounds.turn(scheduled and motion.waiting > 0, regression, began)
+        due = scheduled and motion.waiting > 0 and not motion.lost
+        turn = self._rounds.turn(due, regression, began, motion.lost > 0)
         if turn.begun:
             motion.waiting = 0
         return turn
