@@ -19,8 +19,8 @@ from streamdrop.types import Activations, Image, RoundReport
 Pieces: TypeAlias = Generator[None, None, RoundReport]
 """A round whose ``next`` runs a piece of it, and which returns its report."""
 
-_SHARE = 0.95  # of a frame's time that may be used
-_PATIENCE = 1.0  # seconds' worth of frames without time for a piece, after which one runs all the same
+_SHARE = 0.9  # of a frame's time that may be used: a box that comes late counts for nothing
+_PATIENCE = 0.2  # seconds' worth of frames without time for a piece, after which one runs all the same
 _LEAST = 0.5  # share of the first frame's steps before the first box, whatever the time
 _KNOWN = 0.2  # share of a new piece in what pieces are known to take
 
