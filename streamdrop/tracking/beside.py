@@ -37,7 +37,7 @@ class _Seen:
 
 @dataclass
 class _News:
-    """What the thread has come to since it was last asked: all of it is taken between two frames, or none."""
+    """What the thread has come to, not yet taken. A state's weights are taken together, between two frames."""
 
     weights: dict[str, Tensor] | None = None
     eye: Eye | None = None  # where the store has moved: other pieces
@@ -80,10 +80,16 @@ class BesideRounds(Rounds):
         return reports
 
     def look(self, crops: Sequence[Image]) -> Look:
-        """One pass over crops with the copy."""
-        assert self._eye is not None
+        """One pass over crops with the copy, which first takes all that the thread has come to."""
+        with self._changed:
+            eye, weights = self._news.eye or self._eye, self._news.weights
+            self._news.eye = self._news.weights = None
+        assert eye is not None
+        if weights is not None:
+            eye.take(weights)
+        self._eye = eye
         self._launch()
-        return self._eye(crops)
+        return eye(crops)
 
     def remember(self, frame: int, activations: Activations, box: Box, weight: float) -> None:
         """Hand a frame's search crop to the thread; the oldest is forgotten where too many wait."""
@@ -93,20 +99,22 @@ class BesideRounds(Rounds):
             self._changed.notify_all()
 
     def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
-        """Take what the thread has come to; ask it for the round that is due, unless one is under way.
+        """Hear which rounds ended; ask for the round that is due, unless one is under way.
 
         After a round that moved the cut the next waits a frame, in which a checkpoint that names it can be written.
         """
         with self._changed:
             self._check()
-            news, self._news = self._news, _News()
-            moved = any(report.next_cut != report.cut for report in news.reports)
+            reports, correction = tuple(self._news.reports), self._news.correction
+            self._news.reports, self._news.correction = [], None
+            moved = any(report.next_cut != report.cut for report in reports)
             begun = due and not moved and self._under_way is None and self._asked is None
             if begun:
                 self._asked = regression
                 self._changed.notify_all()
-        self._take(news, regression)
-        return Turn(begun, due and not begun, tuple(news.reports))
+        if correction is not None:
+            regression.take(correction)
+        return Turn(begun, due and not begun, reports)
 
     def save(self, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
         """Write a checkpoint between two pieces of a round, of the newest weights. Raises OutputError."""
@@ -172,13 +180,6 @@ class BesideRounds(Rounds):
         if error is not None:
             said = f"{type(error).__name__}: {error}"
             raise TrainingError(f"a round beside inference failed ({said}): try realtime.beside=false") from error
-
-    def _take(self, news: _News, regression: BoxRegression) -> None:
-        self._eye = news.eye or self._eye
-        if news.weights is not None and self._eye is not None:
-            self._eye.take(news.weights)
-        if news.correction is not None:
-            regression.take(news.correction)
 
     # ---------------------------------------------------------------- the rounds' thread
 
