@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from streamdrop.policies import AutoPolicy, DropPolicy
 from streamdrop.rounds import (
     Clock,
     Sampler,
+    UnderWay,
     count_batches,
     head_to_train,
     one_sample_explained,
@@ -136,50 +137,52 @@ class FineTuner:
         ``deadline`` in seconds ends the round after the iteration that passes it. ``sampler`` may be asked for
         ``read_ahead`` batches before their turn. Raises TrainingError when nothing is stored or the loss is not finite.
         """
-        keys = self.store.keys()
-        if not keys:
-            raise TrainingError("nothing is stored: observe samples before fit_round")
-        self._checkpoint_before_storing()
-        self.round += 1
-        self.decisions.begin_round(self.scores, self.round, self.rate)
-        clock, cut, source, thawed = Clock(self.device), self.cut, self.store.cut, self.thawing.back is not None
-        size, rate, moves = self.batch_size, self.rate, self.settings.strategy == "drop"
-        batches = round_batches(keys, size, steps, sampler, (self.settings.seed, self.round))
-        with seeded(self.device), modes_kept(self.split.model), self._feed.staged(cut, moves) as staged:
-            losses, samples = self._train(batches, staged, clock, deadline)
-            loss = math.fsum(losses) / len(losses)
-            taken_back = self.decisions.takes_back(loss, self.round)
-            promoted = self._feed.commit(staged, cut, clock) if staged is not None and not taken_back else 0
-        self._feed.round_done()
-        self.decisions.last_iterations = len(losses)
-        if self.scheduler is not None:
-            self.scheduler.step()
-        scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
-        whole, head = self.split.macs(source), self.split.macs(cut)
-        calibrated = self._decide(loss, 3 * head * samples / max(clock.seconds()["train_seconds"], 1e-9), clock)
-        report = RoundReport(
-            round=self.round,
-            cut=cut,
-            next_cut=self.cut,
-            loss=loss,
-            samples=samples,
-            iterations=len(losses),
-            **clock.seconds(),
-            parameters=sum(p.numel() for p in self.split.head_parameters(cut).values() if p.requires_grad),
-            forward_macs=samples * whole + promoted * (whole - head) + calibrated,
-            stored=staged is not None and not taken_back,
-            cut_short=len(losses) < count_batches(keys, size, steps, sampler),
-            importance=scored[0],
-            magnitude=scored[1],
-            agreement=scored[2],
-            batch_size=size,
-            lr=rate,
-            why=self.decisions.why,
-            thawed=thawed,
-        )
-        for callback in self.callbacks:
-            callback(self, report)
-        return report
+        began = self._begin(steps, sampler)
+        moves = self.settings.strategy == "drop"
+        with seeded(self.device), modes_kept(self.split.model), self._feed.staged(began.cut, moves) as staged:
+            self._head_to_train()
+            with contextlib.closing(self._iterations(began, staged, self.settings.read_ahead)) as iterations:
+                for _ in iterations:
+                    if deadline is not None and began.clock.elapsed >= deadline:
+                        break
+            if len(began.losses) % self.settings.accumulate:
+                self._step()
+            taken_back = self.decisions.takes_back(began.loss, self.round)
+            promoted = self._feed.commit(staged, began.cut, began.clock) if staged is not None and not taken_back else 0
+        return self._finish(began, staged is not None and not taken_back, promoted)
+
+    def round_by_steps(
+        self, steps: int, sampler: Sampler, deadline: float | None = None
+    ) -> Generator[None, None, RoundReport]:
+        """A round of ``steps`` batches in pieces: each ``next`` runs one iteration; the report is what it returns.
+
+        Between two pieces the model may predict, ``save`` may be called, and samples may come and go: batches are drawn
+        when their turn comes, from what is stored then. ``deadline`` counts the seconds in iterations only. Close the
+        generator to give the rest up. The same samples give the same weights as ``fit_round``. Raises TrainingError,
+        also where the round has to move the store (``moving``): that is not done in pieces.
+        """
+        if self.moving:
+            raise TrainingError(f"the store moves to cut {self.cut} in the next round: fit_round runs it whole")
+        began = self._begin(steps, lambda keys, index, generator: sampler(self.store.keys(), index, generator))
+        iterations = self._iterations(began, None, 0)
+        while True:
+            with seeded(self.device), modes_kept(self.split.model):
+                self._head_to_train()
+                next(iterations, None)
+                if len(began.losses) == steps or (deadline is not None and began.clock.elapsed >= deadline):
+                    if len(began.losses) % self.settings.accumulate:
+                        self._step()
+                    break
+            began.clock.stop()
+            yield
+            began.clock.go_on()
+        self.decisions.takes_back(began.loss, self.round)
+        return self._finish(began, False, 0)
+
+    @property
+    def moving(self) -> bool:
+        """Whether the next round stores at a new cut while it trains."""
+        return self.settings.strategy == "drop" and self.store.cut < self.cut
 
     @property
     def cut(self) -> int:
@@ -262,30 +265,77 @@ class FineTuner:
 
     # ---------------------------------------------------------------- inside a round
 
-    def _train(
-        self, order: Iterable[list[bytes]], staged: StagedCut | None, clock: Clock, deadline: float | None
-    ) -> tuple[list[float], int]:
-        """Every batch through the head, until the deadline; the losses, and how many samples they were."""
+    def _begin(self, steps: int | None, sampler: Sampler | None) -> UnderWay:
+        """The next round, its batches not yet drawn."""
+        keys = self.store.keys()
+        if not keys:
+            raise TrainingError("nothing is stored: observe samples before fit_round")
+        self._checkpoint_before_storing()
+        self.round += 1
+        self.decisions.begin_round(self.scores, self.round, self.rate)
+        return UnderWay(
+            batches=round_batches(keys, self.batch_size, steps, sampler, (self.settings.seed, self.round)),
+            planned=count_batches(keys, self.batch_size, steps, sampler),
+            clock=Clock(self.device),
+            cut=self.cut,
+            source=self.store.cut,
+            batch_size=self.batch_size,
+            rate=self.rate,
+            thawed=self.thawing.back is not None,
+        )
+
+    def _head_to_train(self) -> None:
         head_to_train(self.split.model, self.split.head(self.cut), self.settings.batch_norm == "frozen")
+
+    def _iterations(self, began: UnderWay, staged: StagedCut | None, ahead: int) -> Generator[None, None, None]:
+        """Every batch through the head, a pause after each; ``began`` notes losses and samples."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses: list[float] = []
-        samples = 0
-        reading = self._feed.read(order, self.settings.read_ahead, self._takes_weights, clock)
+        reading = self._feed.read(began.batches, ahead, self._takes_weights, began.clock)
         with contextlib.closing(reading) as batches:
             for index, batch in enumerate(batches):
                 reseed(self.device, seed_of(self.settings.seed, self.round, index))
-                activations = self._feed.raised(batch, self.cut, staged, clock, self.settings.whole_backward)
+                activations = self._feed.raised(batch, began.cut, staged, began.clock, self.settings.whole_backward)
                 weights = self._feed.weights(batch) if self._takes_weights else None
-                with clock.part("train"):
-                    losses.append(self._backward(activations, batch.targets, weights, index))
-                    if len(losses) % self.settings.accumulate == 0:
+                with began.clock.part("train"):
+                    began.losses.append(self._backward(activations, batch.targets, weights, index))
+                    if len(began.losses) % self.settings.accumulate == 0:
                         self._step()
-                samples += len(batch.keys)
-                if deadline is not None and clock.elapsed >= deadline:
-                    break
-        if len(losses) % self.settings.accumulate:
-            self._step()
-        return losses, samples
+                began.samples += len(batch.keys)
+                yield
+
+    def _finish(self, began: UnderWay, stored: bool, promoted: int) -> RoundReport:
+        """Decide what to drop after a round, and report."""
+        self._feed.round_done()
+        self.decisions.last_iterations = len(began.losses)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
+        whole, head = self.split.macs(began.source), self.split.macs(began.cut)
+        trained = max(began.clock.seconds()["train_seconds"], 1e-9)
+        calibrated = self._decide(began.loss, 3 * head * began.samples / trained, began.clock)
+        report = RoundReport(
+            round=self.round,
+            cut=began.cut,
+            next_cut=self.cut,
+            loss=began.loss,
+            samples=began.samples,
+            iterations=len(began.losses),
+            **began.clock.seconds(),
+            parameters=sum(p.numel() for p in self.split.head_parameters(began.cut).values() if p.requires_grad),
+            forward_macs=began.samples * whole + promoted * (whole - head) + calibrated,
+            stored=stored,
+            cut_short=len(began.losses) < began.planned,
+            importance=scored[0],
+            magnitude=scored[1],
+            agreement=scored[2],
+            batch_size=began.batch_size,
+            lr=began.rate,
+            why=self.decisions.why,
+            thawed=began.thawed,
+        )
+        for callback in self.callbacks:
+            callback(self, report)
+        return report
 
     def _backward(self, activations: Activations, targets: Any, weights: Tensor | None, index: int) -> float:
         head = self.split.head(self.cut)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,7 +76,7 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start = time.perf_counter()
+        self._start = self._stopped = time.perf_counter()
         self._parts: dict[str, float] = {}
         self._within = 0.0
 
@@ -91,6 +93,14 @@ class Clock:
             self._parts[name] = self._parts.get(name, 0.0) + elapsed - self._within
             self._within = outer + elapsed
 
+    def stop(self) -> None:
+        """Let no time pass until ``go_on``."""
+        self._stopped = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Go on after ``stop``."""
+        self._start += time.perf_counter() - self._stopped
+
     def seconds(self) -> dict[str, float]:
         """All seconds and those of a round's parts, named as in a RoundReport."""
         parts = {f"{name}_seconds": self._parts.get(name, 0.0) for name in ("tail", "write", "read", "train")}
@@ -98,8 +108,29 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was made, those in which it was stopped left out."""
         return time.perf_counter() - self._start
+
+
+@dataclass
+class UnderWay:
+    """A round between its beginning and its report. ``source``: the store's cut when it began, ``cut``: the tuner's."""
+
+    batches: Iterator[list[bytes]]
+    planned: int
+    clock: Clock
+    cut: int
+    source: int
+    batch_size: int
+    rate: float
+    thawed: bool
+    losses: list[float] = field(default_factory=list)
+    samples: int = 0
+
+    @property
+    def loss(self) -> float:
+        """The mean of the losses so far."""
+        return math.fsum(self.losses) / len(self.losses)
 
 
 @contextlib.contextmanager

@@ -107,6 +107,7 @@ class Track:
     ``score``, in [0, 1], is meant as the odds that the box overlaps the target by more than one half.
     ``ms`` is the time spent in ``init`` or ``update`` (adaptation rounds included); ``report`` is the round that ran
     after this frame, if one did; ``earlier`` are those that ran before it on the same frame (the first one's warm-up).
+    ``put_off``: a round that was due after this frame had no time (see RealtimeConfig); the next learns its samples.
     """
 
     frame: int
@@ -116,6 +117,7 @@ class Track:
     ms: float = 0.0
     report: RoundReport | None = None
     earlier: tuple[RoundReport, ...] = ()
+    put_off: bool = False
 
     @property
     def reports(self) -> tuple[RoundReport, ...]:

@@ -122,6 +122,7 @@ def test_a_stopped_run_goes_on_to_the_same_boxes(clip, tmp_path, capsys, monkeyp
         (["--box", "900,0,5,5"], 1, "outside"),
         (["--box", "1,1,5"], 2, "four"),
         (["--set", "targets.most=1"], 2, "targets.most is 1"),
+        (["--fps", "25"], 2, "realtime.fps"),
         (["--boxes", "/nowhere/b.txt"], 1, "b.1.txt"),
     ],
 )

@@ -67,6 +67,14 @@ def test_a_stream_s_tracker_keys_win_over_the_daemon_s():
     assert (tracker.update.every, tracker.update.steps, tracker.update.deadline, tracker.seed) == (7, 2, 0.5, 3)
 
 
+def test_rounds_beside_are_not_for_streams_that_share_the_cores():
+    stream = {"name": "a", "source": 0, "tracker": {"realtime": {"fps": 25}}}
+    config = load_daemon({"streams": [stream]})
+    assert tracker_settings(config, config.streams[0]).realtime.fps == 25
+    with pytest.raises(ConfigError, match=r"a: tracker\.realtime\.beside.*realtime\.fps"):
+        load_daemon({"streams": [stream], "tracker": {"realtime": {"beside": True}}})
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -149,7 +149,7 @@ def test_targets_are_added_redrawn_and_let_go_while_others_are_followed(stage):
 def test_no_more_targets_than_allowed(stage):
     session = stage.session(tracker={"targets": {"most": 2}})
     tracked(session, 2)
-    with pytest.raises(ConflictError, match=r"as many as targets\.most allows"):
+    with pytest.raises(ConflictError, match=r"targets\.most is 2"):
         session.add_target(Box(*stage.boxes[2][0]))
 
 
@@ -202,6 +202,7 @@ def test_over_http(stage):
         ({"targets": [{"box": [1, 1, 5, 5], "id": 0}]}, "at least 1"),
         ({"targets": [{"boxes": [1, 1, 5, 5]}]}, "box"),
         ({"tracker": {"targets": {"most": 1}}}, "targets.most"),
+        ({"tracker": {"realtime": {"fps": 25}}}, "realtime"),
     ],
 )
 def test_targets_that_cannot_be_are_refused(stage, changes, words):

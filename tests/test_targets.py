@@ -17,8 +17,10 @@ from streamdrop.boxes import iou
 from streamdrop.checkpoint import read_checkpoint
 from streamdrop.errors import BoxError, CheckpointError, ConfigError, DataError, StreamdropError
 from streamdrop.testing.targets import moving_square, moving_squares
-from streamdrop.tracking.config import SearchConfig
+from streamdrop.tracking.config import RealtimeConfig, SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View, take
+from streamdrop.tracking.eye import Eye
+from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.search import Motion
 from streamdrop.tracking.sheets import Area, Sheet, grouped
 from streamdrop.tracking.turns import Turns
@@ -63,7 +65,7 @@ def test_near_targets_are_followed_in_one_pass(monkeypatch: pytest.MonkeyPatch) 
     images, truth = moving_squares(16, count=3)
     targets = small()
     targets.init(images[0], [boxes[0] for boxes in truth])
-    passes = count_passes(targets, monkeypatch)
+    passes = count_passes(monkeypatch)
     found = [targets.update(image) for image in images[1:]]
     assert len(passes) < 1.4 * len(found)  # but for the second look at another size, now and then
     for key, boxes in enumerate(truth, 1):
@@ -74,16 +76,14 @@ def test_near_targets_are_followed_in_one_pass(monkeypatch: pytest.MonkeyPatch) 
     assert {key for tracks in found for key, track in tracks.items() if track.reports} == {1, 2, 3}
 
 
-def count_passes(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes every pass of a backbone."""
     passes: list[str] = []
-    for key in targets.ids:
-        learner = targets.tracker(key).learner
-        for name in ("look", "maps"):
-            inner = getattr(learner, name)
-            monkeypatch.setattr(
-                learner, name, lambda crops, inner=inner, name=name: passes.append(name) or inner(crops)
-            )
+    for owner, name in ((Eye, "__call__"), (Learner, "maps")):
+        inner = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda self, crops, inner=inner, name=name: passes.append(name) or inner(self, crops)
+        )
     return passes
 
 
@@ -355,3 +355,8 @@ def test_early_rounds_come_first_and_none_is_forgone() -> None:
     assert turns.next(9, 3) == 1
     turns.forget(1)
     assert turns.next(20, 3) is None
+
+
+def test_several_targets_learn_in_line():
+    with pytest.raises(ConfigError, match=r"2 targets, and realtime is set.*realtime\.fps"):
+        TrackerConfig(realtime=RealtimeConfig(fps=25)).check_targets(2)

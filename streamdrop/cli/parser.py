@@ -131,6 +131,8 @@ def _add_track(commands: _Commands) -> None:
     parser.add_argument("--store", metavar="DIR", help="keep the run's state here: a killed run can go on")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --store (or start it)")
     parser.add_argument("--seed", type=whole, metavar="N", help="seed of all randomness (default: the configuration's)")
+    text = "keep up with so many frames a second: rounds yield to frames, and boxes depend on the clock"
+    parser.add_argument("--fps", type=above_zero, metavar="N", help=text)
     parser.add_argument("--show", action="store_true", help="show the video; draw the box when --box is missing")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more, decoders' messages included")
 

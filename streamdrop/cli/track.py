@@ -112,9 +112,13 @@ def _configuration(options: argparse.Namespace) -> TrackerConfig:
     overrides = list(options.set)
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
+    if options.fps is not None:
+        overrides.append(f"realtime.fps={options.fps}")
     if options.store is not None:
         overrides.append(f"store={Path(options.store) / 'features'}")
-    return load(options.config, TrackerConfig, overrides)
+    config = load(options.config, TrackerConfig, overrides)
+    config.check_targets(len(options.box or [0]))
+    return config
 
 
 def _state(options: argparse.Namespace) -> Path | None:

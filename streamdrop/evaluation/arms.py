@@ -51,8 +51,9 @@ def evaluate(
     ``report.html`` into ``output``, and the result files of ``formats`` (of ``got10k`` and ``vot``). ``models`` is the
     folder of rivals' network files, or a name of ``streamdrop weights``. ``build(arm, seed)`` makes a tracker of your
     own; then any arm name will do. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little off) add
-    runs of those protocols for every arm and rival, reported apart. Raises ConfigError, DataError, ModelError or
-    OutputError before work starts.
+    runs of those protocols for every arm and rival, reported apart; in real time the tracker is told the rate, as by
+    ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). Raises ConfigError, DataError,
+    ModelError or OutputError before work starts.
     """
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
     _check(arms, peers, seeds, known=ARMS if build is None else arms)
@@ -61,8 +62,10 @@ def evaluate(
     chosen = read_sequences(folder, sequences, frames)
     models = None if models is None else resolve(models)
     check_peers(peers, models=models)
+    hurried = build
     if build is None and arms:
         build = tracker_builder(config, overrides)
+        hurried = tracker_builder(config, [f"realtime.fps={realtime}", *overrides]) if realtime else build
     jobs = schedule(chosen, arms, peers, seeds, protocols)
     target = _prepare(Path(output), {job.boxes_file.parent for job in jobs})
     settings = {
@@ -77,7 +80,7 @@ def evaluate(
     hardware = describe_hardware()
     outcomes: list[Outcome] = []
     results: dict[str, Any] = {}
-    for outcome, job in _outcomes(jobs, build, models):
+    for outcome, job in _outcomes(jobs, build, hurried, models):
         outcomes.append(outcome)
         write_boxes(target / job.boxes_file, outcome.run, outcome.start)
         write_formats(target, formats, outcomes)
@@ -130,12 +133,15 @@ def _prepare(output: Path, names: Iterable[Path]) -> Path:
     return output
 
 
-def _outcomes(jobs: Sequence[Job], build: Build | None, models: str | Path | None) -> Iterator[tuple[Outcome, Job]]:
+def _outcomes(
+    jobs: Sequence[Job], build: Build | None, hurried: Build | None, models: str | Path | None
+) -> Iterator[tuple[Outcome, Job]]:
     """Do the jobs in turn, telling a terminal how far they are."""
     gc.freeze()  # what importing made need not be looked through between runs
     try:
         for count, job in enumerate(jobs, 1):
-            yield run_job(job, build, models, partial(_tell, f"{count}/{len(jobs)} {job}", len(job.sequence))), job
+            own = build if job.realtime is None else hurried
+            yield run_job(job, own, models, partial(_tell, f"{count}/{len(jobs)} {job}", len(job.sequence))), job
     finally:
         gc.unfreeze()
 

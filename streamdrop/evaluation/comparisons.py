@@ -24,12 +24,15 @@ def unseen(run: Run) -> int:
 
 
 def compare_realtime(outcomes: Sequence[Outcome], plain: Sequence[Outcome]) -> dict[str, Any]:
-    """AUC lost against the one pass of the same sequences and seeds, and the share of frames that went by unseen."""
+    """AUC lost against the one pass of the same sequences and seeds, the share of frames that went by unseen, and what
+    became of rounds that had no time."""
     reference = {(o.sequence, o.seed): o.scores["auc"] for o in plain}
     later = sum(len(o.run.ms) - 1 for o in outcomes)
     return {
         "auc_loss": mean(reference[o.sequence, o.seed] - o.scores["auc"] for o in outcomes),
         "unseen_share": sum(unseen(o.run) for o in outcomes) / max(later, 1),
+        "cut_short": sum(o.run.cut_short for o in outcomes),
+        "put_off": sum(o.run.put_off for o in outcomes),
     }
 
 

@@ -40,7 +40,8 @@ class Run:
     ``init`` (first) and each ``update``, NaN for frames that went by unseen (they keep what was said last);
     ``cpu_s`` CPU seconds of all updates, over all threads.
     ``round_ms``, ``round_frames``, ``cuts``: milliseconds, frame, and cut trained at, of each adaptation round;
-    ``first_cuts``: the cuts of the rounds on the first frame, which are part of ``init``.
+    ``first_cuts``: the cuts of the rounds on the first frame, which are part of ``init``. ``cut_short``: how many of
+    the rounds a deadline ended; ``put_off``: how many more were due and had no time.
     """
 
     boxes: Array
@@ -52,6 +53,8 @@ class Run:
     round_frames: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
     first_cuts: tuple[int, ...] = ()
+    cut_short: int = 0
+    put_off: int = 0
 
     @property
     def init_s(self) -> float:
@@ -105,7 +108,7 @@ def summarise_run(tracks: list[Track], ms: list[float], cpu_s: float) -> Run:
 
     Rounds count from the first ``update`` on: what ``init`` trains is part of ``init_s``.
     """
-    rounds = [(i, t.report) for i, t in enumerate(tracks) if i and t.report is not None]
+    rounds = [(i, report) for i, t in enumerate(tracks) if i for report in t.reports]
     return Run(
         boxes=hold_last([t.box for t in tracks], [t.lost for t in tracks]),
         scores=np.array([t.score for t in tracks], float),
@@ -116,6 +119,8 @@ def summarise_run(tracks: list[Track], ms: list[float], cpu_s: float) -> Run:
         round_frames=tuple(i for i, _ in rounds),
         cuts=tuple(r.cut for _, r in rounds),
         first_cuts=tuple(r.cut for r in tracks[0].reports),
+        cut_short=sum(r.cut_short for _, r in rounds),
+        put_off=sum(t.put_off for t in tracks),
     )
 
 

@@ -4,6 +4,9 @@ The clock starts when ``init`` returns: how long that takes is reported apart (`
 for the next frame; one that was busy takes the newest, and those in between go by unseen. What counts for a frame is
 what the tracker said last before the next frame arrived; so a result that comes late counts for a later frame.
 Decoding stands outside the clock, and so do frames after the last.
+
+VOT's real-time experiment forgives a slow first frame too (its "grace", which the first frame is the first to use up),
+but then some slow frames more; here every later frame counts.
 """
 
 from __future__ import annotations
@@ -116,7 +119,7 @@ def realtime_run(said: Sequence[Said], frames: int, fps: float, cpu_s: float) ->
     counted = standing(said, frames, fps)
     ms = np.full(frames, np.nan)
     ms[[one.frame for one in said]] = [one.ms for one in said]
-    rounds = [(one.frame, one.track.report) for one in said[1:] if one.track.report is not None]
+    rounds = [(one.frame, report) for one in said[1:] for report in one.track.reports]
     return Run(
         boxes=boxes[counted],
         scores=np.array([said[i].track.score for i in counted], float),
@@ -127,4 +130,6 @@ def realtime_run(said: Sequence[Said], frames: int, fps: float, cpu_s: float) ->
         round_frames=tuple(frame for frame, _ in rounds),
         cuts=tuple(report.cut for _, report in rounds),
         first_cuts=tuple(report.cut for report in said[0].track.reports),
+        cut_short=sum(report.cut_short for _, report in rounds),
+        put_off=sum(one.track.put_off for one in said),
     )

@@ -70,12 +70,13 @@ def _join(one: Grid, other: Grid) -> Grid:
             raise DataError(f"{one.name}: parts of it were run with different `{key}`: give one another name")
     cells = {(*cell.key, cell.seed): cell for cell in one.cells}
     for cell in other.cells:
-        known = cells.setdefault((*cell.key, cell.seed), cell)
+        place = (*cell.key, cell.seed)
+        known = cells.setdefault(place, cell)
         if known.summary is None:
-            cells[(*cell.key, cell.seed)] = cell
+            cells[place] = cell
         elif cell.summary is not None:
-            place = f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
-            raise DataError(f"{one.name}: {place} was measured twice: give one of the two results")
+            said = f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
+            raise DataError(f"{one.name}: {said} was measured twice: give one of the two results")
     return Grid(one.name, one.hardware, one.version, protocol, list(cells.values()))
 
 

@@ -128,7 +128,9 @@ def _more_lines(results: dict[str, Any]) -> list[str]:
     for name, arm in results.get("realtime", {"arms": {}})["arms"].items():
         lines.append(
             f"in real time, {name}: AUC {format_score(arm['auc'], arm['spread']['auc'])} ({0 - arm['auc_loss']:+.3f}), "
-            f"{100 * arm['unseen_share']:.1f} % of the frames went by unseen"
+            f"{100 * arm['unseen_share']:.1f} % of the frames went by unseen; a frame takes "
+            f"{_milliseconds(arm['frame_ms'])}; rounds: {arm['rounds'] - arm['cut_short']} whole, "
+            f"{arm['cut_short']} cut short, {arm['put_off']} put off"
         )
     for name, arm in results.get("perturbed", {"arms": {}})["arms"].items():
         lines.append(
@@ -152,6 +154,11 @@ def _row(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
         f"{arm['init_s']:.2f}",
         "-" if arm["peak_mb"] is None else f"{arm['peak_mb']:.0f}",
     )
+
+
+def _milliseconds(found: dict[str, float | None]) -> str:
+    """``21 ms (p99 38)``."""
+    return "-" if found["median"] is None else f"{found['median']:.0f} ms (p99 {found['p99']:.0f})"
 
 
 def format_interval(estimate: dict[str, float | None]) -> str:

@@ -111,7 +111,10 @@ class Recorder:
         return self._truth
 
     def summary(self, brief: bool = False) -> str:
-        """The run in two lines: frames, speed, losses; rounds and what is dropped. ``brief``: in one, without speed."""
+        """The run in lines: frames, speed, losses; rounds and what is dropped; rounds that had no time, if any.
+
+        ``brief``: in one line, without speed.
+        """
         reports = [report for track in self.tracks for report in track.reports]
         updates = [track.ms for track in self.tracks[1:] if track.ms > 0]
         lines = [f"{len(self.tracks)} frames, {sum(track.lost for track in self.tracks)} of them lost"]
@@ -123,6 +126,9 @@ class Recorder:
             total = f" of {self._layers}" if self._layers else ""
             dropped = f"{reports[-1].next_cut}{total} layers"
             lines.append(f"{len(reports)} rounds, median {median:.0f} ms; dropped: {dropped}")
+        short, off = sum(report.cut_short for report in reports), sum(track.put_off for track in self.tracks)
+        if short or off:
+            lines.append(f"rounds: {len(reports) - short} whole, {short} cut short, {off} put off for want of time")
         return ("; " if brief else "\n").join(lines)
 
     def close(self) -> None:
@@ -186,7 +192,8 @@ def events_of(frame: int, track: Track, target: int | None = None) -> Iterator[d
     """The frame's event and those of the rounds that ran after it; with ``target``, its id, where that is given."""
     box = [round(float(value), 4) for value in track.box]
     whose = {} if target is None else {"target": target}
-    yield {"frame": frame, **whose, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms}
+    off = {"put_off": True} if track.put_off else {}
+    yield {"frame": frame, **whose, "box": box, "score": track.score, "lost": track.lost, "ms": track.ms, **off}
     for report in track.reports:
         yield {**round_event(frame, report), **whose}
 
@@ -205,6 +212,7 @@ def round_event(frame: int, report: RoundReport) -> dict[str, Any]:
         "read_ms": report.read_seconds * 1e3,
         "write_ms": report.write_seconds * 1e3,
         "train_ms": report.train_seconds * 1e3,
+        "cut_short": report.cut_short,
     }
 
 

@@ -289,11 +289,17 @@ def tracker_settings(daemon: DaemonConfig, stream: StreamConfig) -> TrackerConfi
         config = load(values, TrackerConfig)
     except ConfigError as error:
         raise ConfigError(f"streams: {stream.name}: {str(error).removeprefix('configuration: ')}") from None
+    if config.realtime.beside:
+        raise ConfigError(
+            f"streams: {stream.name}: tracker.realtime.beside: the daemon's streams share the cores, and such a thread "
+            "would take one past limits.workers: give realtime.fps"
+        )
     if config.update.deadline is None and daemon.limits.round_seconds is not None:
         config = replace(config, update=replace(config.update, deadline=daemon.limits.round_seconds))
-    if len(stream.targets) > config.targets.most:
-        most, count = config.targets.most, len(stream.targets)
-        raise ConfigError(f"streams: {stream.name}: {count} targets, targets.most of the tracker is {most}: raise it")
+    try:
+        config.check_targets(len(stream.targets))
+    except ConfigError as error:
+        raise ConfigError(f"streams: {stream.name}: tracker: {error}") from None
     store = os.path.join(daemon.state, stream.name, "features") if "store" not in values else config.store
     return replace(config, name=stream.name, store=store)
 

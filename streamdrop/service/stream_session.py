@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop.boxes import Box, check_inside
-from streamdrop.errors import ConflictError, UnknownError
+from streamdrop.errors import ConfigError, ConflictError, UnknownError
 from streamdrop.service.capture import Signal
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings
@@ -58,14 +58,14 @@ class StreamSession:
 
     def add_target(self, box: Box, frame: int | None = None) -> tuple[int, int]:
         """Learn one more target; returns its id and the number of the frame. Raises as ``set_target`` does."""
-        state, most = self._worker.state, self.settings.tracker.targets.most
+        state, tracker = self._worker.state, self.settings.tracker
         arrival = self._arrival(box, frame)
         with self._adding:
             there = len({*state.targets, *self._worker.wanted.ids()})
-            if there >= most:
-                raise ConflictError(
-                    f"{self.name}: there are {there} targets, as many as targets.most allows: let one go"
-                )
+            try:
+                tracker.check_targets(there + 1)
+            except ConfigError as error:
+                raise ConflictError(f"{self.name}: {error}") from None
             key = self._new_id()
             self._ask(key, box, arrival, "drawn")
         return key, arrival.number

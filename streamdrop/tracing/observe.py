@@ -18,7 +18,7 @@ from streamdrop.tracing.trace import Trace
 
 @dataclass
 class Seen:
-    """One node, in one mode: ``value`` when it is a tensor, and what the node touched."""
+    """One node, in one mode: ``value`` when it is a tensor, its content let go of, and what the node touched."""
 
     value: torch.Tensor | None = None
     identity: int = 0
@@ -128,12 +128,14 @@ def _run(
                 if not partly:
                     raise
                 continue
-        values[node] = value  # all are kept to the end, so that identities and storages stay distinct
+        values[node] = value  # all are kept to the end of the run, so that identities and storages stay distinct
         seen.storages = frozenset(map(storage_of, tensors(value)))
         if isinstance(value, torch.Tensor):
             seen.value, seen.identity = value, id(value)
         if node.op == "output":
             run.output = value
+    for seen in run.seen.values():
+        seen.value = None if seen.value is None else _outline(seen.value)
     return run
 
 
@@ -150,6 +152,13 @@ def _watch(node: fx.Node, trace: Trace, model: nn.Module, values: dict[fx.Node, 
     seen.random = not all(map(torch.equal, state, _random_state(touched)))
     seen.macs = (counter.get_total_flops() - before) // 2 if counter else 0
     return value
+
+
+def _outline(tensor: torch.Tensor) -> torch.Tensor:
+    """Shape, strides and dtype without content: a run's values together are many times the model's size."""
+    if tensor.layout != torch.strided:
+        return tensor
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def storage_of(tensor: torch.Tensor) -> int:

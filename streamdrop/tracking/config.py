@@ -223,6 +223,31 @@ class TargetsConfig:
 
 
 @dataclass(frozen=True)
+class RealtimeConfig:
+    """Keeping up with a live source: rounds make way for frames, and the clock has a say in the boxes.
+
+    ``fps``: frames a second to keep up with: rounds run an iteration at a time, in what each frame leaves of its time;
+    None: rounds run whole. ``beside``: they run in a thread, on a copy of the network whose weights are swapped in
+    between frames. ``first``: with either, seconds after which the first frame's training gives way to later frames,
+    once half of its steps are done; None: it ends before the first box.
+    """
+
+    fps: float | None = None
+    beside: bool = False
+    first: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("fps", self.fps), ("first", self.first)):
+            if value is not None:
+                check_above(name, value, 0.0)
+
+    @property
+    def in_line(self) -> bool:
+        """Whether every round runs whole where it is due, and no clock has a say."""
+        return self.fps is None and not self.beside
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     """Everything about a tracker. ``strategy``, what a round trains after the first frame:
 
@@ -249,12 +274,23 @@ class TrackerConfig:
     lost: LostConfig = field(default_factory=LostConfig)
     drop: DropConfig = field(default_factory=DropConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
+    realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.target < 0:
             raise ConfigError("seed and target are whole numbers of at least 0")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give at least 1, or null")
+
+    def check_targets(self, count: int) -> None:
+        """Raises ConfigError where so many targets of one video cannot be followed."""
+        if count > self.targets.most:
+            raise ConfigError(f"{count} targets, targets.most is {self.targets.most}: raise it, or let some go")
+        if count > 1 and not self.realtime.in_line:
+            raise ConfigError(
+                f"{count} targets, and realtime is set: rounds of several run in line, leave realtime.fps and "
+                "realtime.beside out"
+            )
 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +15,13 @@ from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
 from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.labels import gaussian_label, score_loss
-from streamdrop.tracking.network import build_network, normalise
+from streamdrop.tracking.network import build_network
 from streamdrop.tracking.samples import Keys, first_frame_sampler, new_store, open_store, update_sampler
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
 _CHUNK = 8
-
-Looked: TypeAlias = tuple[Activations, Activations, np.ndarray[Any, np.dtype[np.float32]]]
-"""What ``Learner.look`` gives."""
 
 
 class Learner:
@@ -42,6 +39,7 @@ class Learner:
         self._keys = Keys(config)
         self._tuner: FineTuner | None = None
         self._resting: str | None = None
+        self.owed = 0  # steps of the first frame's training that are still to be done
 
     @property
     def layers(self) -> int:
@@ -74,7 +72,8 @@ class Learner:
     ) -> list[RoundReport]:
         """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports.
 
-        It begins with ``backbone``, another learner's; None: the pretrained one.
+        It begins with ``backbone``, another learner's; None: the pretrained one. Where ``realtime.first`` is set the
+        last round is left to ``first_round``: ``owed`` is how many steps it has.
         """
         self.close()
         self._network.load_state_dict({**self._pretrained, **(backbone or {})})
@@ -85,7 +84,7 @@ class Learner:
             part = slice(first, first + _CHUNK)
             targets = torch.stack([self._label(box) for box in boxes[part]])
             info = {key: SampleInfo(pinned=True, stream=self._config.name) for key in keys[part]}
-            self.tuner.observe_activations(keys[part], self.tuner.embed(_input(crops[part])), targets, info)
+            self.tuner.observe_activations(keys[part], self.tuner.embed(as_input(crops[part])), targets, info)
         return self._train_first_frame()
 
     def first_maps(self, crops: Sequence[Image], indices: Sequence[int]) -> Activations:
@@ -93,30 +92,35 @@ class Learner:
         if self.tuner.store.cut <= self._cuts.maps:
             return self._maps(self.tuner.store.get_many([self._keys.first(index) for index in indices]))
         with torch.no_grad():
-            maps: Activations = self._split.tail(self._cuts.maps)(_input([crops[index] for index in indices]))
+            maps: Activations = self._split.tail(self._cuts.maps)(as_input([crops[index] for index in indices]))
         return maps
 
-    def look(self, crops: Sequence[Image]) -> tuple[Activations, Activations, np.ndarray[Any, np.dtype[np.float32]]]:
-        """One pass over crops: activations at the store's cut, the two maps, score maps [N, S/8, S/8]."""
+    @property
+    def eye(self) -> Eye:
+        """What frames are looked at with: the network as it stands."""
+        return Eye.of(self._split, self.tuner.store.cut, self._cuts.maps)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of all that rounds train, named as in the network."""
+        parameters = self._split.head_parameters(self.tuner.store.cut)
+        return {name: value.detach().clone() for name, value in parameters.items()}
+
+    def raised(self, activations: Activations, cut: int) -> Activations:
+        """Activations made when the store was at ``cut``, at its present cut."""
+        if self.tuner.store.cut == cut:
+            return activations
         with torch.no_grad():
-            cut, images = self.tuner.store.cut, _input(crops)
-            if cut <= self._cuts.maps:
-                activations = self._split.tail(cut)(images)
-                maps = self._maps(activations)
-            else:
-                maps = self._split.tail(self._cuts.maps)(images)
-                activations = self._split.step(self._cuts.maps, cut)(maps)
-            scores = self._split.head(self._cuts.maps)(maps)
-        return activations, maps, scores.numpy()
+            raised: Activations = self._split.step(cut, self.tuner.store.cut)(activations)
+        return raised
 
     def maps(self, crops: Sequence[Image]) -> Activations:
         """The two maps of crops of any one size, by the backbone alone."""
         with torch.no_grad():
-            maps: Activations = self._split.tail(self._cuts.maps)(_input(crops))
+            maps: Activations = self._split.tail(self._cuts.maps)(as_input(crops))
         return maps
 
-    def look_at(self, maps: Activations) -> Looked:
-        """What ``look`` makes of crops whose maps are known; only where the backbone is ``resting``."""
+    def look_at(self, maps: Activations) -> Look:
+        """What ``eye`` makes of crops whose maps are known; only where the backbone is ``resting``."""
         cut = self.tuner.store.cut
         with torch.no_grad():
             activations = maps if cut == self._cuts.maps else self._split.step(self._cuts.maps, cut)(maps)
@@ -140,7 +144,28 @@ class Learner:
 
         ``hold``: the one before can be restored too, until the tuner's ``release``.
         """
-        self.tuner.save(path, extra=extra, hold=hold)
+        self.tuner.save(path, extra={**extra, "owed": self.owed}, hold=hold)
+
+    def round(self) -> Generator[None, None, RoundReport]:
+        """``adapt`` in pieces; in one where the store has to move."""
+        if self.tuner.moving:
+            return self.adapt()
+        update = self._config.update
+        sampler = update_sampler(self._config, self._keys)
+        return (yield from self.tuner.round_by_steps(update.steps, sampler, update.deadline))
+
+    def first_round(self) -> Generator[None, None, RoundReport]:
+        """What is left of the training on the first frame, in pieces."""
+        steps = self.tuner.round_by_steps(self.owed, first_frame_sampler(self._config.first_frame.batch))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                self.owed = 0
+                report: RoundReport = ended.value
+                return report
+            self.owed -= 1
+            yield
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a checkpoint; returns the caller's data. Raises CheckpointError, StoreError."""
@@ -152,6 +177,7 @@ class Learner:
         except BaseException:
             store.close()
             raise
+        self.owed = self._tuner.extra.get("owed", 0)
         return dict(self._tuner.extra)
 
     def close(self) -> None:
@@ -180,7 +206,9 @@ class Learner:
         if self.tuner.settings.strategy == "drop" and self.tuner.store.cut < self.tuner.cut:
             reports.append(self.tuner.fit_round(steps=1, sampler=sampler))  # it stores: its batches pass the tail
             rest -= 1
-        if rest > 0:
+        realtime = self._config.realtime
+        self.owed = 0 if realtime.in_line or realtime.first is None else max(rest, 0)
+        if rest > 0 and not self.owed:
             reports.append(self.tuner.fit_round(steps=rest, sampler=sampler))
         return reports
 
@@ -191,7 +219,3 @@ class Learner:
 
     def _label(self, box: Box | None) -> Tensor:
         return gaussian_label(box, self._config.search.size, self._config.head.sigma)
-
-
-def _input(crops: Sequence[Image]) -> Tensor:
-    return normalise(torch.from_numpy(np.stack(crops)))

@@ -70,11 +70,19 @@ class BoxRegression:
 
     def adapt(self) -> None:
         """Correct what the first frame taught by what has been remembered since."""
+        self.take(self.corrected())
+
+    def corrected(self) -> Tensor:
+        """The weights that ``adapt`` would take; nothing changes."""
         learned = self._learned
-        if len(learned.truth):
-            missed = learned.truth - learned.features @ learned.first
-            weights = learned.first + _ridge(learned.features, missed, self._config.ridge)
-            self._learned = dataclasses.replace(learned, weights=weights)
+        if not len(learned.truth):
+            return learned.weights
+        missed = learned.truth - learned.features @ learned.first
+        return learned.first + _ridge(learned.features, missed, self._config.ridge)
+
+    def take(self, weights: Tensor) -> None:
+        """Use these weights from now on."""
+        self._learned = dataclasses.replace(self._learned, weights=weights)
 
     def state(self) -> dict[str, str]:
         """Everything learned, as text; ``restored`` takes it back exactly."""

@@ -83,6 +83,8 @@ class Targets:
 
         ``Track.ms`` is a target's own time and its share of the passes that it shares.
         """
+        if len(self._trackers) == 1:
+            return self._update_one(self.ids[0], image)
         with threads(self.config.threads):
             frames = {key: self._trackers[key].rgb(image) for key in self.ids}
             self._frame += 1
@@ -171,9 +173,7 @@ class Targets:
             if not isinstance(key, int) or isinstance(key, bool) or key < 1:
                 raise ConfigError(f"a target's id is {key!r}: give a whole number of at least 1")
             check_inside(as_box(box), shown.shape[1], shown.shape[0])
-        most = self.config.targets.most
-        if len(ids) > most:
-            raise ConfigError(f"{len(ids)} targets, targets.most is {most}: raise it, or let some go")
+        self.config.check_targets(len(ids))
 
     def _learn(self, key: int, image: Image, box: object) -> Track:
         donor = self._donor(key)
@@ -218,6 +218,11 @@ class Targets:
 
     # ---------------------------------------------------------------- looking
 
+    def _update_one(self, key: int, image: Image) -> dict[int, Track]:
+        track = self._trackers[key].update(image)
+        self._frame += 1
+        return {key: dataclasses.replace(track, frame=self._frame)}
+
     def _views(self, key: int, frame: Image) -> list[View]:
         """Where to look for a target; for a second look at another size it waits its turn, unless it is lost."""
         tracker = self._trackers[key]
@@ -250,7 +255,7 @@ class Targets:
         for key in area.ids:
             tracker, seen, began = self._trackers[key], views[key], time.perf_counter() - shared
             if sheet is None:
-                looked = tracker.learner.look([take(frames[key], view) for view in seen])
+                looked = tracker.learner.eye([take(frames[key], view) for view in seen])
             else:
                 seen = [sheet.window(tracker.motion, self.config.search.size), *seen[1:]]
                 parts = [sheet.cut(maps, seen[0])]
@@ -258,7 +263,7 @@ class Targets:
                     parts.append(tracker.learner.maps([take(frames[key], view) for view in seen[1:]]))
                 looked = tracker.learner.look_at(as_batch(parts))
             found = tracker.find(seen, looked, self._keeps(key))
-            tracks[key] = dataclasses.replace(tracker.track(found, began, None), frame=self._frame)
+            tracks[key] = dataclasses.replace(tracker.track(found, began), frame=self._frame)
         return tracks
 
     # ---------------------------------------------------------------- rounds

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,12 +15,15 @@ from torch import Tensor
 from streamdrop.boxes import Box, as_box, check_inside
 from streamdrop.config import load
 from streamdrop.errors import CheckpointError, StreamdropError
+from streamdrop.tracking.beside import BesideRounds
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
+from streamdrop.tracking.eye import Look
 from streamdrop.tracking.first_frame import examples
-from streamdrop.tracking.learner import Learner, Looked
+from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression
+from streamdrop.tracking.rounds import Rounds, SpareRounds, Turn
 from streamdrop.tracking.search import Motion, Peak, best_peak, confidence, crop_views
 from streamdrop.tracking.threads import threads
 from streamdrop.types import Activations, Image, RoundReport, Track
@@ -29,13 +33,16 @@ class Tracker:
     """Follows one target, given in the first frame, and learns it on the way.
 
     Images are uint8 or uint16, H×W (grey), H×W×3 (RGB) or H×W×4 (RGBA, alpha left out); of 16 bits the range of the
-    first frame is used. With the same configuration and frames it gives the same boxes on every run (unless
-    ``update.deadline`` lets the clock decide). Raises WeightsError when there are no pretrained weights.
+    first frame is used. With the same configuration and frames it gives the same boxes on every run, unless the clock
+    has a say (``update.deadline``, ``realtime``). Raises WeightsError when there are no pretrained weights.
     """
 
     def __init__(self, config: TrackerConfig | None = None) -> None:
         self.config = config if config is not None else TrackerConfig()
         self._learner = Learner(self.config)
+        self._rounds = _rounds(self.config, self._learner)
+        if self.config.realtime.beside:  # its thread must end with the tracker
+            weakref.finalize(self, self._rounds.close)
         self._motion: Motion | None = None
         self._regression: BoxRegression | None = None
         self._tones = Tones()
@@ -96,19 +103,22 @@ class Tracker:
         motion = Motion.starting(given, width, height)
         search = self.config.search
         shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, self.config.seed)
-        reports = self._learner.start([one.crop for one in shown], [one.box for one in shown], backbone)
+        first = [one.crop for one in shown], [one.box for one in shown]
+        reports = self._rounds.start(*first, began, backbone)
         upright = {index: one.box for index, one in enumerate(shown) if one.upright and one.box is not None}
         maps = self._learner.first_maps([one.crop for one in shown], list(upright))
         self._regression = BoxRegression.fit(self.config.box, maps, list(upright.values()), self.config.seed)
         self._motion = motion
-        return Track(0, given, 1.0, False, _ms(began), reports[-1], tuple(reports[:-1]))
+        return _with_reports(Track(0, given, 1.0, False, _ms(began)), reports)
 
     def _update(self, image: Image) -> Track:
         began = time.perf_counter()
         image = self.rgb(image)
         views = self.advance(image)
-        found = self.find(views, self._learner.look([take(image, view) for view in views]))
-        return self.track(found, began, self.adapt() if self.round_due else None)
+        found = self.find(views, self._rounds.look([take(image, view) for view in views]))
+        turn = self._learn(began)
+        track = dataclasses.replace(self.track(found, began), ms=_ms(began), put_off=turn.put_off)
+        return _with_reports(track, turn.reports)
 
     def rgb(self, image: Image) -> Image:
         """A frame as the network takes it. Raises DataError."""
@@ -122,7 +132,7 @@ class Tracker:
         motion.advance(width, height)
         return crop_views(motion, self.config)
 
-    def find(self, views: list[View], looked: Looked, keep: bool = True) -> bool:
+    def find(self, views: list[View], looked: Look, keep: bool = True) -> bool:
         """Move the box onto the target in the views, and remember the frame unless told not to; whether it is there."""
         motion = self._started()
         activations, maps, scores = looked
@@ -135,10 +145,10 @@ class Tracker:
                 self._remember(peak, views[peak.view], activations, maps)
         return found
 
-    def track(self, found: bool, began: float, report: RoundReport | None) -> Track:
-        """The result of this frame, begun at ``began`` (perf_counter)."""
+    def track(self, found: bool, began: float) -> Track:
+        """The result of this frame, begun at ``began`` (perf_counter), before any round."""
         motion = self._started()
-        return Track(motion.frame, motion.box, confidence(motion.score), not found, _ms(began), report)
+        return Track(motion.frame, motion.box, confidence(motion.score), not found, _ms(began))
 
     @property
     def early(self) -> bool:
@@ -151,14 +161,14 @@ class Tracker:
         return self._started().frame % self.config.update.every == 0 or self.early
 
     def adapt(self) -> RoundReport | None:
-        """An adaptation round, if there is something new to learn from and the target is in sight."""
-        motion = self._started()
+        """A whole round, if there is something new to learn from and the target is in sight; only in line."""
+        motion, regression = self._started(), self._regression
+        assert regression is not None
         if motion.waiting == 0 or motion.lost:
             return None
         motion.waiting = 0
-        if self._regression is not None:
-            self._regression.adapt()
-        return self._learner.adapt()
+        (report,) = self._rounds.turn(True, regression, time.perf_counter()).reports
+        return report
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -175,12 +185,12 @@ class Tracker:
             "regression": regression.state(),
             "tones": dataclasses.asdict(self._tones),
         }
-        self._learner.save(path, extra, hold)
+        self._rounds.save(path, extra, hold)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of a tracker with the same configuration. Raises CheckpointError."""
         self._motion = None
-        extra = self._learner.restore(path)
+        extra = self._rounds.restore(path)
         try:
             configuration, motion, regression, tones = (
                 extra[key] for key in ("configuration", "motion", "regression", "tones")
@@ -195,7 +205,7 @@ class Tracker:
     def close(self) -> None:
         """Let go of the target and the feature store. Twice is fine."""
         self._motion = None
-        self._learner.close()
+        self._rounds.close()
 
     def _started(self) -> Motion:
         if self._motion is None:
@@ -218,9 +228,19 @@ class Tracker:
         if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             box = view.box_in_crop(motion.box)
-            self._learner.remember(motion.frame, sample, box, weight=motion.score)
+            self._rounds.remember(motion.frame, sample, box, weight=motion.score)
             regression.remember(maps, peak.view, box, (self.config.seed, motion.frame))
             motion.waiting += 1
+
+    def _learn(self, began: float) -> Turn:
+        """Time to learn: a round is due on schedule, where there is something new and the target is in sight."""
+        motion, regression = self._started(), self._regression
+        assert regression is not None
+        due = self.round_due and motion.waiting > 0 and not motion.lost
+        turn = self._rounds.turn(due, regression, began, motion.lost > 0)
+        if turn.begun:
+            motion.waiting = 0
+        return turn
 
 
 def track(stream: Iterable[Any], tracker: Tracker, box: object) -> Iterator[Track]:
@@ -233,6 +253,18 @@ def track(stream: Iterable[Any], tracker: Tracker, box: object) -> Iterator[Trac
         image = getattr(item, "image", item)
         yield tracker.update(image) if started else tracker.init(image, box)
         started = True
+
+
+def _with_reports(track: Track, reports: Sequence[RoundReport]) -> Track:
+    """The track with the rounds that ended after its frame."""
+    return dataclasses.replace(track, report=reports[-1], earlier=tuple(reports[:-1])) if reports else track
+
+
+def _rounds(config: TrackerConfig, learner: Learner) -> Rounds:
+    """When rounds run, as configured."""
+    if config.realtime.beside:
+        return BesideRounds(config, learner)
+    return Rounds(config, learner) if config.realtime.fps is None else SpareRounds(config, learner, config.realtime.fps)
 
 
 def _identity(config: TrackerConfig) -> Any:

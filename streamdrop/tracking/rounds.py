@@ -1,0 +1,176 @@
+"""When rounds run: whole and in line, or a piece at a time in what frames leave of their time."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from streamdrop.boxes import Box
+from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.eye import Look
+from streamdrop.tracking.learner import Learner
+from streamdrop.tracking.regression import BoxRegression
+from streamdrop.types import Activations, Image, RoundReport
+
+Pieces: TypeAlias = Generator[None, None, RoundReport]
+"""A round whose ``next`` runs a piece of it, and which returns its report."""
+
+_SHARE = 0.9  # of a frame's time that may be used: a box that comes late counts for nothing
+_PATIENCE = 0.2  # seconds' worth of frames without time for a piece, after which one runs all the same
+_LEAST = 0.5  # share of the first frame's steps before the first box, whatever the time
+_KNOWN = 0.2  # share of a new piece in what pieces are known to take
+
+
+def least_first(steps: int) -> int:
+    """How many of the first frame's steps run before the first box, whatever the time: fewer do not find the target."""
+    return math.ceil(_LEAST * steps)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What came of the time to learn after a frame: the round that was due began or was put off; these have ended."""
+
+    begun: bool = False
+    put_off: bool = False
+    reports: tuple[RoundReport, ...] = ()
+
+
+class Rounds:
+    """Every round runs whole where it is due: no clock has a say, and the same frames give the same boxes."""
+
+    def __init__(self, config: TrackerConfig, learner: Learner) -> None:
+        self._config, self._learner = config, learner
+
+    def start(
+        self,
+        crops: Sequence[Image],
+        boxes: Sequence[Box | None],
+        began: float,
+        backbone: Mapping[str, Tensor] | None = None,
+    ) -> list[RoundReport]:
+        """Learn a new target from the first frame's crops; the reports of the rounds that ended.
+
+        ``began``: when the frame came, a time of the performance counter; ``backbone``: as ``Learner.start`` has it.
+        """
+        return self._learner.start(crops, boxes, backbone)
+
+    def look(self, crops: Sequence[Image]) -> Look:
+        """One pass over crops."""
+        return self._learner.eye(crops)
+
+    def remember(self, frame: int, activations: Activations, box: Box, weight: float) -> None:
+        """Keep a frame's search crop to learn from."""
+        self._learner.remember(frame, activations, box, weight)
+
+    def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
+        """Use what is left of the frame that came at ``began``, a time of the performance counter."""
+        if not due:
+            return Turn()
+        regression.adapt()
+        return Turn(begun=True, reports=(self._learner.adapt(),))
+
+    def save(self, path: str | os.PathLike[str], extra: dict[str, Any], hold: bool = False) -> None:
+        """Write a checkpoint with the caller's plain data; ``hold`` as ``Learner.save`` has it. Raises OutputError."""
+        self._learner.save(path, extra, hold)
+
+    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Go on from a checkpoint; the caller's data. Raises CheckpointError, StoreError."""
+        return self._learner.restore(path)
+
+    def close(self) -> None:
+        """Let go of the target. Twice is fine."""
+        self._learner.close()
+
+
+class SpareRounds(Rounds):
+    """Rounds run by pieces, as many after each frame as its time leaves room for; the rest waits for later frames.
+
+    A round that is due while another is under way is put off: its samples are learned from by the next one.
+    """
+
+    def __init__(
+        self, config: TrackerConfig, learner: Learner, fps: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        super().__init__(config, learner)
+        self._frame, self._clock = _SHARE / fps, clock
+        self._under_way: Pieces | None = None
+        self._cost = 0.0  # seconds a piece takes, as far as known
+        self._starved = 0  # frames in a row that left no room for a piece
+
+    def start(
+        self,
+        crops: Sequence[Image],
+        boxes: Sequence[Box | None],
+        began: float,
+        backbone: Mapping[str, Tensor] | None = None,
+    ) -> list[RoundReport]:
+        """As far as the first frame's time goes; what is left goes on after later frames."""
+        self._end()
+        reports = self._learner.start(crops, boxes, backbone)
+        self._go_on()
+        return [*reports, *self._run(began + (self._config.realtime.first or 0.0), least_first(self._learner.owed))]
+
+    def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
+        """Begin the round that is due, unless one is under way; run the pieces that fit.
+
+        While the target is lost one runs whatever the time: nothing is gained by keeping up without it.
+        """
+        begun = due and self._under_way is None
+        if begun:
+            self._under_way = self._round(regression)
+        return Turn(begun, due and not begun, tuple(self._run(began + self._frame, int(lost))))
+
+    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Training on the first frame goes on; a round that was under way is given up."""
+        self._end()
+        extra = self._learner.restore(path)
+        self._go_on()
+        return extra
+
+    def close(self) -> None:
+        """What is under way is given up."""
+        self._end()
+        super().close()
+
+    def _round(self, regression: BoxRegression) -> Pieces:
+        regression.adapt()
+        yield
+        return (yield from self._learner.round())
+
+    def _go_on(self) -> None:
+        if self._learner.owed:
+            self._under_way = self._learner.first_round()
+
+    def _end(self) -> None:
+        if self._under_way is not None:
+            self._under_way.close()
+            self._under_way = None
+
+    def _run(self, until: float, least: int = 0) -> list[RoundReport]:
+        """Pieces that should end before ``until``, and ``least`` of them anyhow; the round's report, if it ends."""
+        if self._under_way is None:
+            return []
+        before = self._clock()
+        if not least and before + self._cost > until:
+            self._starved += 1
+            if self._starved * self._frame / _SHARE < _PATIENCE:
+                return []
+        self._starved = ran = 0
+        while True:
+            try:
+                next(self._under_way)
+            except StopIteration as ended:
+                self._under_way = None
+                return [ended.value]
+            ran += 1
+            now = self._clock()
+            self._cost += (now - before - self._cost) * (_KNOWN if self._cost else 1.0)
+            if ran >= least and now + self._cost > until:
+                return []
+            before = now
