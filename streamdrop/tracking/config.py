@@ -200,6 +200,28 @@ class DropConfig:
 
 
 @dataclass(frozen=True)
+class PriorConfig:
+    """NanoTrack's networks as a prior (needs the extra ``prior``): ``backbone`` and ``head``, ONNX files.
+
+    ``backbone`` alone may also be a folder that holds both, or a name of ``streamdrop weights``; None: no prior.
+    ``mix``: its share in the score of a place; ``box``: its share in the box. ``mirrored``: it looks at the mirror
+    image too, for twice the time.
+    """
+
+    backbone: str | None = None
+    head: str | None = None
+    mix: float = 0.5
+    box: float = 0.5
+    mirrored: bool = True
+
+    def __post_init__(self) -> None:
+        if self.head is not None and self.backbone is None:
+            raise ConfigError(f"head is {self.head}, but no backbone is given: give both")
+        _check_between("mix", self.mix, 0.0, 1.0)
+        _check_between("box", self.box, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     """Everything about a tracker. ``strategy``, what a round trains after the first frame:
 
@@ -225,6 +247,7 @@ class TrackerConfig:
     box: BoxConfig = field(default_factory=BoxConfig)
     lost: LostConfig = field(default_factory=LostConfig)
     drop: DropConfig = field(default_factory=DropConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.target < 0:
