@@ -204,15 +204,13 @@ class PriorConfig:
     """NanoTrack's networks as a prior (needs the extra ``prior``): ``backbone`` and ``head``, ONNX files.
 
     ``backbone`` alone may also be a folder that holds both, or a name of ``streamdrop weights``; None: no prior.
-    ``mix``: its share in the score of a place; ``box``: its share in the box. ``mirrored``: it looks at the mirror
-    image too, for twice the time.
+    ``mix``: its share in the score of a place; ``box``: its share in the box.
     """
 
     backbone: str | None = None
     head: str | None = None
     mix: float = 0.5
     box: float = 0.5
-    mirrored: bool = True
 
     def __post_init__(self) -> None:
         if self.head is not None and self.backbone is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +26,22 @@ Floats = npt.NDArray[np.float32]
 
 _TEMPLATE, _SEARCH, _STRIDE = 127, 255, 16  # pixels: NanoTrack's own sizes, with which it was trained
 _CONTEXT = 0.5  # of width + height, added to each side of the template's region
-_FLATTER = 0.138  # how fast an unlike shape loses (NanoTrack V3's own)
+_UNLIKE, _WINDOW = 0.138, 0.455  # how fast an unlike shape, and a cell far from the middle, lose (NanoTrack V3's own)
 _INSTALL = "pip install 'streamdrop[prior]' (onnxruntime)"
 _FILES = "give prior.backbone and prior.head: ONNX files, or a folder or name of `streamdrop weights` that has both"
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the prior says of one place: ``probability`` [N] in [0, 1], ``boxes`` [N, 4] in frame pixels.
+    """What the prior says of one place: ``boxes`` [N, 4] in frame pixels, their ``probability`` [N] in [0, 1].
 
-    ``likeness`` [N] in (0, 1]: how near a box's size and shape are to those the target had.
+    ``worth`` [N]: the probability, less for a box of another size or shape than the target had. ``rank`` [N]: the
+    worth, less for a cell far from the middle, whose boxes are less exact.
     """
 
     probability: Floats
-    likeness: Floats
+    worth: Floats
+    rank: Floats
     boxes: npt.NDArray[np.float64]
 
     @property
@@ -61,43 +62,38 @@ class Prior:
         self._backbone, self._head = _session(backbone), _session(head)
         self._inputs = [one.name for one in self._head.get_inputs()]
         self._template_network = _template_network(backbone)
-        self._cells = _check_networks(self._backbone, self._head, backbone, head)
-        self._mirrored = config.mirrored
-        self._templates: list[Floats] = []
+        _check_networks(self._backbone, self._head, backbone, head)
+        self._template: Floats | None = None
         self._filling: tuple[int, ...] = ()
 
     def start(self, image: Image, box: Box) -> None:
         """Take the target in ``box`` of this frame (uint8 RGB) for the template."""
         self._filling = tuple(int(value) for value in image.mean((0, 1)))
         crop = _crop(image, box.centre, _region(box.w, box.h), _TEMPLATE, self._filling)
-        self._templates = []
-        for shown in _ways(crop, self._mirrored):
-            self._template_network.setInput(shown)
-            self._templates.append(np.array(self._template_network.forward(), np.float32))
+        self._template_network.setInput(crop)
+        self._template = np.array(self._template_network.forward(), np.float32)
 
     def look(self, image: Image, box: Box) -> Proposals:
         """What may be the target in a frame, near ``box``: about twice as far as it is long, each way."""
+        assert self._template is not None
         region = _region(box.w, box.h)
         scale = region / _TEMPLATE  # frame pixels per pixel of the networks
         crop = _crop(image, box.centre, region * _SEARCH / _TEMPLATE, _SEARCH, self._filling)
-        given = self._backbone.get_inputs()[0].name
-        maps = []
-        for shown, template in zip(_ways(crop, self._mirrored), self._templates, strict=True):
-            (features,) = self._backbone.run(None, {given: shown})
-            classes, sides = self._head.run(None, dict(zip(self._inputs, (template, features), strict=True)))
-            maps.append((classes[0], sides[0]))
-        return _proposals(maps, self._cells, box, scale)
+        (features,) = self._backbone.run(None, {self._backbone.get_inputs()[0].name: crop})
+        classes, sides = self._head.run(None, dict(zip(self._inputs, (self._template, features), strict=True)))
+        return _proposals(classes[0], sides[0], box, scale)
 
     def state(self) -> dict[str, Any]:
         """The template, as text and numbers; ``restore`` takes it back exactly."""
-        texts = [base64.b64encode(one.astype("<f4").tobytes()).decode() for one in self._templates]
-        return {"templates": texts, "shape": list(self._templates[0].shape), "filling": list(self._filling)}
+        assert self._template is not None
+        text = base64.b64encode(self._template.astype("<f4").tobytes()).decode()
+        return {"template": text, "shape": list(self._template.shape), "filling": list(self._filling)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with the template whose ``state`` was saved. Raises CheckpointError."""
         try:
-            flat = [np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32) for text in state["templates"]]
-            self._templates = [one.reshape(state["shape"]) for one in flat]
+            flat = np.frombuffer(base64.b64decode(state["template"]), "<f4").astype(np.float32)
+            self._template = flat.reshape(state["shape"])
             self._filling = tuple(state["filling"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the prior's template does not decode ({error}): start anew") from None
@@ -142,8 +138,8 @@ def _template_network(path: Path) -> Any:
         raise WeightsError(f"prior: OpenCV cannot read {path} ({error.err}): {_FILES}") from None
 
 
-def _check_networks(backbone: Any, head: Any, *paths: Path) -> int:
-    """How many cells a side the head's maps have; raises WeightsError for networks of other inputs and outputs."""
+def _check_networks(backbone: Any, head: Any, *paths: Path) -> None:
+    """Raise WeightsError for networks of other inputs and outputs."""
     inputs, outputs = backbone.get_inputs(), head.get_outputs()
     cells = outputs[0].shape[-1] if outputs else None
     fits = [tuple(one.shape) for one in inputs] == [(1, 3, _SEARCH, _SEARCH)] and len(head.get_inputs()) == 2
@@ -152,7 +148,6 @@ def _check_networks(backbone: Any, head: Any, *paths: Path) -> int:
             f"prior: {paths[0].name} and {paths[1].name} are not NanoTrack's backbone (1×3×255×255 in) and head "
             f"(two inputs, outputs 1×2×n×n and 1×4×n×n): {_FILES}"
         )
-    return int(cells)
 
 
 def _region(w: float, h: float) -> float:
@@ -176,31 +171,20 @@ def _crop(image: Image, middle: tuple[float, float], side: float, size: int, fil
     return np.ascontiguousarray(shown.transpose(2, 0, 1)[None].astype(np.float32))
 
 
-def _ways(crop: Floats, mirrored: bool) -> list[Floats]:
-    """A crop as it is, and as a mirror shows it."""
-    return [crop, np.ascontiguousarray(crop[..., ::-1])] if mirrored else [crop]
-
-
-def _proposals(maps: Sequence[tuple[Floats, Floats]], cells: int, box: Box, scale: float) -> Proposals:
-    """The head's maps, classes [2, n, n] and distances to the four sides [4, n, n], around ``box``.
-
-    The second pair, if there is one, is of the mirror image.
-    """
+def _proposals(classes: Floats, sides: Floats, box: Box, scale: float) -> Proposals:
+    """The head's maps, classes [2, n, n] and distances to the four sides [4, n, n], around ``box``."""
+    cells = classes.shape[-1]
+    logits = classes.reshape(2, -1)
+    probability = 1 / (1 + np.exp(np.clip(logits[0] - logits[1], -50, 50)))
+    left, top, right, bottom = sides.reshape(4, -1).astype(float)
     places = (np.arange(cells) - cells // 2) * _STRIDE
     x, y = (value.ravel() for value in np.meshgrid(places, places))
-    probabilities, corners = [], []
-    for (classes, sides), mirrored in zip(maps, (False, True), strict=False):
-        logits = classes.reshape(2, -1)
-        probabilities.append(1 / (1 + np.exp(np.clip(logits[0] - logits[1], -50, 50))))
-        left, top, right, bottom = sides.reshape(4, -1).astype(float)
-        x0, x1 = (-x - right, -x + left) if mirrored else (x - left, x + right)
-        corners.append(np.stack([x0, y - top, x1, y + bottom]))
-    x0, y0, x1, y1 = np.concatenate(corners, 1)
-    w, h = np.maximum(x1 - x0, 1e-3), np.maximum(y1 - y0, 1e-3)
+    w, h = np.maximum(left + right, 1e-3), np.maximum(top + bottom, 1e-3)
+    worth = probability * _likeness(w, h, box.w / scale, box.h / scale)
+    rank = (1 - _WINDOW) * worth + _WINDOW * np.outer(np.hanning(cells), np.hanning(cells)).ravel()
     u, v = box.centre
-    likeness = _likeness(w, h, box.w / scale, box.h / scale).astype(np.float32)
-    boxes = np.stack([u + x0 * scale, v + y0 * scale, w * scale, h * scale], 1)
-    return Proposals(np.concatenate(probabilities).astype(np.float32), likeness, boxes)
+    boxes = np.stack([u + (x - left) * scale, v + (y - top) * scale, w * scale, h * scale], 1)
+    return Proposals(*(values.astype(np.float32) for values in (probability, worth, rank)), boxes)
 
 
 def _likeness(w: npt.NDArray[Any], h: npt.NDArray[Any], as_w: float, as_h: float) -> npt.NDArray[Any]:
@@ -211,5 +195,5 @@ def _likeness(w: npt.NDArray[Any], h: npt.NDArray[Any], as_w: float, as_h: float
 
     own = _region(as_w, as_h)
     sizes = np.sqrt((w + _CONTEXT * (w + h)) * (h + _CONTEXT * (w + h)))
-    likeness: npt.NDArray[Any] = np.exp(-_FLATTER * (change((as_w / as_h) / (w / h)) * change(sizes / own) - 1))
+    likeness: npt.NDArray[Any] = np.exp(-_UNLIKE * (change((as_w / as_h) / (w / h)) * change(sizes / own) - 1))
     return likeness
