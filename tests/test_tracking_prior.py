@@ -217,6 +217,8 @@ def test_what_is_missing_or_wrong_is_refused_with_the_remedy(
         Prior(PriorConfig(backbone=backbone_file))
     with pytest.raises(WeightsError, match=r"gone\.onnx: no such file"):
         Prior(PriorConfig(backbone=backbone_file, head=str(tmp_path / "gone.onnx")))
+    with pytest.raises(WeightsError, match=r"gone\.onnx: no such file"):
+        Prior(PriorConfig(backbone=str(tmp_path / "gone.onnx")))
     with pytest.raises(WeightsError, match="does not hold one"):
         Prior(PriorConfig(backbone=str(tmp_path)))
     (tmp_path / "text.onnx").write_text("no network")

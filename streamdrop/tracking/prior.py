@@ -108,12 +108,12 @@ def find_networks(config: PriorConfig) -> tuple[Path, Path]:
         if any(len(paths) != 1 for paths in found):
             raise WeightsError(f"prior: {backbone} does not hold one *backbone*.onnx and one *head*.onnx: {_FILES}")
         return found[0][0], found[1][0]
-    if config.head is None:
-        raise WeightsError(f"prior: {backbone} is the backbone alone: {_FILES}")
-    head = resolve(config.head)
+    head = None if config.head is None else resolve(config.head)
     for path in (backbone, head):
-        if not path.is_file():
+        if path is not None and not path.is_file():
             raise WeightsError(f"prior: {path}: no such file: {_FILES}")
+    if head is None:
+        raise WeightsError(f"prior: {backbone} is the backbone alone: {_FILES}")
     return backbone, head
 
 
