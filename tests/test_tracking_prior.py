@@ -142,8 +142,8 @@ def test_a_habit_of_the_prior_is_learned_on_the_first_frame(networks: Path) -> N
     fusion = Fusion(config(networks))
     fusion.start(flat(64, 44), Box(64, 44, 32, 32))
     habit = fusion.state()["habit"]
-    assert habit[2] == pytest.approx(np.log(63.5 / (2 * HALF)), abs=0.06)
-    assert habit[3] == pytest.approx(habit[2], abs=0.02)
+    assert habit[0] == pytest.approx(np.log(63.5 / (2 * HALF)), abs=0.06)
+    assert habit[1] == pytest.approx(habit[0], abs=0.02)
 
 
 def test_boxes_between_two_go_from_one_to_the_other() -> None:

@@ -31,17 +31,21 @@ class Fusion:
 
     def __init__(self, config: TrackerConfig) -> None:
         self._config, self._prior = config, Prior(config.prior)
-        self._habit: npt.NDArray[np.float64] = np.zeros(4)
+        self._habit: npt.NDArray[np.float64] = np.zeros(2)
         self._seen: list[Proposals] = []
 
     def start(self, image: Image, box: Box) -> None:
-        """Take the target in ``box``, and learn how the prior's boxes differ from it: annotators' habits differ."""
+        """Take the target in ``box``, and learn how the sizes of the prior's boxes differ from it.
+
+        What a box leaves out (arms, a bicycle's wheel) differs between people. Where its middle lies differs less: to
+        correct that too made boxes worse.
+        """
         self._prior.start(image, box)
         random = np.random.default_rng((self._config.seed, 1))
         found = [self._prior.look(image, _displaced(box, random)) for _ in range(_LOOKS)]
         boxes = [_box_near(proposals, box.centre, box) for proposals in found]
-        missed = [_difference(box, each) for each in boxes if each is not None]
-        habit = np.median(missed, axis=0) if missed else np.zeros(4)
+        missed = [_difference(box, each)[2:] for each in boxes if each is not None]
+        habit = np.median(missed, axis=0) if missed else np.zeros(2)
         self._habit = np.clip(habit, -_LARGEST_HABIT, _LARGEST_HABIT)
 
     def look(self, image: Image, scores: Map, views: Sequence[View], motion: Motion) -> Map:
@@ -64,7 +68,7 @@ class Fusion:
         found = _box_near(self._seen[index], place, box)
         if found is None:
             return learned
-        return _between(learned, _moved(found, self._habit), self._config.prior.box)
+        return _between(learned, _moved(found, np.array([0.0, 0.0, *self._habit])), self._config.prior.box)
 
     def state(self) -> dict[str, Any]:
         """What is known of the target, as plain data; ``restore`` takes it back exactly."""
@@ -74,7 +78,7 @@ class Fusion:
         """Go on with the target whose ``state`` was saved. Raises CheckpointError."""
         self._prior.restore(state)
         try:
-            self._habit = np.array(state["habit"], float).reshape(4)
+            self._habit = np.array(state["habit"], float).reshape(2)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the prior's state does not decode ({error}): start anew") from None
 

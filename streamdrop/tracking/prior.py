@@ -166,9 +166,10 @@ def _crop(image: Image, middle: tuple[float, float], side: float, size: int, fil
     if part.size == 0:
         part = np.full((length, length, 3), filling, np.uint8)
     elif left or top or right or bottom:
-        part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=filling)
-    shown = cv2.resize(part, (size, size))[..., ::-1]
-    return np.ascontiguousarray(shown.transpose(2, 0, 1)[None].astype(np.float32))
+        bordered = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=filling)
+        part = np.asarray(bordered, np.uint8)
+    shown = np.asarray(cv2.resize(part, (size, size)), np.float32)[..., ::-1]
+    return np.ascontiguousarray(shown.transpose(2, 0, 1)[None])
 
 
 def _proposals(classes: Floats, sides: Floats, box: Box, scale: float) -> Proposals:
@@ -184,14 +185,15 @@ def _proposals(classes: Floats, sides: Floats, box: Box, scale: float) -> Propos
     rank = (1 - _WINDOW) * worth + _WINDOW * np.outer(np.hanning(cells), np.hanning(cells)).ravel()
     u, v = box.centre
     boxes = np.stack([u + (x - left) * scale, v + (y - top) * scale, w * scale, h * scale], 1)
-    return Proposals(*(values.astype(np.float32) for values in (probability, worth, rank)), boxes)
+    return Proposals(probability.astype(np.float32), worth.astype(np.float32), rank.astype(np.float32), boxes)
 
 
 def _likeness(w: npt.NDArray[Any], h: npt.NDArray[Any], as_w: float, as_h: float) -> npt.NDArray[Any]:
     """NanoTrack's penalty: 1 for boxes of the size and aspect of w × h, less for others."""
 
     def change(ratio: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.maximum(ratio, 1 / ratio)
+        either: npt.NDArray[Any] = np.maximum(ratio, 1 / ratio)
+        return either
 
     own = _region(as_w, as_h)
     sizes = np.sqrt((w + _CONTEXT * (w + h)) * (h + _CONTEXT * (w + h)))

@@ -104,9 +104,9 @@ def listing() -> list[dict[str, Any]]:
 def add(name: str, folder: str | os.PathLike[str], licence: str = "unknown", what: str = "") -> Entry:
     """Copy weights that the user has in ``folder`` to where ``resolve`` finds them; nothing is downloaded.
 
-    A built-in name takes its own files, found by name or else by digest, and verifies them. Any other name takes all weight files of
-    the folder and records their digests, with ``licence`` and ``what`` as the user states them. Raises ConfigError
-    for a name that cannot be one, WeightsError for missing or wrong files, OutputError.
+    A built-in name takes its own files, found by name or else by digest, and verifies them. Any other name takes all
+    weight files of the folder and records their digests, with ``licence`` and ``what`` as the user states them. Raises
+    ConfigError for a name that cannot be one, WeightsError for missing or wrong files, OutputError.
     """
     source = Path(folder)
     if not source.is_dir():
