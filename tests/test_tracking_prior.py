@@ -193,7 +193,7 @@ def test_a_damaged_state_is_refused(networks: Path) -> None:
         with pytest.raises(CheckpointError):
             fusion.restore({**state, **damage})
     with pytest.raises(CheckpointError):
-        fusion.restore(None)  # type: ignore[arg-type]
+        fusion.restore(None)
 
 
 def test_a_target_out_of_the_frame_and_one_of_a_pixel_give_finite_boxes(networks: Path) -> None:

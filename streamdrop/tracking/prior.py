@@ -89,7 +89,7 @@ class Prior:
         text = base64.b64encode(self._template.astype("<f4").tobytes()).decode()
         return {"template": text, "shape": list(self._template.shape), "filling": list(self._filling)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Any) -> None:
         """Go on with the template whose ``state`` was saved. Raises CheckpointError."""
         try:
             flat = np.frombuffer(base64.b64decode(state["template"]), "<f4").astype(np.float32)
