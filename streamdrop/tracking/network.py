@@ -52,9 +52,9 @@ class ScoreHead(nn.Module):
     transposed convolution, several times faster to train on a CPU.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, channels: tuple[int, int] = MAP_CHANNELS) -> None:
         super().__init__()
-        fine, coarse = MAP_CHANNELS
+        fine, coarse = channels
         self.kernel = config.kernel
         self.coarse = nn.Conv2d(coarse, config.channels, 1, bias=False)
         self.fine = nn.Conv2d(fine, config.channels, 1)
@@ -62,7 +62,7 @@ class ScoreHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """[N, 32, H, W], [N, 96, H/2, W/2] → [N, H, W]."""
+        """Maps [N, channels, H, W] and [N, channels, H/2, W/2] → [N, H, W]."""
         wide = functional.interpolate(self.coarse(coarse), scale_factor=2, mode="bilinear", align_corners=False)
         taps = self.taps(functional.relu(self.fine(fine) + wide))
         shifted = functional.fold(taps.flatten(2), taps.shape[-2:], self.kernel, padding=self.kernel // 2)

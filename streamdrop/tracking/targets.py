@@ -262,7 +262,7 @@ class Targets:
                 if seen[1:]:
                     parts.append(tracker.learner.maps([take(frames[key], view) for view in seen[1:]]))
                 looked = tracker.learner.look_at(as_batch(parts))
-            found = tracker.find(seen, looked, self._keeps(key))
+            found = tracker.find(frames[key], seen, looked, self._keeps(key))
             tracks[key] = dataclasses.replace(tracker.track(found, began), frame=self._frame)
         return tracks
 

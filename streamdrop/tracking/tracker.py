@@ -20,6 +20,7 @@ from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
 from streamdrop.tracking.eye import Look
 from streamdrop.tracking.first_frame import examples
+from streamdrop.tracking.fusion import Fusion
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression
@@ -39,6 +40,7 @@ class Tracker:
 
     def __init__(self, config: TrackerConfig | None = None) -> None:
         self.config = config if config is not None else TrackerConfig()
+        self._fusion = None if self.config.prior.backbone is None else Fusion(self.config)
         self._learner = Learner(self.config)
         self._rounds = _rounds(self.config, self._learner)
         if self.config.realtime.beside:  # its thread must end with the tracker
@@ -108,6 +110,8 @@ class Tracker:
         upright = {index: one.box for index, one in enumerate(shown) if one.upright and one.box is not None}
         maps = self._learner.first_maps([one.crop for one in shown], list(upright))
         self._regression = BoxRegression.fit(self.config.box, maps, list(upright.values()), self.config.seed)
+        if self._fusion is not None:
+            self._fusion.start(image, motion.box)
         self._motion = motion
         return _with_reports(Track(0, given, 1.0, False, _ms(began)), reports)
 
@@ -115,7 +119,7 @@ class Tracker:
         began = time.perf_counter()
         image = self.rgb(image)
         views = self.advance(image)
-        found = self.find(views, self._rounds.look([take(image, view) for view in views]))
+        found = self.find(image, views, self._rounds.look([take(image, view) for view in views]))
         turn = self._learn(began)
         track = dataclasses.replace(self.track(found, began), ms=_ms(began), put_off=turn.put_off)
         return _with_reports(track, turn.reports)
@@ -132,10 +136,12 @@ class Tracker:
         motion.advance(width, height)
         return crop_views(motion, self.config)
 
-    def find(self, views: list[View], looked: Look, keep: bool = True) -> bool:
-        """Move the box onto the target in the views, and remember the frame unless told not to; whether it is there."""
+    def find(self, image: Image, views: list[View], looked: Look, keep: bool = True) -> bool:
+        """Move the box onto the target in a frame, and remember the frame unless told not to; whether it is there."""
         motion = self._started()
         activations, maps, scores = looked
+        if self._fusion is not None:
+            scores = self._fusion.look(image, scores, views, motion)
         peak = best_peak(scores, views, motion, self.config)
         found = motion.judge(peak, self.config.lost)
         if found:
@@ -184,6 +190,7 @@ class Tracker:
             "motion": dataclasses.asdict(motion),
             "regression": regression.state(),
             "tones": dataclasses.asdict(self._tones),
+            "prior": None if self._fusion is None else self._fusion.state(),
         }
         self._rounds.save(path, extra, hold)
 
@@ -199,6 +206,8 @@ class Tracker:
             raise CheckpointError(f"{path}: not a tracker's checkpoint ({error} is missing): check the path") from None
         if configuration != _identity(self.config):
             raise CheckpointError(f"{path}: saved by a tracker configured otherwise: give the configuration it had")
+        if self._fusion is not None:
+            self._fusion.restore(extra.get("prior"))
         self._regression = BoxRegression.restored(self.config.box, regression)
         self._motion, self._tones = Motion.restored(motion), Tones(**tones)
 
@@ -217,8 +226,10 @@ class Tracker:
         motion, regression = self._started(), self._regression
         assert regression is not None
         w, h = motion.box.w / view.scale, motion.box.h / view.scale
-        refined = regression(maps, peak.view, Box(peak.x - w / 2, peak.y - h / 2, w, h))
-        motion.move(view.box_in_frame(refined), self.config.box)
+        refined = view.box_in_frame(regression(maps, peak.view, Box(peak.x - w / 2, peak.y - h / 2, w, h)))
+        if self._fusion is not None:
+            refined = self._fusion.refine(peak.view, view.to_frame(peak.x, peak.y), motion.box, refined)
+        motion.move(refined, self.config.box)
 
     def _remember(self, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""

@@ -104,9 +104,9 @@ def listing() -> list[dict[str, Any]]:
 def add(name: str, folder: str | os.PathLike[str], licence: str = "unknown", what: str = "") -> Entry:
     """Copy weights that the user has in ``folder`` to where ``resolve`` finds them; nothing is downloaded.
 
-    A built-in name takes its own files, found by name, and verifies them. Any other name takes all weight files of
-    the folder and records their digests, with ``licence`` and ``what`` as the user states them. Raises ConfigError
-    for a name that cannot be one, WeightsError for missing or wrong files, OutputError.
+    A built-in name takes its own files, found by name or else by digest, and verifies them. Any other name takes all
+    weight files of the folder and records their digests, with ``licence`` and ``what`` as the user states them. Raises
+    ConfigError for a name that cannot be one, WeightsError for missing or wrong files, OutputError.
     """
     source = Path(folder)
     if not source.is_dir():
@@ -116,13 +116,22 @@ def add(name: str, folder: str | os.PathLike[str], licence: str = "unknown", wha
         return _add_own(name, source, licence, what)
     if entry.package is not None:
         raise ConfigError(f"weights {name} are part of a package: {remedy(entry)}")
-    for file in entry.files:
-        if not (source / file.name).is_file():
-            raise WeightsError(f"{source} holds no {file.name}: fetch it from {file.url} and put it there")
-        check_digest(source / file.name, file)
-    for file in entry.files:
-        copy(source / file.name, file_path(entry, file))
+    found = [_find(source, file) for file in entry.files]
+    for path, file in zip(found, entry.files, strict=True):
+        copy(path, file_path(entry, file))
     return entry
+
+
+def _find(folder: Path, file: WeightsFile) -> Path:
+    """A published file in a folder, verified; under another name, too. Raises WeightsError."""
+    path = folder / file.name
+    if path.is_file():
+        check_digest(path, file)
+        return path
+    for other in sorted(folder.glob(f"*{path.suffix}")):
+        if other.is_file() and sha256_of(other).startswith(file.sha256):
+            return other
+    raise WeightsError(f"{folder} holds no {file.name}, by name or content: fetch it from {file.url} and put it there")
 
 
 def check_digest(path: Path, file: WeightsFile) -> None:
