@@ -399,7 +399,7 @@ def test_a_clock_that_is_set_back_costs_no_video(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "20261025-020000")
     for _ in range(3):
         files = OutputFiles(OutputsConfig(video_minutes=1), tmp_path, 10)
-        files.add(0, np.zeros((32, 32, 3), np.uint8), Track(0, Box(1, 2, 3, 4), 1.0, False))
+        files.add(0, np.zeros((32, 32, 3), np.uint8), {1: Track(0, Box(1, 2, 3, 4), 1.0, False)})
         files.close()
     names = sorted(path.name for path in (tmp_path / "video").iterdir())
     assert names == ["20261025-020000-1.mp4", "20261025-020000-2.mp4", "20261025-020000.mp4"]
@@ -407,7 +407,7 @@ def test_a_clock_that_is_set_back_costs_no_video(tmp_path, monkeypatch):
 
 def test_a_video_that_did_not_fit_is_followed_by_another(tmp_path, monkeypatch):
     files = OutputFiles(OutputsConfig(video_minutes=1), tmp_path, 10)
-    track, image = Track(0, Box(1, 2, 3, 4), 1.0, False), np.zeros((32, 32, 3), np.uint8)
+    tracks, image = {1: Track(0, Box(1, 2, 3, 4), 1.0, False)}, np.zeros((32, 32, 3), np.uint8)
 
     def full(self: VideoWriter, image: object) -> None:
         self._abandon()
@@ -416,8 +416,8 @@ def test_a_video_that_did_not_fit_is_followed_by_another(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(VideoWriter, "write", full)
         with pytest.raises(OutputError):
-            files.add(0, image, track)
-    files.add(1, image, track)
+            files.add(0, image, tracks)
+    files.add(1, image, tracks)
     files.close()
     assert len(list((tmp_path / "video").iterdir())) == 1
 

@@ -131,7 +131,8 @@ def test_killed_it_goes_on_then_reloads_and_ends_when_told(process):
     assert process.events()[-1]["event"] == "stopped"
     last = [event for event in process.events() if "score" in event][-12:]
     assert np.mean([float(iou(one["box"], process.boxes[one["frame"] % 60])) for one in last]) > 0.5
-    assert json.loads((process.folder / "run" / "scene" / "stream.json").read_text())["learned"]
+    state = json.loads((process.folder / "run" / "scene" / "stream.json").read_text())
+    assert state["targets"]["1"]["learned"]
     assert not (process.folder / "run" / "daemon.json").exists()
 
 

@@ -44,6 +44,11 @@ class Following:
         return bool(self.ids)
 
     @property
+    def early(self) -> bool:
+        """Whether a target is so new that each of its frames has a round."""
+        return any(self._built().tracker(key).early for key in self.ids)
+
+    @property
     def pending(self) -> list[int]:
         """Targets that are still to be learned."""
         return sorted(key for key in self.state.targets if key not in self.ids)

@@ -158,8 +158,9 @@ class Worker:
         rounds = sum(len(track.reports) for track in tracks.values())
         self._unsaved += rounds
         self._since = 0 if rounds else self._since + 1
-        if self._save_due() and self._since >= self.settings.tracker.update.every // 2:
-            self._save()  # at the latest well before the next round
+        wait = 0 if self.following.early else self.settings.tracker.update.every // 2
+        if self._save_due() and self._since >= wait:
+            self._save()  # at the latest before a target's next round
 
     def _save_due(self) -> bool:
         return self._unsaved >= self.settings.limits.save_rounds
