@@ -1,4 +1,7 @@
-"""Any torchvision classification network as the tracker's backbone: its maps at stride 8 and 16, found by looking."""
+"""Any torchvision classification network as the tracker's backbone: its maps at stride 8 and 16, found by looking.
+
+torchvision brings torch's compiler with it, seconds and 100 MB: it is imported where such a backbone is built.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import difflib
 from collections.abc import Mapping
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from streamdrop.errors import ConfigError, ModelError, WeightsError
 from streamdrop.tracking.config import STRIDES, HeadConfig, TrackerConfig
@@ -51,6 +52,8 @@ def build_tapped(name: str, config: HeadConfig, trainable: int, weights: str | N
 
     Raises ConfigError for an unknown name, ModelError for a network without such maps, WeightsError.
     """
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     model = _model(name)
     taps, channels = find_taps(model, name)
     backbone = create_feature_extractor(model, {taps[0]: "fine", taps[1]: "coarse"})
@@ -66,6 +69,8 @@ def find_taps(model: nn.Module, name: str) -> tuple[tuple[str, str], tuple[int, 
     At each stride it is the last one before the block that leaves it, whose inside is wider or narrower than what
     blocks hand on. Raises ModelError where there are none.
     """
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
     model.eval()
     try:
         names = get_graph_node_names(model)[1]
@@ -92,13 +97,15 @@ def _is_map(value: object, side: int) -> bool:
 
 
 def _model(name: str) -> nn.Module:
-    names = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    names = models.list_models(module=models)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "give a torchvision classification network such as resnet18"
         raise ConfigError(f"backbone {name!r} is not known: {hint}")
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    model: nn.Module = models.get_model(name, weights=None, **options)
     return model
 
 
