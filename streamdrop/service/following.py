@@ -23,13 +23,22 @@ class Interrupted(Exception):
 
 
 class Following:
-    """Trackers and the ``state`` that is saved with them. Every computation takes a turn of ``share``."""
+    """Trackers and the ``state`` that is saved with them. Every computation takes a turn of ``share``.
+
+    ``waiting``: whether the next frame is there; a round of the only target makes way for it.
+    """
 
     def __init__(
-        self, config: TrackerConfig, folder: StateFolder, state: StreamState, share: Share, stats: Stats
+        self,
+        config: TrackerConfig,
+        folder: StateFolder,
+        state: StreamState,
+        share: Share,
+        stats: Stats,
+        waiting: Callable[[], bool],
     ) -> None:
         self.config, self.state, self.layers = config, state, 0
-        self._folder, self._share, self._stats = folder, share, stats
+        self._folder, self._share, self._stats, self._waiting = folder, share, stats, waiting
         self._targets: Targets | None = None
         self._unsaved: set[int] = set()
 
@@ -57,7 +66,7 @@ class Following:
         """Make what follows a target. Raises WeightsError and what else a tracker raises."""
         if self._targets is None:
             with self._share.alone(self.config.name):
-                self._targets = Targets(self.config)
+                self._targets = Targets(self.config, self._waiting)
             self.layers = self._targets.layers
             give_back()
 

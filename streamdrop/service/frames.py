@@ -58,13 +58,14 @@ class FrameBuffer:
     def take(self, timeout: float) -> Arrival | None:
         """The next frame to look at; None when none comes within ``timeout`` seconds."""
         with self._changed:
-            if not self._changed.wait_for(self._waiting, timeout):
+            if not self._changed.wait_for(self.waiting, timeout):
                 return None
             chosen = self._strided() if self._steps else self._fresh()
             self._taken = chosen.number
             return chosen
 
-    def _waiting(self) -> bool:
+    def waiting(self) -> bool:
+        """Whether there is a frame that was not taken yet."""
         return bool(self._frames) and self._frames[-1].number > self._taken
 
     def _fresh(self) -> Arrival:

@@ -46,8 +46,8 @@ class Worker:
         self.state = remembered(state_folder.read_if_whole(), stream)
         self.stats.counters = Counters.restored(self.state.counters)
         self.broadcast = Broadcast(stream.name, settings.outputs, limits, folder, stream.fps, self.stats)
-        self.following = Following(settings.tracker, state_folder, self.state, share, self.stats)
         self.buffer = FrameBuffer(limits.buffer_seconds, limits.buffer_mb * 2**20, limits.late_seconds)
+        self.following = Following(settings.tracker, state_folder, self.state, share, self.stats, self.buffer.waiting)
         number, position = self.state.number, self.state.position
         self.capture = Capture(stream, limits, self._came, self._signalled, self._preview, number, position)
         self.commands = Commands(self.buffer.wake)

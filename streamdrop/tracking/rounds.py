@@ -22,8 +22,9 @@ Pieces: TypeAlias = Generator[None, None, RoundReport]
 """A round whose ``next`` runs a piece of it, and which returns its report."""
 
 _SHARE = 0.9  # of a frame's time that may be used: a box that comes late counts for nothing
-_PATIENCE = 0.2  # seconds' worth of frames without time for a piece, after which one runs all the same
+_PATIENCE = 0.2  # seconds without room for a piece, after which one runs all the same
 _LEAST = 0.5  # share of the first frame's steps before the first box, whatever the time
+_ALL = 1 << 30  # pieces: more than a round has
 _KNOWN = 0.2  # share of a new piece in what pieces are known to take
 
 
@@ -70,10 +71,12 @@ class Rounds:
 
     def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
         """Use what is left of the frame that came at ``began``, a time of the performance counter."""
-        if not due:
-            return Turn()
+        return Turn(begun=True, reports=self.whole(regression)) if due else Turn()
+
+    def whole(self, regression: BoxRegression) -> tuple[RoundReport, ...]:
+        """A round now, to its end; the reports of all that ended."""
         regression.adapt()
-        return Turn(begun=True, reports=(self._learner.adapt(),))
+        return (self._learner.adapt(),)
 
     def save(self, path: str | os.PathLike[str], extra: dict[str, Any], hold: bool = False) -> None:
         """Write a checkpoint with the caller's plain data; ``hold`` as ``Learner.save`` has it. Raises OutputError."""
@@ -89,19 +92,27 @@ class Rounds:
 
 
 class SpareRounds(Rounds):
-    """Rounds run by pieces, as many after each frame as its time leaves room for; the rest waits for later frames.
+    """Rounds run by pieces, as many after each frame as there is room for; the rest waits for later frames.
 
-    A round that is due while another is under way is put off: its samples are learned from by the next one.
+    There is room until the frame's time at ``fps`` is over (None: it has no end), and while ``waiting`` does not say
+    that the next frame is there. A round that is due while another is under way is put off: its samples are learned
+    from by the next one.
     """
 
     def __init__(
-        self, config: TrackerConfig, learner: Learner, fps: float, clock: Callable[[], float] = time.perf_counter
+        self,
+        config: TrackerConfig,
+        learner: Learner,
+        fps: float | None,
+        waiting: Callable[[], bool] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(config, learner)
-        self._frame, self._clock = _SHARE / fps, clock
+        self._frame, self._clock = math.inf if fps is None else _SHARE / fps, clock
+        self._waiting = waiting if waiting is not None else lambda: False
         self._under_way: Pieces | None = None
         self._cost = 0.0  # seconds a piece takes, as far as known
-        self._starved = 0  # frames in a row that left no room for a piece
+        self._starving: float | None = None  # since when no frame has left room for a piece
 
     def start(
         self,
@@ -125,6 +136,10 @@ class SpareRounds(Rounds):
         if begun:
             self._under_way = self._round(regression)
         return Turn(begun, due and not begun, tuple(self._run(began + self._frame, int(lost))))
+
+    def whole(self, regression: BoxRegression) -> tuple[RoundReport, ...]:
+        """What is under way is brought to its end first."""
+        return (*self._run(math.inf, _ALL), *super().whole(regression))
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Training on the first frame goes on; a round that was under way is given up."""
@@ -157,11 +172,11 @@ class SpareRounds(Rounds):
         if self._under_way is None:
             return []
         before = self._clock()
-        if not least and before + self._cost > until:
-            self._starved += 1
-            if self._starved * self._frame / _SHARE < _PATIENCE:
+        if not least and not self._room(before, until):
+            self._starving = before if self._starving is None else self._starving
+            if before - self._starving < _PATIENCE:
                 return []
-        self._starved = ran = 0
+        self._starving, ran = None, 0
         while True:
             try:
                 next(self._under_way)
@@ -171,6 +186,9 @@ class SpareRounds(Rounds):
             ran += 1
             now = self._clock()
             self._cost += (now - before - self._cost) * (_KNOWN if self._cost else 1.0)
-            if ran >= least and now + self._cost > until:
+            if ran >= least and not self._room(now, until):
                 return []
             before = now
+
+    def _room(self, now: float, until: float) -> bool:
+        return now + self._cost <= until and not self._waiting()

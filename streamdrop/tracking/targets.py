@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from streamdrop.boxes import as_box, check_inside
@@ -17,7 +17,7 @@ from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.saved_targets import read_targets, write_targets
 from streamdrop.tracking.sheets import Area, Sheet, as_batch, grouped
 from streamdrop.tracking.threads import threads
-from streamdrop.tracking.tracker import Tracker
+from streamdrop.tracking.tracker import Tracker, with_reports
 from streamdrop.tracking.turns import Turns
 from streamdrop.types import Image, Track
 
@@ -33,11 +33,13 @@ class Targets:
     shares its crop with nobody is looked for as a Tracker does. Under the strategy ``drop`` the one with the
     lowest id trains the upper backbone; the others learn on top of it, as under ``fixed``, and so does what is added
     later. The same configuration, frames and boxes by id give the same tracks on every run, whatever the order in which
-    the boxes are given. Raises WeightsError when there are no pretrained weights.
+    the boxes are given. ``waiting``, as a Tracker has it, is for the rounds of a target that is the only one. Raises
+    WeightsError when there are no pretrained weights.
     """
 
-    def __init__(self, config: TrackerConfig | None = None) -> None:
+    def __init__(self, config: TrackerConfig | None = None, waiting: Callable[[], bool] | None = None) -> None:
         self.config = config if config is not None else TrackerConfig()
+        self._waiting = waiting
         self._trackers: dict[int, Tracker] = {}
         self._spare: dict[tuple[int, bool], Tracker] = {}
         self._turns = Turns()
@@ -204,7 +206,8 @@ class Targets:
                     target=self.config.target + key - 1,
                     store=store if store is None or key == 1 else f"{store}-{key}",
                     strategy="fixed" if borrowed else self.config.strategy,
-                )
+                ),
+                self._waiting,
             )
         return self._spare[key, borrowed]
 
@@ -287,9 +290,9 @@ class Targets:
         apart = self.config.update.every / self.config.targets.rounds
         while (turn := self._turns.next(self._frame, apart)) is not None:
             began = time.perf_counter()
-            report = self._trackers[turn].adapt()
-            if report is not None:
+            reports = self._trackers[turn].adapt()
+            if reports:
                 self._turns.last[turn] = self._frame
                 ms = tracks[turn].ms + (time.perf_counter() - began) * 1e3
-                return {**tracks, turn: dataclasses.replace(tracks[turn], ms=ms, report=report)}
+                return {**tracks, turn: with_reports(dataclasses.replace(tracks[turn], ms=ms), reports)}
         return tracks

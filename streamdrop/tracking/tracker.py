@@ -7,7 +7,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -35,14 +35,16 @@ class Tracker:
 
     Images are uint8 or uint16, H×W (grey), H×W×3 (RGB) or H×W×4 (RGBA, alpha left out); of 16 bits the range of the
     first frame is used. With the same configuration and frames it gives the same boxes on every run, unless the clock
-    has a say (``update.deadline``, ``realtime``). Raises WeightsError when there are no pretrained weights.
+    has a say (``update.deadline``, ``realtime``, ``waiting``). ``waiting`` says whether the next frame is there: a
+    round makes way for it between two iterations, and goes on after it. Raises WeightsError when there are no
+    pretrained weights.
     """
 
-    def __init__(self, config: TrackerConfig | None = None) -> None:
+    def __init__(self, config: TrackerConfig | None = None, waiting: Callable[[], bool] | None = None) -> None:
         self.config = config if config is not None else TrackerConfig()
         self._fusion = None if self.config.prior.backbone is None else Fusion(self.config)
         self._learner = Learner(self.config)
-        self._rounds = _rounds(self.config, self._learner)
+        self._rounds = _rounds(self.config, self._learner, waiting)
         if self.config.realtime.beside:  # its thread must end with the tracker
             weakref.finalize(self, self._rounds.close)
         self._motion: Motion | None = None
@@ -113,7 +115,7 @@ class Tracker:
         if self._fusion is not None:
             self._fusion.start(image, motion.box)
         self._motion = motion
-        return _with_reports(Track(0, given, 1.0, False, _ms(began)), reports)
+        return with_reports(Track(0, given, 1.0, False, _ms(began)), reports)
 
     def _update(self, image: Image) -> Track:
         began = time.perf_counter()
@@ -122,7 +124,7 @@ class Tracker:
         found = self.find(image, views, self._rounds.look([take(image, view) for view in views]))
         turn = self._learn(began)
         track = dataclasses.replace(self.track(found, began), ms=_ms(began), put_off=turn.put_off)
-        return _with_reports(track, turn.reports)
+        return with_reports(track, turn.reports)
 
     def rgb(self, image: Image) -> Image:
         """A frame as the network takes it. Raises DataError."""
@@ -166,15 +168,14 @@ class Tracker:
         """Whether this frame is one with a round."""
         return self._started().frame % self.config.update.every == 0 or self.early
 
-    def adapt(self) -> RoundReport | None:
-        """A whole round, if there is something new to learn from and the target is in sight; only in line."""
+    def adapt(self) -> tuple[RoundReport, ...]:
+        """A whole round, if there is something new to learn from and the target is in sight; reports of what ended."""
         motion, regression = self._started(), self._regression
         assert regression is not None
         if motion.waiting == 0 or motion.lost:
-            return None
+            return ()
         motion.waiting = 0
-        (report,) = self._rounds.turn(True, regression, time.perf_counter()).reports
-        return report
+        return self._rounds.whole(regression)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -266,16 +267,18 @@ def track(stream: Iterable[Any], tracker: Tracker, box: object) -> Iterator[Trac
         started = True
 
 
-def _with_reports(track: Track, reports: Sequence[RoundReport]) -> Track:
+def with_reports(track: Track, reports: Sequence[RoundReport]) -> Track:
     """The track with the rounds that ended after its frame."""
     return dataclasses.replace(track, report=reports[-1], earlier=tuple(reports[:-1])) if reports else track
 
 
-def _rounds(config: TrackerConfig, learner: Learner) -> Rounds:
+def _rounds(config: TrackerConfig, learner: Learner, waiting: Callable[[], bool] | None) -> Rounds:
     """When rounds run, as configured."""
     if config.realtime.beside:
         return BesideRounds(config, learner)
-    return Rounds(config, learner) if config.realtime.fps is None else SpareRounds(config, learner, config.realtime.fps)
+    if config.realtime.fps is None and waiting is None:
+        return Rounds(config, learner)
+    return SpareRounds(config, learner, config.realtime.fps, waiting)
 
 
 def _identity(config: TrackerConfig) -> Any:
