@@ -130,9 +130,11 @@ def test_a_round_makes_way_for_the_frame_that_waits_and_goes_on_after_it() -> No
     rounds = SpareRounds(TrackerConfig(), hands, None, lambda: hands.now >= 0.025, hands)  # type: ignore[arg-type]
     regression = SimpleNamespace(adapt=lambda: None)
     turn = rounds.turn(True, regression, 0.0)  # type: ignore[arg-type]
-    assert (turn.begun, turn.reports, hands.ran) == (True, (), 3)
+    assert (turn.begun, turn.reports, hands.ran) == (True, (), 0)  # first the frame's box is told
+    assert (rounds.spare(), hands.ran) == ((), 3)
     hands.now = 0.0
-    assert rounds.turn(True, regression, 0.0) == Turn(False, True, (REPORT,))  # type: ignore[arg-type]
+    assert rounds.turn(True, regression, 0.0) == Turn(False, True)  # type: ignore[arg-type]
+    assert rounds.spare() == (REPORT,)
 
 
 def test_a_whole_round_comes_after_the_one_under_way() -> None:

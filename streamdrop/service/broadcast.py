@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from streamdrop.service.files import OutputFiles
 from streamdrop.service.frames import Arrival
 from streamdrop.service.journal import Journal, last_events
 from streamdrop.service.pictures import Pictures
-from streamdrop.service.recorder import events_of
+from streamdrop.service.recorder import events_of, round_event
 from streamdrop.service.settings import LimitsConfig, OutputsConfig
 from streamdrop.service.stats import Stats
-from streamdrop.types import Track
+from streamdrop.types import RoundReport, Track
 
 log = logging.getLogger("streamdrop")
 
@@ -93,15 +93,27 @@ class Broadcast:
 
 
 def stream_events(number: int, tracks: dict[int, Track], latency: float) -> list[dict[str, Any]]:
-    """Each target's event of a frame and its rounds', with the time of day and ``latency`` seconds from arrival on.
-
-    Rounds bring what the page shows of them: importance by layer, the policy's reason.
-    """
+    """Each target's event of a frame and its rounds', with the time of day and ``latency`` seconds from arrival on."""
     now = round(time.time(), 3)
     events = []
     for key, track in tracks.items():
-        frame, *rounds = ({**event, "time": now} for event in events_of(number, track, key))
-        for event, report in zip(rounds, track.reports, strict=True):
-            event.update(importance=report.importance, why=report.why, thawed=report.thawed)
-        events += [{**frame, "latency_ms": round(latency * 1e3, 1)}, *rounds]
+        frame = next(events_of(number, track, key))
+        events.append({**frame, "time": now, "latency_ms": round(latency * 1e3, 1)})
+        events += round_events(number, key, track.reports)
     return events
+
+
+def round_events(number: int, key: int, reports: Iterable[RoundReport]) -> list[dict[str, Any]]:
+    """A target's rounds after a frame, with the time of day and what the page shows of them: importance, the reason."""
+    now = round(time.time(), 3)
+    return [
+        {
+            **round_event(number, report),
+            "target": key,
+            "time": now,
+            "importance": report.importance,
+            "why": report.why,
+            "thawed": report.thawed,
+        }
+        for report in reports
+    ]

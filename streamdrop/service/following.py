@@ -15,7 +15,7 @@ from streamdrop.service.share import Share
 from streamdrop.service.state import StateFolder, StreamState
 from streamdrop.service.stats import Stats
 from streamdrop.tracking import Targets, TrackerConfig
-from streamdrop.types import Image, Track
+from streamdrop.types import Image, RoundReport, Track
 
 
 class Interrupted(Exception):
@@ -95,6 +95,13 @@ class Following:
         targets = self._built()
         with self._share.turn(self.config.name):
             return {key: self._noted(key, track) for key, track in targets.update(image).items()}
+
+    def spare(self) -> dict[int, tuple[RoundReport, ...]]:
+        """Learn until the next frame waits; reports of rounds that ended, by target."""
+        with self._share.turn(self.config.name):
+            reports = self._built().spare()
+        self._unsaved.update(reports)
+        return reports
 
     def catch_up(self, key: int, image: Image) -> Track:
         """Find one target in a frame that the others have behind them."""

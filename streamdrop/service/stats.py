@@ -6,11 +6,11 @@ import dataclasses
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamdrop.types import Track
+from streamdrop.types import RoundReport, Track
 
 BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Upper bounds of the distributions' classes, in seconds."""
@@ -66,13 +66,17 @@ class Stats:
 
     def tracked(self, tracks: Mapping[int, Track], events: list[dict[str, Any]], latency: float) -> None:
         """A frame was tracked: ``events`` are its own and those of its rounds."""
-        counters, reports = self.counters, [report for track in tracks.values() for report in track.reports]
+        counters = self.counters
         counters.tracked += 1
         counters.lost += any(track.lost for track in tracks.values())
-        counters.rounds += len(reports)
         self._times.append(time.monotonic())
         self.latency.add(latency)
         self.update.add(sum(track.ms for track in tracks.values()) / 1e3)
+        self.learned([report for track in tracks.values() for report in track.reports], events)
+
+    def learned(self, reports: Sequence[RoundReport], events: list[dict[str, Any]]) -> None:
+        """Rounds have ended."""
+        self.counters.rounds += len(reports)
         for report in reports:
             self.round.add(report.seconds)
         self.remember(events)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from streamdrop.boxes import as_box, check_inside
 from streamdrop.errors import BoxError, CheckpointError, ConflictError, StoreFullError, StreamdropError
-from streamdrop.service.broadcast import Broadcast, stream_events
+from streamdrop.service.broadcast import Broadcast, round_events, stream_events
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
 from streamdrop.service.following import Following, Interrupted
@@ -155,12 +155,23 @@ class Worker:
         tracks = self.following.look(arrival.image)
         self._record(arrival, tracks)
         self._failures = 0
-        rounds = sum(len(track.reports) for track in tracks.values())
+        rounds = sum(len(track.reports) for track in tracks.values()) + self._use_time(arrival)
         self._unsaved += rounds
         self._since = 0 if rounds else self._since + 1
         wait = 0 if self.following.early else self.settings.tracker.update.every // 2
         if self._save_due() and self._since >= wait:
             self._save()  # at the latest before a target's next round
+
+    def _use_time(self, arrival: Arrival) -> int:
+        """Learn until the next frame is there; how many rounds ended."""
+        ended = self.following.spare()
+        for key, reports in ended.items():
+            events = round_events(arrival.number, key, reports)
+            self.state.targets[key].report = events[-1]
+            self.stats.learned(reports, events)
+            for event in events:
+                self.broadcast.tell(event)
+        return sum(map(len, ended.values()))
 
     def _save_due(self) -> bool:
         return self._unsaved >= self.settings.limits.save_rounds

@@ -73,6 +73,10 @@ class Rounds:
         """Use what is left of the frame that came at ``began``, a time of the performance counter."""
         return Turn(begun=True, reports=self.whole(regression)) if due else Turn()
 
+    def spare(self) -> tuple[RoundReport, ...]:
+        """Use the time until the next frame comes; the reports of rounds that ended."""
+        return ()
+
     def whole(self, regression: BoxRegression) -> tuple[RoundReport, ...]:
         """A round now, to its end; the reports of all that ended."""
         regression.adapt()
@@ -94,9 +98,9 @@ class Rounds:
 class SpareRounds(Rounds):
     """Rounds run by pieces, as many after each frame as there is room for; the rest waits for later frames.
 
-    There is room until the frame's time at ``fps`` is over (None: it has no end), and while ``waiting`` does not say
-    that the next frame is there. A round that is due while another is under way is put off: its samples are learned
-    from by the next one.
+    There is room until the frame's time at ``fps`` is over (None: it has no end). With ``waiting`` pieces run in
+    ``spare``, when the frame's box is known to all, and until it says that the next frame is there. A round that is due
+    while another is under way is put off: its samples are learned from by the next one.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class SpareRounds(Rounds):
     ) -> None:
         super().__init__(config, learner)
         self._frame, self._clock = math.inf if fps is None else _SHARE / fps, clock
-        self._waiting = waiting if waiting is not None else lambda: False
+        self._waiting, self._least = waiting, 0
         self._under_way: Pieces | None = None
         self._cost = 0.0  # seconds a piece takes, as far as known
         self._starving: float | None = None  # since when no frame has left room for a piece
@@ -135,7 +139,13 @@ class SpareRounds(Rounds):
         begun = due and self._under_way is None
         if begun:
             self._under_way = self._round(regression)
-        return Turn(begun, due and not begun, tuple(self._run(began + self._frame, int(lost))))
+        self._least = int(lost)
+        reports = () if self._waiting is not None else tuple(self._run(began + self._frame, self._least))
+        return Turn(begun, due and not begun, reports)
+
+    def spare(self) -> tuple[RoundReport, ...]:
+        """Pieces, until the next frame is there."""
+        return () if self._waiting is None else tuple(self._run(math.inf, self._least))
 
     def whole(self, regression: BoxRegression) -> tuple[RoundReport, ...]:
         """What is under way is brought to its end first."""
@@ -191,4 +201,4 @@ class SpareRounds(Rounds):
             before = now
 
     def _room(self, now: float, until: float) -> bool:
-        return now + self._cost <= until and not self._waiting()
+        return now + self._cost <= until and not (self._waiting is not None and self._waiting())

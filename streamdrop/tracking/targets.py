@@ -19,7 +19,7 @@ from streamdrop.tracking.sheets import Area, Sheet, as_batch, grouped
 from streamdrop.tracking.threads import threads
 from streamdrop.tracking.tracker import Tracker, with_reports
 from streamdrop.tracking.turns import Turns
-from streamdrop.types import Image, Track
+from streamdrop.types import Image, RoundReport, Track
 
 Boxes: TypeAlias = Mapping[int, object] | Sequence[object]
 
@@ -93,6 +93,11 @@ class Targets:
             views = {key: self._views(key, frame) for key, frame in frames.items()}
             tracks = {key: track for area in self._areas() for key, track in self._find(area, frames, views).items()}
             return self._round({key: tracks[key] for key in self.ids})
+
+    def spare(self) -> dict[int, tuple[RoundReport, ...]]:
+        """Go on with the only target's round, as ``Tracker.spare`` does; the reports by id."""
+        reports = {key: tracker.spare() for key, tracker in self._trackers.items() if len(self._trackers) == 1}
+        return {key: ended for key, ended in reports.items() if ended}
 
     def add(self, image: Image, box: object, key: int | None = None) -> Track:
         """Learn one more target, in the frame that was last looked at; ``key``: its id, by default the next free one.

@@ -35,8 +35,8 @@ class Tracker:
 
     Images are uint8 or uint16, H×W (grey), H×W×3 (RGB) or H×W×4 (RGBA, alpha left out); of 16 bits the range of the
     first frame is used. With the same configuration and frames it gives the same boxes on every run, unless the clock
-    has a say (``update.deadline``, ``realtime``, ``waiting``). ``waiting`` says whether the next frame is there: a
-    round makes way for it between two iterations, and goes on after it. Raises WeightsError when there are no
+    has a say (``update.deadline``, ``realtime``, ``waiting``). ``waiting`` says whether the next frame is there: rounds
+    are left to ``spare``, which makes way for it between two iterations. Raises WeightsError when there are no
     pretrained weights.
     """
 
@@ -78,6 +78,11 @@ class Tracker:
         """Find the target in the next frame; when it is lost, the last box. Raises DataError as ``init`` does."""
         with threads(self.config.threads):
             return self._update(image)
+
+    def spare(self) -> tuple[RoundReport, ...]:
+        """Go on with a round until the next frame is ``waiting``; reports of what ended."""
+        with threads(self.config.threads):
+            return self._rounds.spare()
 
     # ---------------------------------------------------------------- the parts of a frame, for Targets
 
