@@ -84,6 +84,7 @@ class FineTuner:
         self.policy: DropPolicy = AutoPolicy() if policy is None else policy
         self.round = 0
         self.extra: Any = None
+        self.extra_tensors: Mapping[str, Tensor] = {}
         self.device = next(split.model.parameters()).device
         self.decisions = Decisions(self.policy, self.settings, split)
         self.decisions.check()
@@ -206,8 +207,16 @@ class FineTuner:
 
     # ---------------------------------------------------------------- checkpoints
 
-    def save(self, path: str | os.PathLike[str], extra: Any = None, hold: bool = False) -> None:
-        """Write a checkpoint: weights, optimiser, scores, cut, store mark and plain-data ``extra``.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        extra: Any = None,
+        hold: bool = False,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write a checkpoint: weights, optimiser, scores, cut, store mark, plain-data ``extra`` and ``tensors``.
+
+        ``load`` gives the last two back as ``extra`` and ``extra_tensors``.
 
         The folder at ``path`` is replaced in one step. Before a round that stores at a new cut a checkpoint is written
         by itself, unless the last one held an ``extra``: then save again after each round that moved ``cut``.
@@ -215,7 +224,7 @@ class FineTuner:
         Raises OutputError, CheckpointError.
         """
         mark = self.store.mark()
-        checkpoint.write_checkpoint(path, *resume.snapshot(self, mark, extra))
+        checkpoint.write_checkpoint(path, *resume.snapshot(self, mark, extra, tensors or {}))
         self._held = mark
         if not hold:
             self.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 
-def snapshot(tuner: FineTuner, mark: int, extra: Any) -> tuple[checkpoint.Parts, State]:
+def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tensor]) -> tuple[checkpoint.Parts, State]:
     """Everything a tuner needs to go on: tensors by part, and plain data."""
     optimizer: dict[str, Tensor] = {}
     scheduler = tuner.scheduler.state_dict() if tuner.scheduler is not None else None
@@ -41,6 +42,8 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any) -> tuple[checkpoint.Parts,
         "optimizer": optimizer,
         "scores": tuner.scores.tensors(),
     }
+    if tensors:
+        parts["extra"] = dict(tensors)
     if isinstance(tuner.store, MemoryStore):  # its content dies with the process: the checkpoint carries it
         parts["store"], state["memory"] = tuner.store.state()
     return parts, state
@@ -61,7 +64,7 @@ def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
 
 def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
     """Put the checkpoint's optimiser, scores and counters into a tuner built anew."""
-    tuner.round, tuner.extra = state["round"], state["extra"]
+    tuner.round, tuner.extra, tuner.extra_tensors = state["round"], state["extra"], parts.get("extra", {})
     tuner.decisions.restore(state)
     tuner.thawing.restore(state["thawing"])
     tuner.set_cut(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it

@@ -122,11 +122,13 @@ class BesideRounds(Rounds):
             regression.take(correction)
         return Turn(begun, due and not begun, reports)
 
-    def save(self, path: str | os.PathLike[str], extra: dict[str, Any], hold: bool = False) -> None:
+    def save(
+        self, path: str | os.PathLike[str], extra: dict[str, Any], tensors: Mapping[str, Tensor], hold: bool = False
+    ) -> None:
         """Write a checkpoint between two pieces of a round, of the newest weights. Raises OutputError."""
         with self._holding():
             self._remember_all()
-            super().save(path, extra, hold)
+            super().save(path, extra, tensors, hold)
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Training on the first frame goes on; a round that was under way is given up."""

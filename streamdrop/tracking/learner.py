@@ -139,12 +139,14 @@ class Learner:
         sampler = update_sampler(self._config, self._keys)
         return self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
 
-    def save(self, path: str | os.PathLike[str], extra: dict[str, Any], hold: bool = False) -> None:
-        """Write a checkpoint with the caller's plain data. Raises OutputError.
+    def save(
+        self, path: str | os.PathLike[str], extra: dict[str, Any], tensors: Mapping[str, Tensor], hold: bool = False
+    ) -> None:
+        """Write a checkpoint with the caller's plain data and tensors. Raises OutputError.
 
         ``hold``: the one before can be restored too, until the tuner's ``release``.
         """
-        self.tuner.save(path, extra={**extra, "owed": self.owed}, hold=hold)
+        self.tuner.save(path, extra={**extra, "owed": self.owed}, hold=hold, tensors=tensors)
 
     def round(self) -> Generator[None, None, RoundReport]:
         """``adapt`` in pieces; in one where the store has to move."""

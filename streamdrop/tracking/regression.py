@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,22 +83,14 @@ class BoxRegression:
         """Use these weights from now on."""
         self._learned = dataclasses.replace(self._learned, weights=weights)
 
-    def state(self) -> dict[str, str]:
-        """Everything learned, as text; ``restored`` takes it back exactly."""
-        return {
-            name: base64.b64encode(value.numpy().astype("<f4").tobytes()).decode()
-            for name, value in vars(self._learned).items()
-        }
+    def state(self) -> dict[str, Tensor]:
+        """Everything learned; ``restored`` takes it back exactly."""
+        return dict(vars(self._learned))
 
     @classmethod
-    def restored(cls, config: BoxConfig, state: dict[str, str]) -> BoxRegression:
-        """The regression whose ``state`` was saved."""
-        flat = {
-            name: torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32))
-            for name, text in state.items()
-        }
-        shapes = {"first": (-1, 4), "weights": (-1, 4), "truth": (-1, 4), "features": (-1, len(flat["mean"]))}
-        return cls(config, Learned(**{name: value.view(shapes.get(name, (-1,))) for name, value in flat.items()}))
+    def restored(cls, config: BoxConfig, state: Mapping[str, Tensor]) -> BoxRegression:
+        """The regression whose ``state`` was saved. Raises KeyError for what is none."""
+        return cls(config, Learned(**{field.name: state[field.name] for field in dataclasses.fields(Learned)}))
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,11 @@ class Rounds:
         regression.adapt()
         return (self._learner.adapt(),)
 
-    def save(self, path: str | os.PathLike[str], extra: dict[str, Any], hold: bool = False) -> None:
-        """Write a checkpoint with the caller's plain data; ``hold`` as ``Learner.save`` has it. Raises OutputError."""
-        self._learner.save(path, extra, hold)
+    def save(
+        self, path: str | os.PathLike[str], extra: dict[str, Any], tensors: Mapping[str, Tensor], hold: bool = False
+    ) -> None:
+        """Write a checkpoint with the caller's data; ``hold`` as ``Learner.save`` has it. Raises OutputError."""
+        self._learner.save(path, extra, tensors, hold)
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a checkpoint; the caller's data. Raises CheckpointError, StoreError."""

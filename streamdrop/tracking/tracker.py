@@ -194,27 +194,25 @@ class Tracker:
         extra = {
             "configuration": _identity(self.config),
             "motion": dataclasses.asdict(motion),
-            "regression": regression.state(),
             "tones": dataclasses.asdict(self._tones),
             "prior": None if self._fusion is None else self._fusion.state(),
         }
-        self._rounds.save(path, extra, hold)
+        self._rounds.save(path, extra, regression.state(), hold)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of a tracker with the same configuration. Raises CheckpointError."""
         self._motion = None
         extra = self._rounds.restore(path)
         try:
-            configuration, motion, regression, tones = (
-                extra[key] for key in ("configuration", "motion", "regression", "tones")
-            )
+            configuration, motion, tones = (extra[key] for key in ("configuration", "motion", "tones"))
+            regression = BoxRegression.restored(self.config.box, self._learner.tuner.extra_tensors)
         except KeyError as error:
             raise CheckpointError(f"{path}: not a tracker's checkpoint ({error} is missing): check the path") from None
         if configuration != _identity(self.config):
             raise CheckpointError(f"{path}: saved by a tracker configured otherwise: give the configuration it had")
         if self._fusion is not None:
             self._fusion.restore(extra.get("prior"))
-        self._regression = BoxRegression.restored(self.config.box, regression)
+        self._regression = regression
         self._motion, self._tones = Motion.restored(motion), Tones(**tones)
 
     def close(self) -> None:
