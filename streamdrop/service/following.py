@@ -11,7 +11,7 @@ from streamdrop import checkpoint
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, OutputError, StoreError, StoreFullError, StreamdropError
 from streamdrop.service.memory import give_back
-from streamdrop.service.share import Share
+from streamdrop.service.share import ROUND, Share
 from streamdrop.service.state import StateFolder, StreamState
 from streamdrop.service.stats import Stats
 from streamdrop.tracking import Targets, TrackerConfig
@@ -98,8 +98,11 @@ class Following:
 
     def spare(self) -> dict[int, tuple[RoundReport, ...]]:
         """Learn until the next frame waits; reports of rounds that ended, by target."""
-        with self._share.turn(self.config.name):
-            reports = self._built().spare()
+        targets = self._built()
+        if not targets.spares:
+            return {}
+        with self._share.turn(self.config.name, kind=ROUND):
+            reports = targets.spare()
         self._unsaved.update(reports)
         return reports
 

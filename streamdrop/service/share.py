@@ -42,9 +42,9 @@ class Share:
         self._local = threading.local()
 
     @contextlib.contextmanager
-    def turn(self, name: str, interrupt: Callable[[], None] | None = None) -> Iterator[None]:
+    def turn(self, name: str, interrupt: Callable[[], None] | None = None, kind: int = FRAME) -> Iterator[None]:
         """Inside, the calling thread has a slot. ``interrupt`` is called between iterations and may raise."""
-        self._enter(_Waiter(name, FRAME))
+        self._enter(_Waiter(name, kind))
         self._local.name, self._local.interrupt, self._local.began = name, interrupt, self._clock()
         try:
             yield

@@ -73,6 +73,11 @@ class Rounds:
         """Use what is left of the frame that came at ``began``, a time of the performance counter."""
         return Turn(begun=True, reports=self.whole(regression)) if due else Turn()
 
+    @property
+    def spares(self) -> bool:
+        """Whether ``spare`` has something to do, and time for it."""
+        return False
+
     def spare(self) -> tuple[RoundReport, ...]:
         """Use the time until the next frame comes; the reports of rounds that ended."""
         return ()
@@ -145,6 +150,11 @@ class SpareRounds(Rounds):
         reports = () if self._waiting is not None else tuple(self._run(began + self._frame, self._least))
         return Turn(begun, due and not begun, reports)
 
+    @property
+    def spares(self) -> bool:
+        """Whether a round is under way, and no frame waits that it should make way for."""
+        return self._waiting is not None and self._under_way is not None and self._may(math.inf, self._least)
+
     def spare(self) -> tuple[RoundReport, ...]:
         """Pieces, until the next frame is there."""
         return () if self._waiting is None else tuple(self._run(math.inf, self._least))
@@ -181,14 +191,9 @@ class SpareRounds(Rounds):
 
     def _run(self, until: float, least: int = 0) -> list[RoundReport]:
         """Pieces that should end before ``until``, and ``least`` of them anyhow; the round's report, if it ends."""
-        if self._under_way is None:
+        if self._under_way is None or not self._may(until, least):
             return []
-        before = self._clock()
-        if not least and not self._room(before, until):
-            self._starving = before if self._starving is None else self._starving
-            if before - self._starving < _PATIENCE:
-                return []
-        self._starving, ran = None, 0
+        self._starving, ran, before = None, 0, self._clock()
         while True:
             try:
                 next(self._under_way)
@@ -201,6 +206,14 @@ class SpareRounds(Rounds):
             if ran >= least and not self._room(now, until):
                 return []
             before = now
+
+    def _may(self, until: float, least: int) -> bool:
+        """Whether a piece may begin: there is room, or there has been none for too long."""
+        now = self._clock()
+        if least or self._room(now, until):
+            return True
+        self._starving = now if self._starving is None else self._starving
+        return now - self._starving >= _PATIENCE
 
     def _room(self, now: float, until: float) -> bool:
         return now + self._cost <= until and not (self._waiting is not None and self._waiting())

@@ -94,6 +94,11 @@ class Targets:
             tracks = {key: track for area in self._areas() for key, track in self._find(area, frames, views).items()}
             return self._round({key: tracks[key] for key in self.ids})
 
+    @property
+    def spares(self) -> bool:
+        """Whether ``spare`` has something to do, and time for it."""
+        return len(self._trackers) == 1 and all(tracker.spares for tracker in self._trackers.values())
+
     def spare(self) -> dict[int, tuple[RoundReport, ...]]:
         """Go on with the only target's round, as ``Tracker.spare`` does; the reports by id."""
         reports = {key: tracker.spare() for key, tracker in self._trackers.items() if len(self._trackers) == 1}

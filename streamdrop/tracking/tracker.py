@@ -79,6 +79,11 @@ class Tracker:
         with threads(self.config.threads):
             return self._update(image)
 
+    @property
+    def spares(self) -> bool:
+        """Whether ``spare`` has something to do, and time for it."""
+        return self._rounds.spares
+
     def spare(self) -> tuple[RoundReport, ...]:
         """Go on with a round until the next frame is ``waiting``; reports of what ended."""
         with threads(self.config.threads):
