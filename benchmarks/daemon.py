@@ -14,7 +14,7 @@ Streams are the sample clip at 640x480, looped. Figures are of this machine, and
   memory before, while they are there and after; how many still have a connection in the end.
 - recovery: the process is killed (SIGKILL) and started again: seconds to the first tracked frame, and the mean overlap
   of the next 50 frames' boxes with those of a run that was never killed.
-- soak: 6 streams until so many frames have come: memory, open files and bytes of the state folder over time.
+- soak: 6 streams until so many frames have been tracked: memory, open files and bytes of the state folder over time.
 """
 
 from __future__ import annotations
@@ -215,17 +215,19 @@ def soak(folder: Path, source: Path, box: list[float], options: argparse.Namespa
     with serving(folder, looped(source, box, 6, 60), tracker=tracker) as one:
         wait(lambda: running(one))
         points: list[tuple[int, float, int, int]] = []
-        frames = 0
+        frames = dropped = 0
         print(f"  {'frames':>8}{'MB':>10}{'files':>8}{'state MB':>10}")
         while frames < options.frames:
             time.sleep(min(30.0, options.seconds))
-            frames = sum(s["tracked_frames"] + s["dropped_frames"] for s in one.streams().values())
+            streams = one.streams().values()
+            frames, dropped = (sum(s[name] for s in streams) for name in ("tracked_frames", "dropped_frames"))
             points.append((frames, *resources(one)))
             print("  {:>8}{:>10.1f}{:>8}{:>10.1f}".format(*points[-1][:3], points[-1][3] / 1e6), flush=True)
         half = np.array(points[len(points) // 2 :], float)
         slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 1e5 if len(half) > 2 else None
         return {
             "frames": frames,
+            "dropped": dropped,
             "mb": [round(points[0][1], 1), round(points[-1][1], 1)],
             "mb_per_100000_frames": slope if slope is None else round(slope, 1),
             "points": points,
@@ -249,7 +251,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="start,fairness,latency,api,clients,recovery")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
-    parser.add_argument("--frames", type=int, default=100_000, help="of the soak")
+    parser.add_argument("--frames", type=int, default=100_000, help="tracked in the soak")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,46 @@ FORMAT = 2
 Parts = dict[str, dict[str, Tensor]]
 
 
-def write_checkpoint(
-    path: str | os.PathLike[str], parts: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
-) -> None:
-    """Write tensors by part name and a JSON-able ``state``; killed at any point, ``path`` holds the old or the new.
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint will hold: ``parts``, tensors by part name, and ``state`` as JSON ``text``.
 
-    Raises OutputError where the folder cannot be written, CheckpointError where the state is not plain data.
+    The tensors are the ones that training changes: write it before that goes on, or a copy whenever you like.
+    """
+
+    parts: Parts
+    state: dict[str, Any]
+    text: str
+
+    def copied(self) -> Snapshot:
+        """With tensors of its own."""
+        return replace(self, parts={name: _plain(tensors) for name, tensors in self.parts.items()})
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Make it durable at ``path``. Raises OutputError."""
+        write_checkpoint(path, self.parts, self.text)
+
+
+def take_snapshot(parts: Parts, state: dict[str, Any]) -> Snapshot:
+    """Tensors by part name and a JSON-able ``state``. Raises CheckpointError where that is not plain data."""
+    try:
+        return Snapshot(parts, state, json.dumps({"format": FORMAT, **state}))
+    except TypeError as error:
+        raise CheckpointError(f"the state to save is not plain data ({error}): keep to numbers and text") from None
+
+
+def write_checkpoint(path: str | os.PathLike[str], parts: Parts, text: str) -> None:
+    """Write tensors by part name and the state's ``text``; killed at any point, ``path`` holds the old or the new.
+
+    Raises OutputError where the folder cannot be written.
     """
     root = Path(path)
-    try:
-        text = json.dumps({"format": FORMAT, **state})
-    except TypeError as error:
-        raise CheckpointError(
-            f"{root}: the state to save is not plain data ({error}): keep to numbers and text"
-        ) from None
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = root / f"state-{_last_number(root) + 1:06d}"
         folder.mkdir()
         for name, tensors in parts.items():
-            save_file({key: _plain(tensor) for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
+            save_file(_plain(tensors), folder / f"{name}.safetensors")
             _sync(folder / f"{name}.safetensors")
         _write(folder / "state.json", text)
         _sync(folder)
@@ -119,9 +140,9 @@ def _last_number(root: Path) -> int:
     return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """A dense copy on the CPU: safetensors refuses shared memory and other strides."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Dense copies on the CPU: safetensors refuses shared memory and other strides."""
+    return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
 
 
 def _write(path: Path, text: str) -> None:

@@ -223,13 +223,27 @@ class FineTuner:
         With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
         Raises OutputError, CheckpointError.
         """
-        mark = self.store.mark()
-        checkpoint.write_checkpoint(path, *resume.snapshot(self, mark, extra, tensors or {}))
-        self._held = mark
+        taken = self.snapshot(extra, tensors)
+        taken.write(path)
+        self.written(taken, path, hold)
+
+    def snapshot(self, extra: Any = None, tensors: Mapping[str, Tensor] | None = None) -> checkpoint.Snapshot:
+        """What ``save`` writes. Any thread may write a copy of it; then call ``written`` in this one.
+
+        No round that stores at a new cut may begin in between. Raises CheckpointError, StoreError.
+        """
+        return resume.snapshot(self, self.store.mark(), extra, tensors or {})
+
+    def written(self, taken: checkpoint.Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
+        """A snapshot is at ``path``, durable: what only earlier ones need can go, unless ``hold``.
+
+        Raises StoreError.
+        """
+        self._held = taken.state["store"]["mark"]
         if not hold:
             self.release()
-        self.extra = extra
-        self._saved = (os.fspath(path), self.cut)
+        self.extra = taken.state["extra"]
+        self._saved = (os.fspath(path), taken.state["cut"])
 
     def release(self) -> None:
         """Let go of what only checkpoints before the last one need. Raises StoreError."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 
-def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tensor]) -> tuple[checkpoint.Parts, State]:
-    """Everything a tuner needs to go on: tensors by part, and plain data."""
+def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tensor]) -> checkpoint.Snapshot:
+    """Everything a tuner needs to go on. Raises CheckpointError where ``extra`` is not plain data."""
     optimizer: dict[str, Tensor] = {}
     scheduler = tuner.scheduler.state_dict() if tuner.scheduler is not None else None
     state: State = {
@@ -46,7 +46,7 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         parts["extra"] = dict(tensors)
     if isinstance(tuner.store, MemoryStore):  # its content dies with the process: the checkpoint carries it
         parts["store"], state["memory"] = tuner.store.state()
-    return parts, state
+    return checkpoint.take_snapshot(parts, state)
 
 
 def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:

@@ -22,7 +22,7 @@ from streamdrop.service.journal import Journal, last_events
 from streamdrop.service.pictures import Pictures, encode
 from streamdrop.service.settings import LimitsConfig, OutputsConfig, StreamConfig, TargetConfig
 from streamdrop.service.share import Share, watch_rounds
-from streamdrop.service.state import StateFolder, StreamState, TargetState, remembered
+from streamdrop.service.state import StateFolder, StreamState, TargetState, as_text, remembered
 from streamdrop.service.stats import Counters, Histogram
 from streamdrop.streams import VideoWriter
 from streamdrop.testing import make_folder, make_video
@@ -341,7 +341,7 @@ def test_state_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     assert folder.read() is None
     targets = {1: TargetState([1.0, 2.0, 3.0, 4.0], 0.5, learned=True), 4: TargetState([5.0, 6.0, 7.0, 8.0], lost=True)}
     state = StreamState(number=7, position=3, targets=targets, newest=4, given={"source": "x"})
-    folder.write(state)
+    folder.write(as_text(state))
     assert folder.read() == state
     none = '"targets": {}, "number"'
     torn = ('"targets": {"1": {"box": [1, 2, 0, 4]}}', '"targets": {"x": {"box": [1, 2, 3, 4]}}', '"targets": [1]', "")

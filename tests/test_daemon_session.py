@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image as pillow
 from small_tracker import SMALL
 
 import streamdrop as sd
+from streamdrop import checkpoint
 from streamdrop.boxes import Box, iou
 from streamdrop.errors import BoxError, ConflictError, OutputError
 from streamdrop.service.frames import Arrival
@@ -96,7 +98,8 @@ def test_a_stopped_stream_goes_on_with_its_target_where_it_was(stage):
     overlaps = [float(iou(event["box"], stage.boxes[event["frame"] % 60])) for event in frames]
     assert np.mean(overlaps[-8:]) > 0.5
     rounds = [event["round"] for event in events if "after_frame" in event]
-    assert rounds == list(range(1, len(rounds) + 1))
+    assert rounds == sorted(set(rounds))
+    assert rounds[-1] <= len(rounds) + 1  # the one under way at the stop was given up
 
 
 @pytest.mark.slow
@@ -130,15 +133,38 @@ def test_a_full_disk_is_told_and_the_stream_goes_on(stage, monkeypatch):
     session = stage.session()
     tracked(session, 3)
 
-    def full() -> None:
+    def full(*args: Any) -> None:
         raise OutputError("run/s: cannot be written (no space left): free some space")
 
-    monkeypatch.setattr(session._worker.following, "save", full)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
     until(lambda: session.stats.counters.output_failures, "a failure to save")
     tracked(session, session.stats.counters.tracked + 3)
     assert "free some space" in session.status()["error"]
     with pytest.raises(OutputError):
         session.checkpoint()
+
+
+@pytest.mark.slow
+def test_no_frame_waits_for_a_slow_disk_and_no_second_round_is_at_stake(stage, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    write = checkpoint.write_checkpoint
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        write(*args)
+
+    session = stage.session()
+    tracked(session, 3)
+    until(lambda: session.stats.counters.saves, "a save")
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
+    assert begun.wait(30)
+    rounds, saves = session.status()["round"], session.stats.counters.saves
+    tracked(session, session.stats.counters.tracked + 15)  # more than the next round's turn
+    assert (session.status()["round"], session.stats.counters.saves) == (rounds, saves)
+    go_on.set()
+    until(lambda: session.status()["round"] > rounds + 1, "further rounds")
+    assert session.stats.counters.saves > saves
 
 
 @pytest.mark.slow

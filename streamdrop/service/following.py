@@ -9,10 +9,11 @@ from dataclasses import asdict
 
 from streamdrop import checkpoint
 from streamdrop.boxes import Box
-from streamdrop.errors import CheckpointError, OutputError, StoreError, StoreFullError, StreamdropError
+from streamdrop.errors import CheckpointError, StoreError, StoreFullError, StreamdropError
 from streamdrop.service.memory import give_back
+from streamdrop.service.saving import Saving
 from streamdrop.service.share import ROUND, Share
-from streamdrop.service.state import StateFolder, StreamState
+from streamdrop.service.state import StateFolder, StreamState, as_text
 from streamdrop.service.stats import Stats
 from streamdrop.tracking import Targets, TrackerConfig
 from streamdrop.types import Image, RoundReport, Track
@@ -41,6 +42,7 @@ class Following:
         self._folder, self._share, self._stats, self._waiting = folder, share, stats, waiting
         self._targets: Targets | None = None
         self._unsaved: set[int] = set()
+        self._saving: Saving | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -99,7 +101,7 @@ class Following:
     def spare(self) -> dict[int, tuple[RoundReport, ...]]:
         """Learn until the next frame waits; reports of rounds that ended, by target."""
         targets = self._built()
-        if not targets.spares:
+        if self.saving or not targets.spares:
             return {}
         with self._share.turn(self.config.name, kind=ROUND):
             reports = targets.spare()
@@ -120,31 +122,65 @@ class Following:
         return track
 
     def save(self) -> None:
-        """Checkpoints of the trackers that have learned, then what stands beside them. Raises OutputError, StoreError.
+        """Save, and wait until it is durable. Raises OutputError, StoreError."""
+        self.begin_save()
+        self.settle()
 
-        Where none has, of all: they have moved.
+    def begin_save(self) -> None:
+        """Take down the trackers that have learned, then what stands beside them; a thread writes it.
+
+        Where none has learned, all: they have moved. A disk may take seconds, for which no frame should wait. No round
+        begins before it is durable, so that a kill loses one at most; rounds that run within ``look`` wait for it here.
+        ``settle`` says how it went.
         """
-        targets = self._built()
+        with contextlib.suppress(StreamdropError):  # what failed is saved once more now
+            self.settle()
+        keys = sorted(self._unsaved & set(self.ids)) or self.ids
+        new = [key for key in keys if not self.state.targets[key].learned]
+        self._saving = Saving(self._folder, {key: self._built().tracker(key) for key in keys}, new)
+        self._unsaved.difference_update(keys)
+        for key in keys:
+            self.state.targets[key].learned = True
+            self.state.targets[key].borrows = self._built().borrows(key)
+        self._saving.start(self._text())
+        if len(self.ids) > 1 or self.config.realtime.fps is not None:
+            self._saving.wait()
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._saving is not None and not self._saving.over
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody is still to hear how a save went."""
+        return self._saving is None
+
+    def settle(self) -> None:
+        """Wait until what was taken down is durable. Raises OutputError, StoreError; it counts as unsaved then."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
         try:
-            for key in sorted(self._unsaved & set(self.ids)) or self.ids:
-                targets.tracker(key).save(self._folder.tracker(key))
-                self.state.targets[key].learned = True
-                self.state.targets[key].borrows = targets.borrows(key)
-            self._unsaved.clear()
-            self.write()
+            saving.finish()
         except StreamdropError:
             self._stats.counters.save_failures += 1
+            self._unsaved.update(saving.trackers)
+            for key in saving.new:
+                self.state.targets[key].learned = False
             raise
-        except OSError as error:
-            self._stats.counters.save_failures += 1
-            raise OutputError(f"{self._folder.path}: cannot be saved ({error}): free some space") from None
         self._stats.saved_at = time.time()
         self._stats.counters.saves += 1
 
     def write(self) -> None:
         """The state alone. Raises OutputError."""
+        with contextlib.suppress(StreamdropError):  # counted; the next save says it again
+            self.settle()
+        self._folder.write(self._text())
+
+    def _text(self) -> str:
         self.state.counters = asdict(self._stats.counters)
-        self._folder.write(self.state)
+        return as_text(self.state)
 
     def restore(self, key: int) -> None:
         """Go on with a target from its checkpoint.
@@ -167,6 +203,8 @@ class Following:
 
     def forget(self, key: int) -> None:
         """Let go of a target. Raises OutputError."""
+        with contextlib.suppress(StreamdropError):
+            self.settle()
         self.state.drop(key)
         self._unsaved.discard(key)
         if key in self.ids:
@@ -176,6 +214,8 @@ class Following:
 
     def close(self) -> None:
         """Let go of the trackers; ``build`` makes others. What goes wrong now is no news."""
+        with contextlib.suppress(StreamdropError):
+            self.settle()
         targets, self._targets = self._targets, None
         if targets is not None:
             with contextlib.suppress(StreamdropError, RuntimeError, OSError):

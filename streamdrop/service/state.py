@@ -124,12 +124,17 @@ class StateFolder:
             log.error("%s: the stream starts anew", error)
             return None
 
-    def write(self, state: StreamState) -> None:
+    def write(self, text: str) -> None:
         """Replace what was written; killed at any point there is the old or the new. Raises OutputError."""
         try:
-            replace_text(self._file, json.dumps({"format": FORMAT, **dataclasses.asdict(state)}))
+            replace_text(self._file, text)
         except OSError as error:
             raise OutputError(f"{self._file}: cannot be written ({error.strerror}): free some space") from None
+
+
+def as_text(state: StreamState) -> str:
+    """What the folder's file says of a stream."""
+    return json.dumps({"format": FORMAT, **dataclasses.asdict(state)})
 
 
 def of_target(name: str, key: int) -> str:

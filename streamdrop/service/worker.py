@@ -118,6 +118,7 @@ class Worker:
         self.capture.release("starting")
         while not self._stopping.is_set():
             self._obey()
+            self._hear()
             self.capture.check()
             arrival = self.buffer.take(0.0 if self._save_due() else _POLL)
             if arrival is not None:
@@ -300,8 +301,15 @@ class Worker:
         return True
 
     def _save(self) -> None:
-        self._quietly(self.following.save)
+        """Begin to save; ``_hear`` tells how it went."""
+        self._hear()
+        self.following.begin_save()
         self._unsaved, self._tried = 0, time.monotonic()
+
+    def _hear(self) -> None:
+        """A save that is over is known to be."""
+        if not self.following.settled and not self.following.saving:
+            self._quietly(self.following.settle)
 
     def _quietly(self, write: Callable[[], None]) -> None:
         """Run what writes; a failure is told, and the stream goes on."""

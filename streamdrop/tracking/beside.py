@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from streamdrop.boxes import Box
+from streamdrop.checkpoint import Snapshot
 from streamdrop.errors import StreamdropError, TrainingError
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look
@@ -122,13 +123,16 @@ class BesideRounds(Rounds):
             regression.take(correction)
         return Turn(begun, due and not begun, reports)
 
-    def save(
-        self, path: str | os.PathLike[str], extra: dict[str, Any], tensors: Mapping[str, Tensor], hold: bool = False
-    ) -> None:
-        """Write a checkpoint between two pieces of a round, of the newest weights. Raises OutputError."""
+    def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
+        """Taken between two pieces of a round, of the newest weights."""
         with self._holding():
             self._remember_all()
-            super().save(path, extra, tensors, hold)
+            return super().snapshot(extra, tensors)
+
+    def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
+        """Said between two pieces of a round."""
+        with self._holding():
+            super().written(taken, path, hold)
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Training on the first frame goes on; a round that was under way is given up."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from streamdrop.boxes import Box
+from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
@@ -139,14 +140,9 @@ class Learner:
         sampler = update_sampler(self._config, self._keys)
         return self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
 
-    def save(
-        self, path: str | os.PathLike[str], extra: dict[str, Any], tensors: Mapping[str, Tensor], hold: bool = False
-    ) -> None:
-        """Write a checkpoint with the caller's plain data and tensors. Raises OutputError.
-
-        ``hold``: the one before can be restored too, until the tuner's ``release``.
-        """
-        self.tuner.save(path, extra={**extra, "owed": self.owed}, hold=hold, tensors=tensors)
+    def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
+        """A checkpoint's content, with the caller's plain data and tensors, as the tuner's ``snapshot`` has it."""
+        return self.tuner.snapshot({**extra, "owed": self.owed}, tensors)
 
     def round(self) -> Generator[None, None, RoundReport]:
         """``adapt`` in pieces; in one where the store has to move."""

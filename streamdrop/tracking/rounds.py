@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from streamdrop.boxes import Box
+from streamdrop.checkpoint import Snapshot
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Look
 from streamdrop.tracking.learner import Learner
@@ -87,11 +88,13 @@ class Rounds:
         regression.adapt()
         return (self._learner.adapt(),)
 
-    def save(
-        self, path: str | os.PathLike[str], extra: dict[str, Any], tensors: Mapping[str, Tensor], hold: bool = False
-    ) -> None:
-        """Write a checkpoint with the caller's data; ``hold`` as ``Learner.save`` has it. Raises OutputError."""
-        self._learner.save(path, extra, tensors, hold)
+    def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
+        """A checkpoint's content, with the caller's plain data and tensors. Raises StoreError."""
+        return self._learner.snapshot(extra, tensors)
+
+    def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
+        """A snapshot is at ``path`` now, as the tuner's ``written`` has it."""
+        self._learner.tuner.written(taken, path, hold)
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a checkpoint; the caller's data. Raises CheckpointError, StoreError."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from streamdrop.boxes import Box, as_box, check_inside
+from streamdrop.checkpoint import Snapshot
 from streamdrop.config import load
 from streamdrop.errors import CheckpointError, StreamdropError
 from streamdrop.tracking.beside import BesideRounds
@@ -194,6 +195,15 @@ class Tracker:
 
         ``hold``: the one before, in another folder, can be restored too, until ``learner.tuner.release``.
         """
+        taken = self.snapshot()
+        taken.write(path)
+        self.written(taken, path, hold)
+
+    def snapshot(self) -> Snapshot:
+        """What ``save`` writes. Any thread may write a copy of it; then call ``written`` in this one.
+
+        Frames may be tracked in between, but no round may begin. Raises StoreError.
+        """
         motion, regression = self._started(), self._regression
         assert regression is not None
         extra = {
@@ -202,7 +212,11 @@ class Tracker:
             "tones": dataclasses.asdict(self._tones),
             "prior": None if self._fusion is None else self._fusion.state(),
         }
-        self._rounds.save(path, extra, regression.state(), hold)
+        return self._rounds.snapshot(extra, regression.state())
+
+    def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
+        """A snapshot is at ``path`` now, durable: what only earlier ones need can go, unless ``hold``."""
+        self._rounds.written(taken, path, hold)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of a tracker with the same configuration. Raises CheckpointError."""
