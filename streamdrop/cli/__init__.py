@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
+    options.own_process = arguments is None
     signal.signal(signal.SIGTERM, _terminate)
     # Idle OpenMP threads spin by default: where anything else needs the cores, training then takes much longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

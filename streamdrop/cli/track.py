@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamdrop.cli.process import trim_process
 from streamdrop.cli.terminal import Progress, note
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, StreamError
@@ -27,15 +28,16 @@ if TYPE_CHECKING:
 
 def track(options: argparse.Namespace) -> int:
     """Track the target, or several, write what was asked for, print a summary."""
+    _check_targets(options)
     from streamdrop.streams import Window, open_stream
 
     config, state = _configuration(options), _state(options)
-    _check_truths(options)
     with contextlib.ExitStack() as closing:
         window = closing.enter_context(Window(f"streamdrop: {options.source}")) if options.show else None
         stream = closing.enter_context(open_stream(options.source, verbose=options.verbose))
         begun = _begin(stream)
         boxes = _boxes(options, begun.first, window)
+        trim_process(options)
         recorder, session = (_of_one if len(boxes) == 1 else _of_several)(options, config, begun, boxes, state, closing)
         if options.resume:
             note(f"going on after {session.replayed} frames" if session.replayed else "nothing to resume: starting")
@@ -99,8 +101,10 @@ def _of_several(
     return recorder, Session(recorder, targets, boxes, started=started, state=state, resume=options.resume)
 
 
-def _check_truths(options: argparse.Namespace) -> None:
-    """Refuse true boxes that belong to no target, before anything is opened."""
+def _check_targets(options: argparse.Namespace) -> None:
+    """Refuse no target, and true boxes that belong to none, before anything heavy is imported."""
+    if not options.box and not options.show:
+        raise ConfigError("no target: give --box X,Y,W,H, or --show to draw it with the mouse")
     targets, truths = len(options.box or [0]), len(options.truth or [])
     if truths not in (0, targets):
         raise ConfigError(f"--truth is given {truths} times for {targets} targets: give one for each --box, in order")
@@ -158,10 +162,8 @@ def _boxes(options: argparse.Namespace, first: Sample, window: Window | None) ->
     from streamdrop.boxes import check_inside
 
     height, width = first.image.shape[:2]
-    if options.box:
+    if window is None or options.box:
         return [check_inside(box, width, height) for box in options.box]
-    if window is None:
-        raise ConfigError("no target: give --box X,Y,W,H, or --show to draw it with the mouse")
     box = window.select(first.image)
     if box is None:
         raise KeyboardInterrupt

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-_ARENA_MAX = -8  # of mallopt(3)
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # of mallopt(3)
 _HEAPS = 2
+_LARGE = 4 << 20
 
 
 def few_heaps() -> None:
@@ -17,6 +18,16 @@ def few_heaps() -> None:
     limit = _function("mallopt")
     if limit is not None:
         limit(_ARENA_MAX, _HEAPS)
+
+
+def large_blocks_apart() -> None:
+    """Have blocks of 4 MB and more go back to the machine when they are freed, whatever was freed before.
+
+    glibc would put them on the heap once a larger one was freed, where small blocks hold their space.
+    """
+    limit = _function("mallopt")
+    if limit is not None:
+        limit(_MMAP_THRESHOLD, _LARGE)
 
 
 def give_back() -> None:
