@@ -39,7 +39,8 @@ from storebench.promotion import promotion
 from storebench.rivals import EXTRA, RIVALS
 from storebench.transfer import transfer
 
-from streamdrop.evaluation.hardware import describe_hardware, usable_cores
+from streamdrop.evaluation.hardware import describe_hardware
+from streamdrop.tracking.threads import cores
 
 TRANSFER = ("writes", "disk", "reads", "cold")
 SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Iterator[list[Row]]]] = {
@@ -99,7 +100,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stores", type=words, default=list(STORES), help="of " + ", ".join(STORES))
     parser.add_argument("--million", action="store_true", help="also open a store of 1,000,000 samples")
     parser.add_argument("--million-bytes", type=int, default=1024, help="bytes of each of the million samples")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="torch's threads in promotion")
+    parser.add_argument("--threads", type=int, default=cores(), help="torch's threads in promotion")
     parser.add_argument("--pictures", type=Path, help="video or folder of frames for codecs (default: the sample clip)")
     parser.add_argument("--folder", type=Path, help="where to write: the disk to measure (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="folder for store.json, store.png and store.svg")

@@ -89,6 +89,14 @@ def iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     return result
 
 
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes that have an area, in [0, 1]: ``iou`` of one pair, much faster."""
+    across = max(min(a.x + a.w, b.x + b.w) - max(a.x, b.x), 0.0)
+    down = max(min(a.y + a.h, b.y + b.h) - max(a.y, b.y), 0.0)
+    shared = across * down
+    return min(shared / (a.w * a.h + b.w * b.h - shared), 1.0)
+
+
 def centre_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     """Euclidean distance of the centres of boxes ``[..., 4]``, in pixels."""
     p, q = np.asarray(a, float), np.asarray(b, float)

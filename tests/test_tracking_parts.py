@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from streamdrop.boxes import Box, iou
+from streamdrop.boxes import Box, iou, overlap
 from streamdrop.tracking.config import BoxConfig, FirstFrameConfig, HeadConfig, LostConfig, SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.tracking.first_frame import examples
@@ -20,12 +20,34 @@ from streamdrop.tracking.network import ScoreHead
 from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression, pooled
 from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views
+from streamdrop.tracking.threads import in_order
 
 coordinates = st.floats(-500, 500)
+placed = st.builds(Box, coordinates, coordinates, st.floats(0.1, 500), st.floats(0.1, 500))
 
 
 def scored(score: float, rival: float = 1.0) -> Peak:
     return Peak(0, 0.0, 0.0, score, rival)
+
+
+@given(placed, placed)
+def test_the_overlap_of_one_pair_is_that_of_many(a: Box, b: Box) -> None:
+    assert overlap(a, b) == float(iou(a, b))
+    assert overlap(a, a) == float(iou(a, a))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 9])
+def test_work_by_several_is_work_by_one(workers: int, count: int) -> None:
+    parts = [torch.full((64, 64), 1.0 + part / 7) for part in range(count)]
+    found = list(in_order(lambda part: part @ part, parts, workers))
+    assert len(found) == count
+    assert all(torch.equal(one, part @ part) for one, part in zip(found, parts, strict=True))
+
+
+def test_what_goes_wrong_with_one_part_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda part: 1 // part, [3, 2, 0, 1], 2))
 
 
 def test_sixteen_bits_keep_the_first_frames_contrast() -> None:

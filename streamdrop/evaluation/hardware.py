@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from pathlib import Path
 
@@ -12,8 +11,10 @@ def describe_hardware() -> str:
     """One line: processor, usable cores, memory, torch version and threads (and GPU), Python."""
     import torch
 
+    from streamdrop.tracking.threads import cores
+
     parts = [
-        f"{_cpu_name()}, {usable_cores()} cores",
+        f"{_cpu_name()}, {cores()} cores",
         f"torch {torch.__version__} with {torch.get_num_threads()} threads",
         f"Python {platform.python_version()}",
         platform.system(),
@@ -21,11 +22,6 @@ def describe_hardware() -> str:
     if torch.cuda.is_available():
         parts.insert(1, torch.cuda.get_device_name())
     return "; ".join(parts)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reset_peak_memory() -> None:

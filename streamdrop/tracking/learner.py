@@ -20,16 +20,21 @@ from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.samples import Keys, first_frame_sampler, new_store, open_store, update_sampler
+from streamdrop.tracking.threads import cores, in_order
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
-_CHUNK = 8
+_CHUNK = 4
 
 
 class Learner:
-    """One target's network and what it has learned. ``start`` begins a new target."""
+    """One target's network and what it has learned. ``start`` begins a new target.
 
-    def __init__(self, config: TrackerConfig) -> None:
+    ``alone``: nothing else is to be computed on this machine meanwhile, so that a second core may be used.
+    """
+
+    def __init__(self, config: TrackerConfig, alone: bool = True) -> None:
         self._config = config
+        self._workers = min(2, cores()) if alone and config.threads == 1 else 1
         self._network = network_of(config)
         size = config.search.size
         example = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -81,11 +86,13 @@ class Learner:
         self._network.score.reset(self._config.seed)
         self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
         keys = [self._keys.first(index) for index in range(len(crops))]
-        for first in range(0, len(crops), _CHUNK):
+        starts = range(0, len(crops), _CHUNK)
+        embedded = in_order(lambda at: self.tuner.embed(as_input(crops[at : at + _CHUNK])), starts, self._workers)
+        for first, activations in zip(starts, embedded, strict=True):
             part = slice(first, first + _CHUNK)
             targets = torch.stack([self._label(box) for box in boxes[part]])
             info = {key: SampleInfo(pinned=True, stream=self._config.name) for key in keys[part]}
-            self.tuner.observe_activations(keys[part], self.tuner.embed(as_input(crops[part])), targets, info)
+            self.tuner.observe_activations(keys[part], activations, targets, info)
         return self._train_first_frame()
 
     def first_maps(self, crops: Sequence[Image], indices: Sequence[int]) -> Activations:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamdrop.boxes import Box, iou
+from streamdrop.boxes import Box, overlap
 from streamdrop.tracking.config import STRIDES, BoxConfig
 from streamdrop.types import Activations
 
@@ -159,7 +159,7 @@ def _boxes_around(box: Box, count: int, spread: float, random: np.random.Generat
         u, v, p, q = random.normal(0, spread, 4).tolist()
         w, h = box.w * math.exp(p), box.h * math.exp(q)
         around = Box(box.x + box.w / 2 + u * box.w - w / 2, box.y + box.h / 2 + v * box.h - h / 2, w, h)
-        if float(iou(box, around)) >= _LEAST_OVERLAP:
+        if overlap(box, around) >= _LEAST_OVERLAP:
             found.append(around)
     return found
 

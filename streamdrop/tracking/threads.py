@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(work: Callable[[Part], Result], parts: Sequence[Part], workers: int) -> Iterator[Result]:
+    """``work`` on each part, results in order; with several ``workers`` at once, on one thread of torch's each.
+
+    The results are those of one thread of torch's, to the last bit. The first part is worked on before the others
+    begin, for what is made once and kept.
+    """
+    if workers == 1 or len(parts) < 2:
+        yield from map(work, parts)
+        return
+    yield work(parts[0])
+    with ThreadPoolExecutor(workers, "tracker", torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(work, parts[1:])
 
 
 @contextlib.contextmanager

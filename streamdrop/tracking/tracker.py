@@ -44,7 +44,7 @@ class Tracker:
     def __init__(self, config: TrackerConfig | None = None, waiting: Callable[[], bool] | None = None) -> None:
         self.config = config if config is not None else TrackerConfig()
         self._fusion = None if self.config.prior.backbone is None else Fusion(self.config)
-        self._learner = Learner(self.config)
+        self._learner = Learner(self.config, alone=waiting is None)
         self._rounds = _rounds(self.config, self._learner, waiting)
         if self.config.realtime.beside:  # its thread must end with the tracker
             weakref.finalize(self, self._rounds.close)
