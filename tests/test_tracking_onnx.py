@@ -9,23 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import torchvision
-from onnx import TensorProto, helper, numpy_helper
 from small_tracker import SMALL
 
-from streamdrop import Track, Tracker, track
+from streamdrop import Targets, Track, Tracker, track
 from streamdrop.boxes import iou
 from streamdrop.errors import ConfigError, ModelError, WeightsError
 from streamdrop.export import export
-from streamdrop.testing.targets import moving_square
+from streamdrop.testing.targets import moving_square, moving_squares
 from streamdrop.tracking import TrackerConfig
 from streamdrop.tracking.backbones import build_onnx, network_of, split_of
 from streamdrop.tracking.config import HeadConfig
 from streamdrop.tracking.network import build_network, normalise
 from streamdrop.tracking.onnx_backbone import Pixels, read_onnx
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx-backbone has onnx")
+onnx2torch = pytest.importorskip("onnx2torch", reason="the extra onnx-backbone has onnx2torch")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 CROPS = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(1))
 
@@ -223,10 +225,24 @@ def test_goes_on_to_the_same_boxes_after_a_checkpoint(pretrained: str, tmp_path:
     assert plain([again.update(image) for image in images[4:]]) == plain(whole[4:])
 
 
+@pytest.mark.slow
+def test_several_targets_share_the_network_of_a_file(pretrained: str) -> None:
+    images, truth = moving_squares(6)
+    targets = Targets.from_config({**SMALL, "backbone": pretrained})
+    targets.init(images[0], [boxes[0] for boxes in truth])
+    for image in images[1:]:
+        tracks = targets.update(image)
+    for key, boxes in enumerate(truth, 1):
+        assert float(iou(tracks[key].box, boxes[-1])) > 0.5
+
+
 def test_names_in_a_file_do_not_become_code(tmp_path: Path) -> None:
-    name = 'a", "") or __import__("pathlib").Path("owned").touch() or getattr(self, "b'
+    name = 'a", exec("owned = 1")) or getattr(self, "b'
     network, _ = read_onnx(Path(small_network(tmp_path / "net.onnx", name=name)), "net")
     assert "owned" not in network.code  # type: ignore[operator]
+    draw = Drawing()
+    path = draw.save(tmp_path / "one.onnx", draw.conv("x", 3, 4, 2, name=name), opset=17)
+    assert 'exec("owned = 1")' in onnx2torch.convert(onnx.load(path)).code  # why names are replaced
 
 
 def test_older_files_and_free_batches_are_taken_too(tmp_path: Path) -> None:
@@ -234,6 +250,13 @@ def test_older_files_and_free_batches_are_taken_too(tmp_path: Path) -> None:
     fine = draw.conv(draw.conv(draw.conv("x", 3, 4, 2), 4, 4, 2), 4, 6, 2)
     path = draw.save(tmp_path / "net.onnx", draw.conv(fine, 6, 9, 2), shape=("batch", 3, "h", "w"), opset=8)
     assert read_onnx(Path(path), path)[1] == (6, 9)
+
+
+def _half(path: Path) -> str:
+    draw = Drawing()
+    narrow = draw.node("Cast", _strided(draw, 2, 2, 2), to=TensorProto.FLOAT16)
+    added = draw.node("Add", narrow, draw.number(np.float16([[[[1]]]])))
+    return draw.save(path, draw.conv(draw.node("Cast", added, to=TensorProto.FLOAT), 4, 4, 2))
 
 
 def _strided(draw: Drawing, *strides: int) -> str:
@@ -290,6 +313,7 @@ def _one_size(path: Path) -> str:
         (_channels_last, ModelError, r"takes 1×255×255×3: give a network of one input, batch × 3"),
         (_unknown_operator, ModelError, "cannot be converted .*Shrink.*: export it anew"),
         (_mixes_the_batch, ModelError, "images in one batch change each other"),
+        (_half, ModelError, "holds float16 weights: export it in float32"),
         (_one_size, ModelError, "where it keeps to one image size, export it with dynamic sizes"),
         (lambda path: path.write_text("no network"), WeightsError, "not an ONNX network"),
         (lambda path: path.write_bytes(b""), WeightsError, "not an ONNX network"),

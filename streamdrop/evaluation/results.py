@@ -122,7 +122,7 @@ def format_table(results: dict[str, Any]) -> str:
 
 def _followed(results: dict[str, Any]) -> str:
     videos = {record["video"] for record in results["sequences"] if record["target"] is not None}
-    how = "in one pass, whose frames/s these are" if results["settings"].get("together") else "each by itself"
+    how = "in one pass, frames/s are the video's" if results["settings"].get("together") else "each by itself"
     return f" ({', '.join(sorted(videos))}: several targets, {how})" if videos else ""
 
 

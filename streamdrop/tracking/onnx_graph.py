@@ -70,6 +70,7 @@ def upto_maps(model: Any, name: str) -> tuple[Any, tuple[int, int]]:
     shapes = _shapes(model, name)
     taps = _find(model.graph, shapes, name)
     _cut(model.graph, taps.names)
+    _check_numbers(model.graph, name)
     return _renamed(_as_known(model, name)), taps.channels
 
 
@@ -196,6 +197,16 @@ def _cut(graph: Any, outputs: Iterable[str]) -> None:
     graph.node.extend(reversed(kept))
     graph.initializer.extend(numbers)
     graph.output.extend(helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in outputs)
+
+
+def _check_numbers(graph: Any, name: str) -> None:
+    """Refuse weights of other precision than float32."""
+    from onnx import TensorProto
+
+    others = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    found = sorted({TensorProto.DataType.Name(one.data_type) for one in graph.initializer if one.data_type in others})
+    if found:
+        raise ModelError(f"backbone {name}: holds {' and '.join(found).lower()} weights: export it in float32")
 
 
 def _as_known(model: Any, name: str) -> Any:
