@@ -70,7 +70,8 @@ class Drawing:
     def gate(self, value: str, channels: int) -> str:
         """Squeeze and excitation as it is exported with a batch of one."""
         mean = self.node("GlobalAveragePool", value)
-        flat = self.node("Reshape", mean, self.number(np.array([1, channels])), allowzero=1)
+        shape = self.node("Constant", value_ints=[1, channels])
+        flat = self.node("Reshape", mean, shape, allowzero=1)
         weights = self.number(self.random.normal(0, 0.3, (channels, channels)).astype(np.float32))
         gates = self.node("Sigmoid", self.node("MatMul", flat, weights))
         return self.node("Mul", value, self.node("Reshape", gates, self.number(np.array([1, channels, 1, 1]))))

@@ -11,9 +11,8 @@ from torch import Tensor, fx, nn
 
 from streamdrop.errors import ModelError, WeightsError
 from streamdrop.tracking.network import MEAN, STD
-from streamdrop.tracking.onnx_graph import PROBE, read_model, upto_maps
+from streamdrop.tracking.onnx_graph import INSTALL, PROBE, read_model, upto_maps, words
 
-_INSTALL = "pip install 'streamdrop[onnx-backbone]' (onnx, onnx2torch)"
 _RANGES = {"unit-rgb": (1.0, False), "raw-rgb": (255.0, False), "raw-bgr": (255.0, True)}
 
 
@@ -78,16 +77,15 @@ def _converted(model: Any, name: str) -> fx.GraphModule:
     try:
         from onnx2torch import convert
     except ImportError:
-        raise WeightsError(f"backbone {name}: needs onnx2torch, which is not installed: {_INSTALL}") from None
+        raise WeightsError(f"backbone {name}: needs onnx2torch, which is not installed: {INSTALL}") from None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore")
             warnings.filterwarnings("error", message=".*differ.*")  # of operators that it does otherwise
             network: fx.GraphModule = convert(model)
     except Exception as error:  # whatever its converters raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
-            f"backbone {name}: cannot be converted ({reason}): export it anew with simpler operators, or give a "
+            f"backbone {name}: cannot be converted ({words(error)}): export it anew with simpler operators, or give a "
             "network of torchvision's"
         ) from None
     return network
@@ -114,10 +112,9 @@ def _prove_batches(network: nn.Module, name: str) -> None:
         with torch.no_grad():
             together, alone = network(images), [network(image[None]) for image in images]
     except Exception as error:  # what its modules raise
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"backbone {name}: does not take two images of {PROBE} pixels ({reason}): export it with dynamic batch "
-            "and image sizes"
+            f"backbone {name}: does not take two images of {PROBE} pixels ({words(error)}): export it with dynamic "
+            "batch and image sizes"
         ) from None
     for key, maps in together.items():
         apart = torch.cat([one[key] for one in alone])

@@ -20,7 +20,7 @@ PROBE = 128  # pixels: the size at which the shapes of the maps are looked at
 _OPSET = 17  # the newest whose operators onnx2torch 1.5 knows all of; newer files are taken back to it
 _OLDEST = 9
 _JOINS = ("Add", "Concat", "Sum")
-_INSTALL = "pip install 'streamdrop[onnx-backbone]' (onnx, onnx2torch)"
+INSTALL = "pip install 'streamdrop[onnx-backbone]' (onnx, onnx2torch)"
 _EXPORT = "export it anew with torch.onnx.export, its batch size dynamic"
 
 Shapes = Mapping[str, tuple[int | None, ...]]
@@ -40,7 +40,7 @@ def read_model(path: Path, name: str) -> Any:
         import onnx
         import onnx.inliner
     except ImportError:
-        raise WeightsError(f"backbone {name}: needs onnx, which is not installed: {_INSTALL}") from None
+        raise WeightsError(f"backbone {name}: needs onnx, which is not installed: {INSTALL}") from None
     if not path.is_file():
         raise WeightsError(f"backbone {name}: no such file: give the path of an ONNX file")
     try:
@@ -48,7 +48,7 @@ def read_model(path: Path, name: str) -> Any:
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model) if model.functions else model
     except Exception as error:  # protobuf's, onnx's and the file system's own kinds
-        raise WeightsError(f"backbone {name}: not an ONNX network ({_words(error)}): give another file") from None
+        raise WeightsError(f"backbone {name}: not an ONNX network ({words(error)}): give another file") from None
     weights = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in weights]
     shapes = [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in inputs]
@@ -76,7 +76,7 @@ def upto_maps(model: Any, name: str) -> tuple[Any, tuple[int, int]]:
 
 def _fold(graph: Any) -> None:
     """Constants become initializers; nodes that pass a value on are left out."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     passed: dict[str, str] = {}
     kept = []
@@ -86,17 +86,24 @@ def _fold(graph: Any) -> None:
         told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         if node.op_type == "Identity" and node.domain == "":
             passed[node.output[0]] = node.input[0]
-        elif node.op_type == "Constant" and told.keys() & {"value", "value_int", "value_ints", "value_float"}:
-            (value,) = told.values()
-            kinds = {"value_float": np.float32}
-            tensor = value if "value" in told else numpy_helper.from_array(
-                np.asarray(value, kinds.get(next(iter(told)), np.int64)))  # fmt: skip
+        elif node.op_type == "Constant" and (tensor := _constant(told)) is not None:
             tensor.name = node.output[0]
             graph.initializer.append(tensor)
         else:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _constant(told: Mapping[str, Any]) -> Any:
+    """A Constant's attributes as a tensor; None where they are of a rarer kind."""
+    from onnx import numpy_helper
+
+    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    for key, value in told.items():
+        if key in kinds:
+            return numpy_helper.from_array(np.asarray(value, kinds[key]))
+    return told.get("value")
 
 
 def _free_batch(graph: Any) -> None:
@@ -131,7 +138,7 @@ def _shapes(model: Any, name: str) -> Shapes:
     try:
         inferred = shape_inference.infer_shapes(model, data_prop=True).graph.value_info
     except Exception as error:  # onnx's own kinds
-        raise ModelError(f"backbone {name}: cannot be looked into ({_words(error)}): {_EXPORT}") from None
+        raise ModelError(f"backbone {name}: cannot be looked into ({words(error)}): {_EXPORT}") from None
     return {
         one.name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in one.type.tensor_type.shape.dim)
         for one in inferred
@@ -222,7 +229,7 @@ def _as_known(model: Any, name: str) -> Any:
             return version_converter.convert_version(model, _OPSET)
     except Exception as error:  # onnx's own kinds
         raise ModelError(
-            f"backbone {name}: opset {version} cannot be taken to {_OPSET} ({_words(error)}): export it with "
+            f"backbone {name}: opset {version} cannot be taken to {_OPSET} ({words(error)}): export it with "
             f"opset_version={_OPSET}"
         ) from None
 
@@ -234,5 +241,6 @@ def _renamed(model: Any) -> Any:
     return model
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """What an error of another library says, in one line of at most 200 letters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
