@@ -77,6 +77,13 @@ def clip(box: Box, width: int, height: int) -> Box:
     return Box(x0, y0, x1 - x0, y1 - y0)
 
 
+def mot_line(frame: int, target: int, box: npt.ArrayLike, score: float) -> str:
+    """A box in a frame (from 0) as the MOT challenge has it: ``frame,id,x,y,w,h,score,-1,-1,-1``, counted from 1."""
+    x, y, w, h = np.asarray(box, float).tolist()
+    numbers = (round(value, 3) for value in (x + 1, y + 1, w, h))
+    return f"{frame + 1},{target},{','.join(map(str, numbers))},{score:.4f},-1,-1,-1"
+
+
 def iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
     """Intersection over union of boxes ``[..., 4]`` and ``[..., 4]`` (broadcast), in [0, 1]; NaN in, NaN out."""
     p, q = np.asarray(a, float), np.asarray(b, float)

@@ -27,5 +27,6 @@ def evaluate(options: argparse.Namespace) -> int:
         formats=options.formats,
         realtime=options.realtime,
         perturb=options.perturb,
+        together=options.together,
     )
     return 0

@@ -42,8 +42,7 @@ def _tracker(options: argparse.Namespace) -> tuple[SplitModel, Tensor, int | Non
 
     from streamdrop.checkpoint import exists, read_checkpoint
     from streamdrop.config import load
-    from streamdrop.split import SplitModel
-    from streamdrop.tracking.backbones import network_of
+    from streamdrop.tracking.backbones import network_of, split_of
     from streamdrop.tracking.config import TrackerConfig
 
     if options.model is not None or options.classes is not None or options.size is not None:
@@ -59,7 +58,7 @@ def _tracker(options: argparse.Namespace) -> tuple[SplitModel, Tensor, int | Non
     generator = torch.Generator().manual_seed(0)
     size = config.search.size
     example = torch.randn(2, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
-    split = SplitModel(network, example)
+    split = split_of(network, example)
     network.eval()
     return split, example, int(state["cut"])
 

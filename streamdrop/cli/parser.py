@@ -20,7 +20,8 @@ EVALUATE_EXAMPLES = """examples:
   streamdrop evaluate sequences/ --output runs/evaluation
   streamdrop evaluate sequences/ --arms drop,fixed --peers csrt --seeds 0,1,2 --output runs/evaluation
   streamdrop evaluate sequences/ --sequences bag,bike --frames 50 --output runs/quick
-  streamdrop evaluate sequences/ --arms drop --realtime 25 --perturb 3 --output runs/hard"""
+  streamdrop evaluate sequences/ --arms drop --realtime 25 --perturb 3 --output runs/hard
+  streamdrop evaluate MOT/train --arms drop --together --formats mot --output runs/several"""
 
 FIT_EXAMPLES = """examples:
   streamdrop fit configs/fit/cifar10-resnet18.yaml --strategies sgd,freeze,drop --output runs/cifar10
@@ -160,7 +161,9 @@ def _add_evaluate(commands: _Commands) -> None:
     parser.add_argument("--realtime", type=above_zero, metavar="FPS", help=text)
     text = "also from N first boxes that are up to 10 %% off"
     parser.add_argument("--perturb", type=whole, default=0, metavar="N", help=text)
-    parser.add_argument("--formats", type=names, default=[], metavar="A,B", help="result files of got10k, vot too")
+    text = "follow all targets of a video in one pass (default: each by itself)"
+    parser.add_argument("--together", action="store_true", help=text)
+    parser.add_argument("--formats", type=names, default=[], metavar="A,B", help="result files of got10k, vot, mot too")
     parser.add_argument("--frames", type=whole, metavar="N", help="only the first N frames of each")
     parser.add_argument("--seeds", type=wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
     _add_config(parser)

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from streamdrop.config import load
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.evaluation.arms_report import write_arms_report
 from streamdrop.evaluation.hardware import describe_hardware
-from streamdrop.evaluation.jobs import Build, Job, Protocols, run_job, schedule
+from streamdrop.evaluation.jobs import Build, BuildGroup, Job, Protocols, run_group, run_job, schedule
 from streamdrop.evaluation.outcomes import Outcome
 from streamdrop.evaluation.peers import check_peers
 from streamdrop.evaluation.protocol import OnlineTracker
 from streamdrop.evaluation.result_files import check_formats, write_boxes, write_formats
 from streamdrop.evaluation.results import collect, format_table, write_results
-from streamdrop.evaluation.sequences import read_sequences
+from streamdrop.evaluation.sequences import VideoSequence, read_sequences
+from streamdrop.evaluation.together import GroupTracker, by_video, most_at_once
 from streamdrop.weights import resolve
 
 ARMS = ("drop", "freeze", "fixed", "full", "none")
@@ -43,14 +45,17 @@ def evaluate(
     formats: Sequence[str] = (),
     realtime: float | None = None,
     perturb: int = 0,
+    together: bool = False,
     build: Build | None = None,
+    build_group: BuildGroup | None = None,
 ) -> dict[str, Any]:
     """Run every arm (each seed) and every rival (once) over the sequences; print a table; return the results.
 
     Writes ``results.json`` (whole, after every run), ``ARM/SEQUENCE_SEED.txt`` (a box per frame of the sequence) and
     ``report.html`` into ``output``, and the result files of ``formats`` (of ``got10k`` and ``vot``). ``models`` is the
     folder of rivals' network files, or a name of ``streamdrop weights``. ``build(arm, seed)`` makes a tracker of your
-    own; then any arm name will do. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little off) add
+    own; then any arm name will do. ``together``: arms follow all targets of a video in one pass, by ``Targets`` or what
+    ``build_group`` makes. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little off) add
     runs of those protocols for every arm and rival, reported apart; in real time the tracker is told the rate, as by
     ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). Raises ConfigError, DataError,
     ModelError or OutputError before work starts.
@@ -58,14 +63,15 @@ def evaluate(
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
     _check(arms, peers, seeds, known=ARMS if build is None else arms)
     check_formats(formats)
-    protocols = Protocols(realtime, perturb)
+    protocols = Protocols(realtime, perturb, together)
     chosen = read_sequences(folder, sequences, frames)
     models = None if models is None else resolve(models)
     check_peers(peers, models=models)
-    hurried = build
+    builders = _Builders(build, build, build_group)
     if build is None and arms:
-        build = tracker_builder(config, overrides)
-        hurried = tracker_builder(config, [f"realtime.fps={realtime}", *overrides]) if realtime else build
+        builders = _own_builders(config, overrides, realtime, chosen if together else ())
+    elif together and build_group is None:
+        raise ConfigError("targets together need trackers of several: give build_group too")
     jobs = schedule(chosen, arms, peers, seeds, protocols)
     target = _prepare(Path(output), {job.boxes_file.parent for job in jobs})
     settings = {
@@ -76,11 +82,12 @@ def evaluate(
         "overrides": list(overrides),
         "realtime": realtime,
         "perturb": perturb,
+        "together": together,
     }
     hardware = describe_hardware()
     outcomes: list[Outcome] = []
     results: dict[str, Any] = {}
-    for outcome, job in _outcomes(jobs, build, hurried, models):
+    for outcome, job in _outcomes(jobs, builders, models):
         outcomes.append(outcome)
         write_boxes(target / job.boxes_file, outcome.run, outcome.start)
         write_formats(target, formats, outcomes)
@@ -93,6 +100,43 @@ def evaluate(
     return results
 
 
+@dataclass(frozen=True)
+class _Builders:
+    """What makes the trackers of the one pass, of real time, and of several targets at once."""
+
+    plain: Build | None
+    hurried: Build | None
+    group: BuildGroup | None
+
+
+def _own_builders(
+    config: str | Path | dict[str, Any] | None,
+    overrides: Sequence[str],
+    realtime: float | None,
+    together: Sequence[VideoSequence],
+) -> _Builders:
+    """Trackers of one configuration, which can follow as many targets at once as videos of ``together`` have."""
+    plain = tracker_builder(config, overrides)
+    hurried = tracker_builder(config, [f"realtime.fps={realtime}", *overrides]) if realtime else plain
+    return _Builders(plain, hurried, group_builder(config, overrides, together) if together else None)
+
+
+def group_builder(
+    config: str | Path | dict[str, Any] | None, overrides: Sequence[str], sequences: Sequence[VideoSequence]
+) -> BuildGroup:
+    """As ``tracker_builder``, for all targets of a video at once; raises ConfigError where they are too many."""
+    from streamdrop.tracking import Targets, TrackerConfig
+
+    settings = load(config, TrackerConfig, overrides)
+    for targets in by_video(sequences):
+        settings.check_targets(most_at_once(targets))
+
+    def build(arm: str, seed: int) -> GroupTracker:
+        return Targets(load(config, TrackerConfig, [*overrides, *_of_arm(arm, seed)]))
+
+    return build
+
+
 def tracker_builder(config: str | Path | dict[str, Any] | None, overrides: Sequence[str] = ()) -> Build:
     """Trackers of one configuration that differ in strategy and seed only; raises ConfigError."""
     from streamdrop.tracking import Tracker, TrackerConfig
@@ -100,11 +144,14 @@ def tracker_builder(config: str | Path | dict[str, Any] | None, overrides: Seque
     load(config, TrackerConfig, overrides)  # mistakes show before work starts
 
     def build(arm: str, seed: int) -> OnlineTracker:
-        # each run learns from nothing: a store on disk would carry samples over from the run before
-        own = [f"strategy={arm}", f"seed={seed}", "store=null"]
-        return Tracker(load(config, TrackerConfig, [*overrides, *own]))
+        return Tracker(load(config, TrackerConfig, [*overrides, *_of_arm(arm, seed)]))
 
     return build
+
+
+def _of_arm(arm: str, seed: int) -> list[str]:
+    """What differs between runs; each learns from nothing: a store on disk would carry samples over."""
+    return [f"strategy={arm}", f"seed={seed}", "store=null"]
 
 
 def _check(arms: Sequence[str], peers: Sequence[str], seeds: Sequence[int], known: Sequence[str]) -> None:
@@ -133,15 +180,17 @@ def _prepare(output: Path, names: Iterable[Path]) -> Path:
     return output
 
 
-def _outcomes(
-    jobs: Sequence[Job], build: Build | None, hurried: Build | None, models: str | Path | None
-) -> Iterator[tuple[Outcome, Job]]:
+def _outcomes(jobs: Sequence[Job], builders: _Builders, models: str | Path | None) -> Iterator[tuple[Outcome, Job]]:
     """Do the jobs in turn, telling a terminal how far they are."""
     gc.freeze()  # what importing made need not be looked through between runs
     try:
         for count, job in enumerate(jobs, 1):
-            own = build if job.realtime is None else hurried
-            yield run_job(job, own, models, partial(_tell, f"{count}/{len(jobs)} {job}", len(job.sequence))), job
+            tell = partial(_tell, f"{count}/{len(jobs)} {job}", job.frames)
+            if job.targets and builders.group is not None:
+                yield from zip(run_group(job, builders.group, tell), job.parts, strict=True)
+            else:
+                build = builders.plain if job.realtime is None else builders.hurried
+                yield run_job(job, build, models, tell), job
     finally:
         gc.unfreeze()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from streamdrop.boxes import Box
 from streamdrop.errors import ConfigError
@@ -19,31 +21,41 @@ from streamdrop.evaluation.perturbed import perturbed_box
 from streamdrop.evaluation.protocol import OnFrame, OnlineTracker, Run, one_pass
 from streamdrop.evaluation.realtime import realtime_pass
 from streamdrop.evaluation.sequences import VideoSequence
+from streamdrop.evaluation.together import GroupTracker, by_video, group_pass
 
 Build = Callable[[str, int], OnlineTracker]
 """A fresh tracker for an arm and a seed."""
+BuildGroup = Callable[[str, int], GroupTracker]
+"""The same for several targets at once."""
+_Built = TypeVar("_Built")
 
 
 @dataclass(frozen=True)
 class Protocols:
     """What is run beside the one pass: in real time at ``realtime`` frames/s, and from ``perturb`` first boxes.
 
-    Raises ConfigError.
+    ``together``: the targets of one video are followed in one pass by the arms, not by rivals. Raises ConfigError.
     """
 
     realtime: float | None = None
     perturb: int = 0
+    together: bool = False
 
     def __post_init__(self) -> None:
         if self.realtime is not None and not (math.isfinite(self.realtime) and self.realtime > 0):
             raise ConfigError(f"real time at {self.realtime} frames/s: give a rate above 0, such as 25")
         if self.perturb < 0:
             raise ConfigError(f"{self.perturb} perturbed first boxes: give a whole number of at least 0")
+        if self.together and self.realtime is not None:
+            raise ConfigError("targets together, and real time: several are followed in line only, leave one out")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to do: an arm on a sequence under a seed, at ``realtime`` frames/s, from first box ``variant``."""
+    """One run to do: an arm on a sequence under a seed, at ``realtime`` frames/s, from first box ``variant``.
+
+    ``targets``: the sequences of all targets of a video that are followed in one pass, the first of them ``sequence``.
+    """
 
     sequence: VideoSequence
     arm: str
@@ -51,6 +63,18 @@ class Job:
     peer: bool = False
     realtime: float | None = None
     variant: int = 0
+    targets: tuple[VideoSequence, ...] = ()
+
+    @property
+    def parts(self) -> list[Job]:
+        """One job for each sequence that this one gives results of."""
+        return [replace(self, sequence=one, targets=()) for one in self.targets or (self.sequence,)]
+
+    @property
+    def frames(self) -> int:
+        """How many frames it goes through."""
+        spans = [range(one.start, one.start + len(one)) for one in self.targets or (self.sequence,)]
+        return len(set().union(*spans))
 
     @property
     def protocol(self) -> str:
@@ -65,13 +89,14 @@ class Job:
         return folder / f"{self.sequence.name}_{self.seed}{variant}.txt"
 
     def __str__(self) -> str:
-        parts = [self.sequence.name, self.arm, "" if self.peer else f"seed {self.seed}"]
+        what = f"{self.sequence.video}, {len(self.targets)} targets" if self.targets else self.sequence.name
+        parts = [what, self.arm, "" if self.peer else f"seed {self.seed}"]
         parts += ["" if self.realtime is None else "real time", f"first box {self.variant}" if self.variant else ""]
         return ", ".join(part for part in parts if part)
 
 
 def schedule(
-    sequences: Iterable[VideoSequence],
+    sequences: Sequence[VideoSequence],
     arms: Sequence[str],
     peers: Sequence[str],
     seeds: Sequence[int],
@@ -83,14 +108,16 @@ def schedule(
     """
     jobs: list[Job] = []
     turn = 0
-    ways = _ways(protocols or Protocols())
-    for sequence in sequences:
+    protocols = protocols or Protocols()
+    ways = _ways(protocols)
+    for targets in by_video(sequences) if protocols.together else [(sequence,) for sequence in sequences]:
+        group = targets if len(targets) > 1 else ()
         for seed in seeds:
             for way in ways:
                 order = [arms[(i + turn) % len(arms)] for i in range(len(arms))]
-                jobs += [Job(sequence, arm, seed, False, *way) for arm in order]
+                jobs += [Job(targets[0], arm, seed, False, *way, targets=group) for arm in order]
                 turn += 1
-        jobs += [Job(sequence, peer, 0, True, *way) for way in ways for peer in peers]
+        jobs += [Job(sequence, peer, 0, True, *way) for sequence in targets for way in ways for peer in peers]
     return jobs
 
 
@@ -101,16 +128,21 @@ def run_job(job: Job, build: Build | None, models: str | Path | None, on_frame: 
     if job.peer or build is None:
         run = run_peer(job.arm, job.sequence, models=models, on_frame=on_frame, fps=job.realtime, first_box=first)
         return judge(job, run, None)
-    reset_peak_memory()
-    tracker = build(job.arm, job.seed)
-    try:
+    with _built(build, job) as tracker:
         run = _pass(job, tracker, lambda index, image, track: on_frame(index), first)
         memory = peak_memory_mb()
-    finally:
-        close = getattr(tracker, "close", None)
-        if close is not None:
-            close()
     return judge(job, run, memory)
+
+
+def run_group(job: Job, build: BuildGroup, on_frame: Callable[[int], None]) -> list[Outcome]:
+    """Follow all targets of a job in one pass; the outcomes are those of its ``parts``."""
+    gc.collect()
+    targets = dict(enumerate(job.targets, 1))
+    first = {key: perturbed_box(one.first_box, one.name, job.variant) for key, one in targets.items()}
+    with _built(build, job) as tracker:
+        runs = group_pass(tracker, targets, first, on_frame)
+        memory = peak_memory_mb()
+    return [judge(part, runs[key], memory) for key, part in enumerate(job.parts, 1)]
 
 
 def judge(job: Job, run: Run, peak_mb: float | None) -> Outcome:
@@ -118,6 +150,8 @@ def judge(job: Job, run: Run, peak_mb: float | None) -> Outcome:
     boxes, truth, absent = run.boxes, job.sequence.truth, job.sequence.absent
     return Outcome(
         sequence=job.sequence.name,
+        video=job.sequence.video or job.sequence.name,
+        target=job.sequence.target,
         arm=job.arm,
         seed=job.seed,
         start=job.sequence.start,
@@ -131,6 +165,19 @@ def judge(job: Job, run: Run, peak_mb: float | None) -> Outcome:
         protocol=job.protocol,
         variant=job.variant,
     )
+
+
+@contextlib.contextmanager
+def _built(build: Callable[[str, int], _Built], job: Job) -> Iterator[_Built]:
+    """A fresh tracker, closed in the end."""
+    reset_peak_memory()
+    tracker = build(job.arm, job.seed)
+    try:
+        yield tracker
+    finally:
+        close = getattr(tracker, "close", None)
+        if close is not None:
+            close()
 
 
 def _ways(protocols: Protocols) -> list[tuple[float | None, int]]:

@@ -15,7 +15,8 @@ class Outcome:
 
     ``curves`` are success [21] and precision [51], ``overlaps`` [N] (NaN where there is no truth), ``calibration`` is
     None for rivals, whose scores mean nothing; ``peak_mb`` is the process's peak in MiB. ``protocol`` is ``ope`` (one
-    pass), ``realtime`` or ``perturbed``, the last with the number of its first box as ``variant``.
+    pass), ``realtime`` or ``perturbed``, the last with the number of its first box as ``variant``. ``video`` and
+    ``target`` are the sequence's.
     """
 
     sequence: str
@@ -31,3 +32,5 @@ class Outcome:
     peak_mb: float | None = None
     protocol: str = "ope"
     variant: int = 0
+    video: str = ""
+    target: int | None = None

@@ -1,4 +1,4 @@
-"""A run's boxes on disk: as plain text, and as the toolkits of GOT-10k and VOT read them."""
+"""A run's boxes on disk: as plain text, and as the toolkits of GOT-10k, VOT and MOT read them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from streamdrop.boxes import Array
+from streamdrop.boxes import Array, mot_line
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.evaluation.outcomes import Outcome
 from streamdrop.evaluation.protocol import Run
 
-FORMATS = ("got10k", "vot")
+FORMATS = ("got10k", "vot", "mot")
 VOT_EXPERIMENT = "unsupervised"
 """VOT's name for one pass without restarts."""
 
@@ -34,7 +34,8 @@ def write_formats(folder: Path, formats: Sequence[str], outcomes: Sequence[Outco
 
     Only the one pass has such files. GOT-10k: ``got10k/ARM/SEQUENCE/SEQUENCE_001.txt`` and ``SEQUENCE_time.txt``
     (seconds, a column per repetition). VOT: ``vot/ARM/unsupervised/SEQUENCE/SEQUENCE_001.txt`` (``1`` where the tracker
-    is initialised, ``0`` before), ``SEQUENCE_001_time.value`` (seconds) and ``SEQUENCE_001_confidence.value``.
+    is initialised, ``0`` before), ``SEQUENCE_001_time.value`` (seconds) and ``SEQUENCE_001_confidence.value``. MOT:
+    ``mot/ARM_SEED/data/VIDEO.txt``, all targets of a video with their ids, lost frames left out.
     """
     last = outcomes[-1]
     if last.protocol != "ope":
@@ -45,6 +46,10 @@ def write_formats(folder: Path, formats: Sequence[str], outcomes: Sequence[Outco
         _write_got10k(folder / "got10k" / last.arm / last.sequence, last.sequence, runs, last.start)
     if "vot" in formats:
         _write_vot(folder / "vot" / last.arm / VOT_EXPERIMENT / last.sequence, last.sequence, runs, last.start)
+    if "mot" in formats:
+        key = (last.arm, last.seed, last.video, "ope")
+        targets = [o for o in outcomes if (o.arm, o.seed, o.video, o.protocol) == key]
+        _write_mot(folder / "mot" / f"{last.arm}_{last.seed}" / "data" / f"{last.video}.txt", targets)
 
 
 def _write_got10k(folder: Path, sequence: str, runs: Sequence[Run], start: int) -> None:
@@ -60,6 +65,19 @@ def _write_vot(folder: Path, sequence: str, runs: Sequence[Run], start: int) -> 
         _write(folder / f"{name}.txt", ["0"] * start + ["1", *_rows(run.boxes[1:], 0, 4)])
         _write(folder / f"{name}_time.value", ["0"] * start + [f"{s:.6f}" for s in seconds(run)])
         _write(folder / f"{name}_confidence.value", [""] * (start + 1) + [f"{s:.6f}" for s in run.scores[1:]])
+
+
+def _write_mot(path: Path, targets: Sequence[Outcome]) -> None:
+    """``frame,id,x,y,w,h,score,-1,-1,-1``, counted from 1, in order of frames, then of ids."""
+    lines = [
+        (frame, one.target or 1, mot_line(frame, one.target or 1, box, score))
+        for one in targets
+        for frame, box, score, lost in zip(
+            range(one.start, one.start + len(one.run.boxes)), one.run.boxes, one.run.scores, one.run.lost, strict=True
+        )
+        if not lost
+    ]
+    _write(path, [line for _, _, line in sorted(lines)])
 
 
 def seconds(run: Run) -> Array:

@@ -111,12 +111,19 @@ def format_table(results: dict[str, Any]) -> str:
         [
             *align(rows),
             *_more_lines(results),
-            f"{sequences} sequences, {seeds} seed{'s' if seeds > 1 else ''}{spread}; {results['hardware']}",
+            f"{sequences} sequences{_followed(results)}, {seeds} seed{'s' if seeds > 1 else ''}{spread}; "
+            f"{results['hardware']}",
             "lost: frames reported lost (P: of these, the target was absent or the box overlapped nothing; R: of all "
             "such frames, those reported); ECE: expected calibration error of the score (0.5: even odds of overlap "
             "above 0.5)",
         ]
     )
+
+
+def _followed(results: dict[str, Any]) -> str:
+    videos = {record["video"] for record in results["sequences"] if record["target"] is not None}
+    how = "in one pass, frames/s are the video's" if results["settings"].get("together") else "each by itself"
+    return f" ({', '.join(sorted(videos))}: several targets, {how})" if videos else ""
 
 
 def _more_lines(results: dict[str, Any]) -> list[str]:
@@ -189,6 +196,8 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "rounds": len(run.round_ms),
         "cuts": list(run.cuts),
         "first_cuts": list(run.first_cuts),
+        "video": outcome.video or outcome.sequence,
+        "target": outcome.target,
         "start": outcome.start,
         "lost": int(run.lost.sum()),
         "lost_precision": outcome.lost.precision,

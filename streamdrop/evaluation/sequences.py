@@ -1,4 +1,4 @@
-"""Sequences with truth on disk, in the layouts of VOT, OTB, GOT-10k and LaSOT (see ``layouts``)."""
+"""Sequences with truth on disk, in the layouts of VOT, OTB, GOT-10k, LaSOT and MOT (see ``layouts``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class VideoSequence:
     ``truth`` is float64 [N, 4] (``x, y, w, h``, pixels), NaN where there is none, never so in the first row: ``start``
     frames before the first one with truth are left out of ``frames`` and ``truth``. ``absent`` [N] is where there is
     no truth because nothing can be seen; elsewhere a missing truth is unknown (the test sets that tell the first box
-    only). ``layout`` is the benchmark whose layout it has.
+    only). ``layout`` is the benchmark whose layout it has. Where a video has several targets, each has a sequence of
+    its own with its ``target``, an id; ``video`` is the name they share. MOT's end with their last true box.
     """
 
     name: str
@@ -33,6 +34,8 @@ class VideoSequence:
     absent: Flags
     start: int = 0
     layout: str = "VOT"
+    video: str = ""
+    target: int | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -53,15 +56,20 @@ def read_sequences(
 ) -> list[VideoSequence]:
     """The sequences of a folder in order of name, or those in ``names``; at most ``frames`` (≥ 2) frames of each.
 
-    Raises DataError: no such folder, no sequence in it, an unknown name, or a sequence that cannot be used.
+    The name of a video with several targets stands for all of them. In MOT's layout ``frames`` counts from the start
+    of the video, and targets that cannot be followed there are left out. Raises DataError: no such folder, no sequence
+    in it, an unknown name, or a sequence that cannot be used.
     """
     if frames is not None and frames < 2:
         raise DataError(f"{frames} frames per sequence leave nothing to track: give at least 2")
     known = find_sequences(Path(folder))
-    chosen = list(known) if names is None else [_choose(name, known, folder) for name in dict.fromkeys(names)]
+    chosen = list(known) if names is None else [one for name in names for one in _choose(name, known, folder)]
     if not chosen:
         raise DataError("no sequence is chosen: name at least one, or leave the choice out to take all")
-    return [_read(known[name]).head(frames) for name in chosen]
+    found = [known[name] for name in dict.fromkeys(chosen) if known[name].told_within(frames)]
+    if not found:
+        raise DataError(f"none of the targets in {folder} is seen twice in the first {frames} frames: give more")
+    return [_read(one, frames) for one in found]
 
 
 def read_sequence(path: str | Path) -> VideoSequence:
@@ -73,7 +81,9 @@ def read_sequence(path: str | Path) -> VideoSequence:
     return _read(found[0])
 
 
-def _read(found: Found) -> VideoSequence:
+def _read(found: Found, most: int | None = None) -> VideoSequence:
+    if found.rows is not None:
+        return _read_mot(found, found.rows, most)
     frames = found.frames()
     truth = read_truth(found.truth)
     told = len(truth)
@@ -93,12 +103,44 @@ def _read(found: Found) -> VideoSequence:
     if len(frames) - start < 2:
         raise DataError(f"{found.folder} has nothing to track after frame {start}, the first with a true box")
     absent = ~known if told > 1 else marked
-    return VideoSequence(found.name, tuple(frames[start:]), truth[start:], absent[start:], start, found.layout)
+    return _sequence(found, frames, truth, absent, slice(start, None)).head(most)
 
 
-def _choose(name: str, known: dict[str, Found], folder: str | Path) -> str:
+def _read_mot(found: Found, rows: Array, most: int | None) -> VideoSequence:
+    """One target's part of the first ``most`` frames: from its first true box to its last."""
+    frames = found.frames()
+    last = int(rows[-1, 0])
+    if last >= len(frames):
+        raise DataError(f"{found.truth} has a box in frame {last + 1} of {len(frames)} in {frames[0].parent}: "
+                        "give all frames, or take the line out")  # fmt: skip
+    rows = rows if most is None else rows[rows[:, 0] < most]
+    at = rows[:, 0].astype(int)
+    truth = np.full((len(frames), 4), np.nan)
+    truth[at] = rows[:, 1:]
+    absent: Flags = np.asarray(np.isnan(truth).all(axis=1))
+    return _sequence(found, frames, truth, absent, slice(int(at[0]), int(at[-1]) + 1))
+
+
+def _sequence(found: Found, frames: list[Path], truth: Array, absent: Flags, part: slice) -> VideoSequence:
+    return VideoSequence(
+        found.name,
+        tuple(frames[part]),
+        truth[part],
+        absent[part],
+        part.start,
+        found.layout,
+        found.name if found.target is None else found.video,
+        found.target,
+    )
+
+
+def _choose(name: str, known: dict[str, Found], folder: str | Path) -> list[str]:
+    """The sequence of that name, or those of all targets of the video of that name."""
     if name in known:
-        return name
+        return [name]
+    targets = [key for key, one in known.items() if one.target is not None and one.video == name]
+    if targets:
+        return sorted(targets, key=lambda key: known[key].target or 0)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "there are " + ", ".join(sorted(known)[:10])
     raise DataError(f"no sequence {name!r} in {folder}: {hint}")

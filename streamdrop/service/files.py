@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from streamdrop.boxes import mot_line
 from streamdrop.errors import OutputError
 from streamdrop.service.settings import OutputsConfig
 from streamdrop.streams import VideoWriter, annotate
@@ -100,6 +101,5 @@ def box_line(kind: str, number: int, track: Track, target: int = 1) -> str:
     if kind == "xywh":
         return f"{number},{x},{y},{w},{h},{track.score:.4f},{int(track.lost)}\n"
     if kind == "mot":
-        left, top = round(x + 1, 3), round(y + 1, 3)
-        return "" if track.lost else f"{number + 1},{target},{left},{top},{w},{h},{track.score:.4f},-1,-1,-1\n"
+        return "" if track.lost else f"{mot_line(number, target, track.box, track.score)}\n"
     return f"{x},{y},{w},{h}\n"

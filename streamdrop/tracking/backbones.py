@@ -1,4 +1,4 @@
-"""Any torchvision classification network as the tracker's backbone: its maps at stride 8 and 16, found by looking.
+"""Other backbones: torchvision's classification networks and ONNX files, by their maps at stride 8 and 16.
 
 torchvision brings torch's compiler with it, seconds and 100 MB: it is imported where such a backbone is built.
 """
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from streamdrop.errors import ConfigError, ModelError, WeightsError
+from streamdrop.split import SplitModel
 from streamdrop.tracking.config import STRIDES, HeadConfig, TrackerConfig
 from streamdrop.tracking.network import ScoreHead, TrackerNetwork, build_network
+from streamdrop.tracking.onnx_backbone import input_form, opaque_modules, read_onnx
+from streamdrop.weights import resolve
 from streamdrop.weights.state_dicts import read_state_dict
 
 _PROBE = 128  # pixels: every network that takes more than one size takes this one
@@ -22,11 +25,19 @@ _PROBE = 128  # pixels: every network that takes more than one size takes this o
 class TappedNetwork(nn.Module):
     """Crops [N, 3, S, S] (normalised) → score maps [N, S/8, S/8], from two maps of ``backbone``.
 
-    The weights of its last ``trainable`` convolutions require gradients.
+    The weights of its last ``trainable`` convolutions require gradients. ``form`` makes crops what the backbone takes.
     """
 
-    def __init__(self, backbone: nn.Module, channels: tuple[int, int], config: HeadConfig, trainable: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: tuple[int, int],
+        config: HeadConfig,
+        trainable: int,
+        form: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self.form = form
         self.backbone = backbone.requires_grad_(False)
         convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
         for convolution in convolutions[len(convolutions) - min(trainable, len(convolutions)) :]:
@@ -35,7 +46,7 @@ class TappedNetwork(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Normalised crops to score maps."""
-        maps = self.backbone(crops)
+        maps = self.backbone(crops if self.form is None else self.form(crops))
         scores: Tensor = self.score(maps["fine"], maps["coarse"])
         return scores
 
@@ -44,7 +55,25 @@ def network_of(config: TrackerConfig) -> TrackerNetwork | TappedNetwork:
     """The configured network with pretrained backbone in eval mode. Raises ConfigError, ModelError, WeightsError."""
     if config.backbone == "mobilenet_v2":
         return build_network(config.head, config.drop.blocks, config.weights)
+    if config.from_file:
+        return build_onnx(config.backbone, config.head, config.drop.blocks, config.backbone_input)
     return build_tapped(config.backbone, config.head, config.drop.blocks, config.weights)
+
+
+def split_of(network: nn.Module, example: Tensor) -> SplitModel:
+    """A tracker's network, split. Raises TraceError."""
+    return SplitModel(network, example, leaves=opaque_modules(network))
+
+
+def build_onnx(path: str, config: HeadConfig, trainable: int, form: str) -> TappedNetwork:
+    """The network of an ONNX file (or name of ``streamdrop weights``) up to its map at stride 16.
+
+    ``form`` is what it takes, as ``TrackerConfig.backbone_input``. Raises ModelError, WeightsError.
+    """
+    backbone, channels = read_onnx(resolve(path), path)
+    network = TappedNetwork(backbone, channels, config, trainable, input_form(form))
+    network.eval()
+    return network.to(memory_format=torch.channels_last)
 
 
 def build_tapped(name: str, config: HeadConfig, trainable: int, weights: str | None) -> TappedNetwork:

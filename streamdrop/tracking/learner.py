@@ -12,10 +12,9 @@ from torch import Tensor
 from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
-from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
-from streamdrop.tracking.backbones import network_of
+from streamdrop.tracking.backbones import network_of, split_of
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.labels import gaussian_label, score_loss
@@ -38,7 +37,7 @@ class Learner:
         self._network = network_of(config)
         size = config.search.size
         example = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
-        self._split = SplitModel(self._network, example)
+        self._split = split_of(self._network, example)
         self._network.eval()
         self._pretrained = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._cuts = Cuts.of(self._split)

