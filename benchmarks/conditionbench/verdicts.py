@@ -89,5 +89,5 @@ def _cells(condition: str, row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row.get("pairs", row["n"])),
         "-" if row["round_ms"] is None else f"{row['round_ms']:.0f}",
         f"{row['init_s']:.1f}",
-        row.get("verdict", ""),
+        row.get("verdict", "") if row["arm"] != "none" else "",  # it trains nothing
     )
