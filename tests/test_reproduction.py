@@ -278,11 +278,11 @@ def write_part(folder, seeds, base=None, cells=()):
 
 
 def test_a_grid_measured_in_parts_is_one_grid(tmp_path):
-    first, second = [cell(seed=0), undone(1)], [cell(seed=1), undone(2)]
+    first, second = [cell(seed=0), undone(1)], [cell(seed=1), undone(2), cell(seed=3)]
     first, second = write_part(tmp_path / "a", [0], cells=first), write_part(tmp_path / "b", [0, 1], cells=second)
     (grid,) = read_evidence([first, second]).grids
     assert grid.protocol == {"data": ["mnist"], "seeds": [0, 1], "base": {"epochs": 20}}
-    assert [(one.seed, one.status) for one in grid.cells] == [(0, "done"), (1, "done"), (2, "pending")]
+    assert [(one.seed, one.status) for one in grid.cells] == [(0, "done"), (1, "done"), (2, "pending"), (3, "done")]
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path):

@@ -71,8 +71,7 @@ def _join(one: Grid, other: Grid) -> Grid:
     cells = {(*cell.key, cell.seed): cell for cell in one.cells}
     for cell in other.cells:
         place = (*cell.key, cell.seed)
-        known = cells.setdefault(place, cell)
-        if known.summary is None:
+        if place not in cells or cells[place].summary is None:
             cells[place] = cell
         elif cell.summary is not None:
             said = f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
