@@ -31,7 +31,7 @@ import ctypes, threading
 from streamdrop.service.memory import few_heaps, give_back
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
-few_heaps()
+few_heaps(2)
 def use():
     kept = [bytearray(b"x" * 100_000) for _ in range(1000)]
     last = bytearray(1000)

@@ -5,29 +5,17 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-_MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # of mallopt(3)
-_HEAPS = 2
-_LARGE = 4 << 20
+_ARENA_MAX = -8  # of mallopt(3)
 
 
-def few_heaps() -> None:
-    """Have all threads share two heaps; to be called before they begin.
+def few_heaps(count: int) -> None:
+    """Have all threads share so many heaps; to be called before they begin.
 
     Each would have one of its own, which keeps the most that its thread ever needed: 200 MB a stream.
     """
     limit = _function("mallopt")
     if limit is not None:
-        limit(_ARENA_MAX, _HEAPS)
-
-
-def large_blocks_apart() -> None:
-    """Have blocks of 4 MB and more go back to the machine when they are freed, whatever was freed before.
-
-    glibc would put them on the heap once a larger one was freed, where small blocks hold their space.
-    """
-    limit = _function("mallopt")
-    if limit is not None:
-        limit(_MMAP_THRESHOLD, _LARGE)
+        limit(_ARENA_MAX, count)
 
 
 def give_back() -> None:

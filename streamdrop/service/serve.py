@@ -77,7 +77,7 @@ def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
     """Run until SIGTERM (0) or Ctrl-C (130); SIGHUP reloads. Raises ConfigError, OutputError before anything starts."""
     sys.setswitchinterval(_SWITCH)
     leave_out_compiler()
-    few_heaps()
+    few_heaps(2)
     server = Server(path, overrides)
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     for name in _SIGNALS:
