@@ -27,6 +27,7 @@ from streamdrop.service.stream_session import StreamSession
 from streamdrop.service.wanted import Wanted
 from streamdrop.service.worker import Worker
 from streamdrop.streams import open_stream
+from streamdrop.tracking import Tracker
 
 
 class Stage:
@@ -125,6 +126,19 @@ def test_a_tracker_that_fails_begins_again_from_what_was_saved(stage, monkeypatc
     tracked(session, before + 3)
     kinds = [event.get("event") for event in stage.events()]
     assert kinds.index("failed") < kinds.index("restored")
+    assert session.status()["error"] is None
+
+
+@pytest.mark.slow
+def test_a_tracker_that_cannot_be_taken_down_fails_and_comes_back(stage, monkeypatch):
+    session = stage.session()
+    tracked(session, 3)
+    until(lambda: session.stats.counters.saves, "a save")
+    with monkeypatch.context() as broken:
+        broken.setattr(Tracker, "snapshot", lambda self: 1 / 0)
+        until(lambda: session.stats.counters.failures, "a failure")
+    before = session.stats.counters.tracked
+    tracked(session, before + 3)
     assert session.status()["error"] is None
 
 

@@ -101,7 +101,7 @@ class Following:
     def spare(self) -> dict[int, tuple[RoundReport, ...]]:
         """Learn until the next frame waits; reports of rounds that ended, by target."""
         targets = self._built()
-        if self.saving or not targets.spares:
+        if self._saving is not None or not targets.spares:
             return {}
         with self._share.turn(self.config.name, kind=ROUND):
             reports = targets.spare()
@@ -137,24 +137,20 @@ class Following:
             self.settle()
         keys = sorted(self._unsaved & set(self.ids)) or self.ids
         new = [key for key in keys if not self.state.targets[key].learned]
-        self._saving = Saving(self._folder, {key: self._built().tracker(key) for key in keys}, new)
+        saving = Saving(self._folder, {key: self._built().tracker(key) for key in keys}, new)
         self._unsaved.difference_update(keys)
         for key in keys:
             self.state.targets[key].learned = True
             self.state.targets[key].borrows = self._built().borrows(key)
-        self._saving.start(self._text())
+        saving.start(self._text())
+        self._saving = saving
         if len(self.ids) > 1 or self.config.realtime.fps is not None:
-            self._saving.wait()
+            saving.wait()
 
     @property
-    def saving(self) -> bool:
-        """Whether a save is under way."""
-        return self._saving is not None and not self._saving.over
-
-    @property
-    def settled(self) -> bool:
-        """Whether nobody is still to hear how a save went."""
-        return self._saving is None
+    def unheard(self) -> bool:
+        """Whether a save is over and ``settle`` has not yet said how it went."""
+        return self._saving is not None and self._saving.over
 
     def settle(self) -> None:
         """Wait until what was taken down is durable. Raises OutputError, StoreError; it counts as unsaved then."""

@@ -308,7 +308,7 @@ class Worker:
 
     def _hear(self) -> None:
         """A save that is over is known to be."""
-        if not self.following.settled and not self.following.saving:
+        if self.following.unheard:
             self._quietly(self.following.settle)
 
     def _quietly(self, write: Callable[[], None]) -> None:
