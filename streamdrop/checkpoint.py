@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,23 @@ Parts = dict[str, dict[str, Tensor]]
 class Snapshot:
     """What a checkpoint will hold: ``parts``, tensors by part name, and ``state`` as JSON ``text``.
 
-    The tensors are the ones that training changes: write it before that goes on, or a copy whenever you like.
+    The tensors are the ones that training changes, unless they are its ``own``: write it before that goes on, or a copy
+    whenever you like.
     """
 
     parts: Parts
     state: dict[str, Any]
     text: str
+    own: bool = False
 
     def copied(self) -> Snapshot:
         """With tensors of its own."""
-        return replace(self, parts={name: _plain(tensors) for name, tensors in self.parts.items()})
+        return replace(self, parts={name: _plain(tensors) for name, tensors in self.parts.items()}, own=True)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Make it durable at ``path``. Raises OutputError."""
-        write_checkpoint(path, self.parts, self.text)
+        parts = self.parts.items() if self.own else ((name, _plain(part)) for name, part in self.parts.items())
+        write_checkpoint(path, parts, self.text)
 
 
 def take_snapshot(parts: Parts, state: dict[str, Any]) -> Snapshot:
@@ -57,8 +60,8 @@ def take_snapshot(parts: Parts, state: dict[str, Any]) -> Snapshot:
         raise CheckpointError(f"the state to save is not plain data ({error}): keep to numbers and text") from None
 
 
-def write_checkpoint(path: str | os.PathLike[str], parts: Parts, text: str) -> None:
-    """Write tensors by part name and the state's ``text``; killed at any point, ``path`` holds the old or the new.
+def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, dict[str, Tensor]]], text: str) -> None:
+    """Write plain tensors by part name and the state's ``text``; killed at any point, ``path`` is the old or the new.
 
     Raises OutputError where the folder cannot be written.
     """
@@ -67,8 +70,8 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Parts, text: str) -> N
         root.mkdir(parents=True, exist_ok=True)
         folder = root / f"state-{_last_number(root) + 1:06d}"
         folder.mkdir()
-        for name, tensors in parts.items():
-            save_file(_plain(tensors), folder / f"{name}.safetensors")
+        for name, tensors in parts:
+            save_file(tensors, folder / f"{name}.safetensors")
             _sync(folder / f"{name}.safetensors")
         _write(folder / "state.json", text)
         _sync(folder)

@@ -40,14 +40,6 @@ def make(name: str) -> nn.Module:
     return model
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("case", NAMES)
 def test_laws_at_every_cut(case):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from streamdrop.boxes import iou
 from streamdrop.errors import BoxError, CheckpointError, ConfigError, DataError, WeightsError
 from streamdrop.testing.targets import moving_square
 from streamdrop.types import Image, Sample
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 _SHARED: dict[str, Tracker] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from streamdrop.tracking.arms import Cuts
 from streamdrop.tracking.backbones import build_tapped, find_taps, network_of
 from streamdrop.tracking.config import HeadConfig
 from streamdrop.tracking.network import normalise, read_weights
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

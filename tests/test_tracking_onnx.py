@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ CROPS = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(1))
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's older exporter, the quick one
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Drawing:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from small_tracker import SMALL
 
 from streamdrop import Box, Track, Tracker, track
@@ -32,14 +30,6 @@ pytest.importorskip("onnxruntime", reason="the extra prior has onnxruntime")
 NANOTRACK = Path(os.environ.get("STREAMDROP_DATA", "")) / "peers" / "nanotrack"
 SEQUENCES = Path(os.environ.get("STREAMDROP_DATA", "")) / "sequences"
 HALF = 24.0  # network pixels from a cell to each side of the boxes that the made-up head proposes
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save(

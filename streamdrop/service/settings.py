@@ -15,6 +15,7 @@ from streamdrop.config import check_above, load, merged, overrides_of, secret
 from streamdrop.errors import BoxError, ConfigError
 from streamdrop.service.redact import redacted
 from streamdrop.tracking import TrackerConfig
+from streamdrop.tracking.threads import cores
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Names of streams: they are folders, labels and parts of addresses."""
@@ -99,8 +100,7 @@ class LimitsConfig:
     @property
     def slots(self) -> int:
         """Trackers that compute at once."""
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self.workers or usable or 1
+        return self.workers or cores()
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from streamdrop.errors import WeightsError
 from streamdrop.tracking.config import HeadConfig
 from streamdrop.weights import resolve
+from streamdrop.weights.state_dicts import read_state_dict
 
 MAP_CHANNELS = (32, 96)
 """Channels of the maps at stride 8 and 16."""
@@ -144,16 +144,12 @@ def read_weights(path: str | None = None) -> dict[str, Tensor]:
     no weights file.
     """
     file = resolve(path) if path is not None else _packaged_weights()
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such weights file: {_REMEDY}")
     try:
-        stored = file.suffix == ".safetensors"
-        weights = load_file(file) if stored else torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{file}: no such weights file: {_REMEDY}") from None
-    except Exception as error:  # torch.load raises what its pickle, zip and legacy readers raise
-        raise WeightsError(f"{file}: not a weights file ({type(error).__name__}): {_REMEDY}") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise WeightsError(f"{file}: holds no weights by name: {_REMEDY}")
-    return weights
+        return read_state_dict(str(file))
+    except WeightsError as error:
+        raise WeightsError(f"{file}: not a weights file ({error}): {_REMEDY}") from None
 
 
 def normalise(crops: Tensor) -> Tensor:
