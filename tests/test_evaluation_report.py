@@ -17,7 +17,7 @@ from streamdrop.evaluation.arms_report import write_arms_report
 from streamdrop.evaluation.confidence import LostCount
 from streamdrop.evaluation.failures import find_failures, shown_frames, worst_failures
 from streamdrop.evaluation.outcomes import Outcome
-from streamdrop.evaluation.paired import bootstrap, paired_differences
+from streamdrop.evaluation.paired import interval, paired_differences
 from streamdrop.types import Track
 
 
@@ -44,28 +44,33 @@ def test_a_rivals_one_run_meets_every_seed():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=3), min_size=2, max_size=6))
-def test_an_interval_holds_its_mean_and_stays_within_the_groups(groups):
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=3), min_size=2, max_size=6), st.floats(-2, 2))
+def test_an_interval_lies_around_its_mean_and_moves_with_the_numbers(groups, by):
     arrays = [np.array(group) for group in groups]
-    found = bootstrap(arrays)
-    means = [array.mean() for array in arrays]
-    assert min(means) - 1e-9 <= found["low"] <= found["mean"] + 1e-9
-    assert found["mean"] - 1e-9 <= found["high"] <= max(means) + 1e-9
-    assert found == bootstrap(arrays)
+    found, moved = interval(arrays), interval([array + by for array in arrays])
+    assert found["mean"] == pytest.approx(np.mean([array.mean() for array in arrays]))
+    assert found["high"] - found["mean"] == pytest.approx(found["mean"] - found["low"])
+    assert [moved[key] - by for key in found] == pytest.approx(list(found.values()), abs=1e-9)
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+def test_an_interval_is_student_s():
+    found = interval([np.array([value]) for value in (1.0, 2.0, 3.0, 4.0)])
+    assert found["high"] - found["mean"] == pytest.approx(3.182446 * 1.290994 / 2, rel=1e-5)  # t of 3, from tables
+
+
+@pytest.mark.parametrize("sequences", [3, 9])
+def test_an_interval_covers_the_truth_as_often_as_it_says(sequences):
     rng = np.random.default_rng(1)
     covered = 0
-    for _ in range(100):
-        found = bootstrap([rng.normal(0.3, 1, 1) for _ in range(30)])
+    for _ in range(400):
+        found = interval([rng.normal(0.3, 1, 1) for _ in range(sequences)])
         covered += found["low"] <= 0.3 <= found["high"]
-    assert 85 <= covered <= 100
+    assert 0.92 <= covered / 400 <= 0.98
 
 
 def test_one_number_has_no_interval():
-    assert bootstrap([np.array([0.25])]) == {"mean": 0.25, "low": None, "high": None}
-    assert bootstrap([]) == {"mean": None, "low": None, "high": None}
+    assert interval([np.array([0.25])]) == {"mean": 0.25, "low": None, "high": None}
+    assert interval([]) == {"mean": None, "low": None, "high": None}
 
 
 def outcome(overlaps, arm="drop", seed=0, sequence="ant", protocol="ope"):

@@ -1,15 +1,16 @@
-"""Arms against arms on the same sequences and seeds: mean differences and bootstrap confidence intervals."""
+"""Arms against arms on the same sequences and seeds: mean differences and their confidence intervals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from streamdrop.boxes import Array
 
-RESAMPLES = 5000
 LEVEL = 0.95
 SCORES = ("auc", "precision", "ao", "sr50")
 
@@ -26,26 +27,25 @@ def paired_differences(records: Sequence[Mapping[str, Any]], arms: Sequence[str]
         for score in SCORES:
             groups = _differences(records, arms[0], other, score)
             row["sequences"], row["n"] = len(groups), sum(len(group) for group in groups)
-            row[score] = bootstrap(groups)
+            row[score] = interval(groups)
         rows.append(row)
     return rows
 
 
-def bootstrap(groups: Sequence[Array]) -> dict[str, float | None]:
-    """Mean over groups of their means, and its percentile interval (Efron and Tibshirani 1993, chapter 13).
+def interval(groups: Sequence[Array]) -> dict[str, float | None]:
+    """Mean over groups of their means, and Student's interval of it (Gosset 1908).
 
-    Groups (sequences) are drawn anew, each whole: seeds of one sequence are not independent. Where there is one group,
-    its members are drawn. One number has no interval. The draws are the same on every call.
+    A group (sequence) counts as one number: seeds of one sequence are not independent. Where there is one group, its
+    members are the numbers. One number has no interval. A percentile bootstrap would be too narrow for so few.
     """
     if not groups:
         return {"mean": None, "low": None, "high": None}
     values = np.array([group.mean() for group in groups]) if len(groups) > 1 else groups[0]
-    mean = float(values.mean())
-    if len(values) < 2:
+    count, mean = len(values), float(values.mean())
+    if count < 2:
         return {"mean": mean, "low": None, "high": None}
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"mean": mean, "low": float(low), "high": float(high)}
+    reach = float(stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / math.sqrt(count))
+    return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
 
 def _differences(records: Sequence[Mapping[str, Any]], arm: str, other: str, score: str) -> list[Array]:
