@@ -20,12 +20,14 @@ class SearchConfig:
 
     A peak loses ``window`` of its score far from where the target is expected. What is far lies between the two of
     ``window_width`` (targets): near the first for one that moves as it did, near the second for one that does not.
+    What was seen beside the target in ``distractors`` frames is another thing, not taken for it (0: no such memory).
     """
 
     size: int = 256
     context: float = 4.5
     window: float = 0.5
     window_width: tuple[float, float] = (0.6, 2.0)
+    distractors: int = 3
 
     def __post_init__(self) -> None:
         if self.size < 64 or self.size % 32:
@@ -35,6 +37,8 @@ class SearchConfig:
         narrow, wide = self.window_width
         if not 0 < narrow <= wide:
             raise ConfigError(f"window_width is {narrow:g}, {wide:g}: give two widths above 0, the narrower one first")
+        if self.distractors < 0:
+            raise ConfigError(f"distractors is {self.distractors}: give a whole number of frames, at least 0")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError
 from streamdrop.tracking.config import STRIDE, TrackerConfig
 from streamdrop.tracking.crops import View
+from streamdrop.tracking.distractors import Map
 from streamdrop.tracking.prior import Prior, Proposals
-from streamdrop.tracking.search import Map, Motion
+from streamdrop.tracking.search import Motion
 from streamdrop.types import Image
 
 _LOOKS = 12  # at the first frame, to learn how the prior's boxes differ from the one given

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from streamdrop.boxes import Box
 from streamdrop.tracking.config import STRIDE, BoxConfig, LostConfig, SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View, sweep
+from streamdrop.tracking.distractors import Distractor, Map, at, blanked, followed, peaks
 
-Map = npt.NDArray[np.float32]
 _SMALLEST = 2.0  # pixels a box's side never falls below
 _REACH = 0.9  # targets around a peak that are its own
+_PATIENCE = 25  # frames for which a lost target is at least thought to be none of the distractors
+_NEAR = 0.7  # targets around the expected place where a peak is the target's, whatever was seen there
 _FIRST_LEVEL = 0.6  # what peaks are like soon after the first frame, whose own says little
 _LEAST_LEVEL = 0.5  # a target that keeps scoring less is still judged by this
 _FIRST_SURPRISE = 0.3
@@ -33,7 +34,7 @@ class Motion:
     ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
     ``aspect``: width over height in the first frame; ``usual``: √(w·h) it has had of late where it scored well;
     ``level``: the peak it has had of late; ``vx``, ``vy``: pixels a frame; ``surprise``: how far from where it was
-    expected it has been of late, in targets.
+    expected it has been of late, in targets; ``distractors``: others like it that were seen of late.
     """
 
     box: Box
@@ -50,6 +51,7 @@ class Motion:
     vx: float = 0.0
     vy: float = 0.0
     surprise: float = _FIRST_SURPRISE
+    distractors: list[Distractor] = field(default_factory=list)
 
     @classmethod
     def starting(cls, box: Box, width: int, height: int) -> Motion:
@@ -61,7 +63,8 @@ class Motion:
     @classmethod
     def restored(cls, values: dict[str, Any]) -> Motion:
         """From ``dataclasses.asdict``."""
-        return cls(**{**values, "box": Box(*values["box"])})
+        others = [Distractor(**one) for one in values.get("distractors", ())]
+        return cls(**{**values, "box": Box(*values["box"]), "distractors": others})
 
     def side(self, search: SearchConfig) -> float:
         """The search crop's side in frame pixels."""
@@ -73,6 +76,7 @@ class Motion:
         if (width, height) != (self.width, self.height):
             p, q = width / self.width, height / self.height
             self.box = Box(self.box.x * p, self.box.y * q, self.box.w * p, self.box.h * q)
+            self.distractors = []
             self.width, self.height = width, height
 
     def judge(self, peak: Peak, config: LostConfig) -> bool:
@@ -87,6 +91,14 @@ class Motion:
             self.level = max(self.level + _PACE * (self.score - self.level), _LEAST_LEVEL)
         self.lost, self.steady = (0, 0 if self.lost else self.steady + 1) if there else (self.lost + 1, 0)
         return there
+
+    def note_distractors(self, scores: Map, views: list[View], found: bool, config: TrackerConfig) -> None:
+        """Follow what else there is in this frame, once the target's place is known; ``scores`` [N, H, W] of views."""
+        if config.search.distractors:
+            length = math.sqrt(self.box.area)
+            seen = peaks(scores, views, length)
+            certain = found and self.score >= config.lost.found * self.level
+            self.distractors = followed(self.distractors, seen, self.box.centre, length, certain)
 
     def move(self, box: Box, config: BoxConfig) -> None:
         """To the middle of ``box``, and part of the way to its size; the middle stays inside the frame."""
@@ -184,15 +196,31 @@ def crop_views(motion: Motion, config: TrackerConfig) -> list[View]:
 
 
 def best_peak(scores: Map, views: list[View], motion: Motion, config: TrackerConfig) -> Peak:
-    """The highest score over all views [N, H, W]; away from where the target is expected, places count less."""
-    weighted = scores
+    """The highest score over all views [N, H, W]; away from where the target is expected, places count less.
+
+    A distractor does not count, unless it is where the target is expected, or the target has been lost for so long that
+    it may have been mistaken for one.
+    """
+    weighted, expected, length = scores, motion.expected(), math.sqrt(motion.box.area)
     if not motion.lost:
-        middle = views[0].to_crop(*motion.expected())
+        middle = views[0].to_crop(*expected)
         weighted = scores * _window(scores.shape[1], config.search, motion.reach(config.search), middle)
+    enough = max(config.search.distractors, 1)
+    known = [one for one in motion.distractors if one.beside >= enough and motion.lost <= max(one.beside, _PATIENCE)]
+    while True:
+        peak = _highest(weighted, scores, config.search)
+        place = views[peak.view].to_frame(peak.x, peak.y)
+        other = at(known, place, length) if math.dist(place, expected) > _NEAR * length else None
+        if other is None:
+            return peak
+        known.remove(other)
+        weighted = blanked(weighted, views, place, length)
+
+
+def _highest(weighted: Map, scores: Map, search: SearchConfig) -> Peak:
     view, row, column = np.unravel_index(int(weighted.argmax()), scores.shape)
     x, y = _refined(scores[view], int(column), int(row))
-    apart = _REACH * scores.shape[1] / config.search.context
-    rival = _highest_beyond(scores[view], int(column), int(row), apart)
+    rival = _highest_beyond(scores[view], int(column), int(row), _REACH * scores.shape[1] / search.context)
     return Peak(int(view), (x + 0.5) * STRIDE, (y + 0.5) * STRIDE, float(scores[view, row, column]), rival)
 
 

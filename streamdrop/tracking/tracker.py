@@ -162,6 +162,7 @@ class Tracker:
             self._follow(peak, views[peak.view], maps)
             if keep:
                 self._remember(peak, views[peak.view], activations, maps)
+        motion.note_distractors(scores, views, found, self.config)
         return found
 
     def track(self, found: bool, began: float) -> Track:
