@@ -182,6 +182,22 @@ def test_no_frame_waits_for_a_slow_disk_and_no_second_round_is_at_stake(stage, m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("waited", [True, False])
+def test_a_frame_that_waited_is_looked_at_in_a_hurry_but_never_two_in_a_row(stage, monkeypatch, waited):
+    asked = []
+
+    def noted(self, image, hurry=False, real=Tracker.update):
+        asked.append(hurry)
+        return real(self, image, hurry)
+
+    monkeypatch.setattr(Tracker, "update", noted)
+    monkeypatch.setattr("streamdrop.service.worker._LATE", -1.0 if waited else 1e9)
+    session = stage.session()
+    assert until(lambda: len(asked) > 6)
+    stage.end(session)
+    assert asked[:6] == [waited, False] * 3
+
+
 def test_the_time_of_day_may_jump(stage, monkeypatch):
     monkeypatch.setattr("streamdrop.service.worker._IDLE_SAVE", 0.05)
     session = stage.session(tracker={**SMALL, "strategy": "none"})  # no rounds: saved by the clock alone

@@ -117,6 +117,16 @@ def test_no_frame_waits_for_a_piece_that_does_not_fit_but_one_in_a_fifth_of_a_se
     assert hands.ran == 3
 
 
+def test_after_a_frame_that_took_too_long_the_next_is_looked_at_in_a_hurry_but_never_two_in_a_row() -> None:
+    hands = Hands()
+    rounds = spare(hands)
+    late = []
+    for looking in (0.02, 0.05, 0.02, 0.05, 0.05, 0.05, 0.02):
+        frame(rounds, hands, due=False, looking=looking)
+        late.append(rounds.late)
+    assert late == [False, True, False, True, False, True, False]
+
+
 def test_a_round_makes_way_for_the_frame_that_waits_and_goes_on_after_it() -> None:
     hands = Hands(cost=0.01)
     rounds = SpareRounds(TrackerConfig(), hands, None, lambda: hands.now >= 0.025, hands)  # type: ignore[arg-type]

@@ -228,6 +228,21 @@ def test_a_lost_target_is_searched_for_over_the_whole_frame() -> None:
     assert seen == set(sweep(300, 200, motion.side(config.search), *motion.box.centre))
 
 
+def test_in_a_hurry_a_lost_target_is_searched_for_at_its_last_place_and_elsewhere_later() -> None:
+    config = TrackerConfig(lost=LostConfig(windows=2))
+    calm, hurried = (Motion.starting(Box(40, 40, 10, 10), 300, 200) for _ in range(2))
+    seen: tuple[list[View], list[View]] = [], []
+    for number in range(8):
+        for motion, views, hurry in ((calm, seen[0], False), (hurried, seen[1], number % 2 == 1)):
+            motion.judge(scored(0.0), config.lost)
+            found = crop_views(motion, config, hurry)
+            assert len(found) == (1 if hurry else 3)
+            views += found[1:]
+    assert seen[0][:8] == seen[1]
+    hurried.judge(scored(0.9, rival=0.1), config.lost)
+    assert hurried.swept == 0
+
+
 def test_a_lost_target_needs_a_better_score_to_be_found() -> None:
     motion, config = Motion.starting(Box(40, 40, 10, 10), 300, 200), LostConfig(below=0.4, found=0.9)
     assert motion.judge(scored(0.3), config)

@@ -92,11 +92,11 @@ class Following:
         give_back()
         return track
 
-    def look(self, image: Image) -> dict[int, Track]:
-        """Find all targets in the next frame."""
+    def look(self, image: Image, hurry: bool = False) -> dict[int, Track]:
+        """Find all targets in the next frame; in a ``hurry`` each in one crop at most."""
         targets = self._built()
         with self._share.turn(self.config.name):
-            return {key: self._noted(key, track) for key, track in targets.update(image).items()}
+            return {key: self._noted(key, track) for key, track in targets.update(image, hurry).items()}
 
     def spare(self) -> dict[int, tuple[RoundReport, ...]]:
         """Learn until the next frame waits; reports of rounds that ended, by target."""

@@ -75,6 +75,11 @@ class Rounds:
         return Turn(begun=True, reports=self.whole(regression)) if due else Turn()
 
     @property
+    def late(self) -> bool:
+        """Whether the last frame took longer than it had, and the next should be looked at in a hurry."""
+        return False
+
+    @property
     def spares(self) -> bool:
         """Whether ``spare`` has something to do, and time for it."""
         return False
@@ -123,7 +128,7 @@ class SpareRounds(Rounds):
     ) -> None:
         super().__init__(config, learner)
         self._frame, self._clock = math.inf if fps is None else _SHARE / fps, clock
-        self._waiting, self._least = waiting, 0
+        self._waiting, self._least, self._late = waiting, 0, False
         self._under_way: Pieces | None = None
         self._cost = 0.0  # seconds a piece takes, as far as known
         self._starving: float | None = None  # since when no frame has left room for a piece
@@ -151,7 +156,13 @@ class SpareRounds(Rounds):
             self._under_way = self._round(regression)
         self._least = int(lost)
         reports = () if self._waiting is not None else tuple(self._run(began + self._frame, self._least))
+        self._late = not self._late and self._clock() - began > self._frame
         return Turn(begun, due and not begun, reports)
+
+    @property
+    def late(self) -> bool:
+        """At most every other frame: a lost target is found by looking elsewhere only."""
+        return self._late
 
     @property
     def spares(self) -> bool:

@@ -32,6 +32,7 @@ class Motion:
     """The target's state in plain numbers. ``box`` is the last known one, ``lost`` counts frames since it was seen.
 
     ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
+    ``swept``: crops in which it was searched for elsewhere since it was seen;
     ``aspect``: width over height in the first frame; ``usual``: √(w·h) it has had of late where it scored well;
     ``level``: the peak it has had of late; ``vx``, ``vy``: pixels a frame; ``surprise``: how far from where it was
     expected it has been of late, in targets; ``distractors``: others like it that were seen of late.
@@ -45,6 +46,7 @@ class Motion:
     lost: int = 0
     steady: int = 1_000_000
     waiting: int = 0
+    swept: int = 0
     aspect: float = 1.0
     usual: float = 0.0
     level: float = _FIRST_LEVEL
@@ -90,6 +92,7 @@ class Motion:
         if there:
             self.level = max(self.level + _PACE * (self.score - self.level), _LEAST_LEVEL)
         self.lost, self.steady = (0, 0 if self.lost else self.steady + 1) if there else (self.lost + 1, 0)
+        self.swept = 0 if there else self.swept
         return there
 
     def note_distractors(self, scores: Map, views: list[View], found: bool, config: TrackerConfig) -> None:
@@ -178,20 +181,25 @@ def confidence(score: float) -> float:
     return 1 / (1 + math.exp(_CURVE[1] - _CURVE[0] * score))
 
 
-def crop_views(motion: Motion, config: TrackerConfig) -> list[View]:
-    """The views to search: around the last place; when lost, others of the frame too, by turns and outwards."""
+def crop_views(motion: Motion, config: TrackerConfig, hurry: bool = False) -> list[View]:
+    """The views to search: around the last place; when lost, others of the frame too, by turns and outwards.
+
+    In a ``hurry`` the first only; the others come in the frames after: ``motion.swept`` counts them.
+    """
     side, size = motion.side(config.search), config.search.size
     x, y = motion.expected()
     views = [View(x, y, side, size)]
+    if hurry:
+        return views
     factor = motion.off_size(config.box)
     if factor != 1.0 and (motion.lost or motion.frame % config.box.probe == 0):
         limit = math.inf if motion.lost else config.box.leap
         views.append(View(x, y, side * min(max(factor, 1 / limit), limit), size))
     if motion.lost:
         others = sweep(motion.width, motion.height, side, x, y)
-        start = (motion.lost - 1) * config.lost.windows
-        chosen = [others[(start + i) % len(others)] for i in range(min(config.lost.windows, len(others)))]
+        chosen = [others[(motion.swept + i) % len(others)] for i in range(min(config.lost.windows, len(others)))]
         views += [View(u, v, side, size) for u, v in chosen]
+        motion.swept += config.lost.windows
     return views
 
 

@@ -80,17 +80,17 @@ class Targets:
         self._frame = 0
         return {key: self._learn(key, image, box) for key, box in sorted(given.items())}
 
-    def update(self, image: Image) -> dict[int, Track]:
+    def update(self, image: Image, hurry: bool = False) -> dict[int, Track]:
         """Find every target in the next frame; of one that is lost the last box. Raises DataError as ``init`` does.
 
-        ``Track.ms`` is a target's own time and its share of the passes that it shares.
+        ``Track.ms`` is a target's own time and its share of the passes that it shares. ``hurry``: as a Tracker has it.
         """
         if len(self._trackers) == 1:
-            return self._update_one(self.ids[0], image)
+            return self._update_one(self.ids[0], image, hurry)
         with threads(self.config.threads):
             frames = {key: self._trackers[key].rgb(image) for key in self.ids}
             self._frame += 1
-            views = {key: self._views(key, frame) for key, frame in frames.items()}
+            views = {key: self._views(key, frame, hurry) for key, frame in frames.items()}
             tracks = {key: track for area in self._areas() for key, track in self._find(area, frames, views).items()}
             return self._round({key: tracks[key] for key in self.ids})
 
@@ -231,15 +231,15 @@ class Targets:
 
     # ---------------------------------------------------------------- looking
 
-    def _update_one(self, key: int, image: Image) -> dict[int, Track]:
-        track = self._trackers[key].update(image)
+    def _update_one(self, key: int, image: Image, hurry: bool) -> dict[int, Track]:
+        track = self._trackers[key].update(image, hurry)
         self._frame += 1
         return {key: dataclasses.replace(track, frame=self._frame)}
 
-    def _views(self, key: int, frame: Image) -> list[View]:
+    def _views(self, key: int, frame: Image, hurry: bool) -> list[View]:
         """Where to look for a target; for a second look at another size it waits its turn, unless it is lost."""
         tracker = self._trackers[key]
-        views, motion = tracker.advance(frame), tracker.motion
+        views, motion = tracker.advance(frame, hurry), tracker.motion
         probes = motion.lost or self._in_turn(key, motion.frame // self.config.box.probe)
         return views if probes else views[:1]
 

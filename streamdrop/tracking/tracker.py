@@ -75,10 +75,13 @@ class Tracker:
         with threads(self.config.threads):
             return self.learn(image, box)
 
-    def update(self, image: Image) -> Track:
-        """Find the target in the next frame; when it is lost, the last box. Raises DataError as ``init`` does."""
+    def update(self, image: Image, hurry: bool = False) -> Track:
+        """Find the target in the next frame; when it is lost, the last box. Raises DataError as ``init`` does.
+
+        ``hurry``: there is time for one crop only; elsewhere a lost target is searched for in the frames after.
+        """
         with threads(self.config.threads):
-            return self._update(image)
+            return self._update(image, hurry)
 
     @property
     def spares(self) -> bool:
@@ -128,10 +131,10 @@ class Tracker:
         self._motion = motion
         return with_reports(Track(0, given, 1.0, False, _ms(began)), reports)
 
-    def _update(self, image: Image) -> Track:
+    def _update(self, image: Image, hurry: bool) -> Track:
         began = time.perf_counter()
         image = self.rgb(image)
-        views = self.advance(image)
+        views = self.advance(image, hurry or self._rounds.late)
         found = self.find(image, views, self._rounds.look([take(image, view) for view in views]))
         turn = self._learn(began)
         track = dataclasses.replace(self.track(found, began), ms=_ms(began), put_off=turn.put_off)
@@ -142,12 +145,12 @@ class Tracker:
         self._started()
         return as_rgb(image, self._tones)
 
-    def advance(self, image: Image) -> list[View]:
-        """To the next frame; where to look in it."""
+    def advance(self, image: Image, hurry: bool = False) -> list[View]:
+        """To the next frame; where to look in it, ``hurry`` as in ``update``."""
         motion = self._started()
         height, width = image.shape[:2]
         motion.advance(width, height)
-        return crop_views(motion, self.config)
+        return crop_views(motion, self.config, hurry)
 
     def find(self, image: Image, views: list[View], looked: Look, keep: bool = True) -> bool:
         """Move the box onto the target in a frame, and remember the frame unless told not to; whether it is there."""
