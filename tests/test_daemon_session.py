@@ -193,7 +193,7 @@ def test_a_frame_that_waited_is_looked_at_in_a_hurry_but_never_two_in_a_row(stag
     monkeypatch.setattr(Tracker, "update", noted)
     monkeypatch.setattr("streamdrop.service.worker._LATE", -1.0 if waited else 1e9)
     session = stage.session()
-    assert until(lambda: len(asked) > 6)
+    assert until(lambda: len(asked) > 6, "six frames")
     stage.end(session)
     assert asked[:6] == [waited, False] * 3
 
