@@ -26,7 +26,8 @@ from streamdrop.types import Track
 log = logging.getLogger("streamdrop")
 
 _POLL = 0.2  # seconds after which a worker without frames looks for commands
-_LATE = 0.01  # seconds a frame has waited, when it is looked at in a hurry
+_LATE = 0.01  # seconds a frame has waited, when it is looked at in a hurry …
+_HURRIES = 3  # … so many in a row at most: a lost target is found by looking elsewhere only
 _IDLE_SAVE = 30.0  # seconds after which state is saved though no round ran
 _STUBBORN = 3  # failures in a row after which the checkpoint is taken for their cause
 
@@ -57,7 +58,7 @@ class Worker:
         self.furthest = -1
         self._failures = self._unsaved = self._since = 0
         self._tried = time.monotonic()  # to save; the time of day may jump
-        self._ended = self._hurried = False
+        self._ended, self._hurries = False, 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"stream {self.name}", daemon=True)
 
@@ -154,9 +155,9 @@ class Worker:
                 self._learn(Wanted(as_box(state.targets[key].box), arrival, "remembered", key))
 
     def _look(self, arrival: Arrival) -> None:
-        # every other frame at most: a lost target is found by looking elsewhere only
-        self._hurried = not self._hurried and time.monotonic() - arrival.at > _LATE
-        tracks = self.following.look(arrival.image, self._hurried)
+        hurry = self._hurries < _HURRIES and time.monotonic() - arrival.at > _LATE
+        self._hurries = self._hurries + 1 if hurry else 0
+        tracks = self.following.look(arrival.image, hurry)
         self._record(arrival, tracks)
         self._failures = 0
         rounds = sum(len(track.reports) for track in tracks.values()) + self._use_time(arrival)
