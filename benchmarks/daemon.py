@@ -214,26 +214,34 @@ def soak(folder: Path, source: Path, box: list[float], options: argparse.Namespa
     tracker = {"update": {"every": 10}}
     with serving(folder, looped(source, box, 6, 60), tracker=tracker) as one:
         wait(lambda: running(one))
-        points: list[tuple[int, float, int, int]] = []
+        points: list[tuple[int, float, float, int, int]] = []
         frames = dropped = 0
-        print(f"  {'frames':>8}{'MB':>10}{'files':>8}{'state MB':>10}")
+        print(f"  {'frames':>8}{'MB':>10}{'own MB':>10}{'files':>8}{'state MB':>10}")
         while frames < options.frames:
             time.sleep(min(30.0, options.seconds))
             streams = one.streams().values()
             frames, dropped = (sum(s[name] for s in streams) for name in ("tracked_frames", "dropped_frames"))
             points.append((frames, *resources(one)))
-            print("  {:>8}{:>10.1f}{:>8}{:>10.1f}".format(*points[-1][:3], points[-1][3] / 1e6), flush=True)
-        half = np.array(points[len(points) // 2 :], float)
-        slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 1e5 if len(half) > 2 else None
+            *counts, size = points[-1]
+            print("  {:>8}{:>10.1f}{:>10.1f}{:>8}{:>10.1f}".format(*counts, size / 1e6), flush=True)
+        first, last = points[0], points[-1]
         return {
             "frames": frames,
             "dropped": dropped,
-            "mb": [round(points[0][1], 1), round(points[-1][1], 1)],
-            "mb_per_100000_frames": slope if slope is None else round(slope, 1),
+            "mb": [round(first[1], 1), round(last[1], 1)],
+            "own_mb": [round(first[2], 1), round(last[2], 1)],
+            "mb_per_100000_frames": _slope(points, 1),
+            "own_mb_per_100000_frames": _slope(points, 2),
             "points": points,
-            "files": [points[0][2], points[-1][2]],
-            "state_bytes": [points[0][3], points[-1][3]],
+            "files": [first[3], last[3]],
+            "state_bytes": [first[4], last[4]],
         }
+
+
+def _slope(points: list[tuple[int, float, float, int, int]], column: int) -> float | None:
+    """Growth per 100,000 frames over all but the first tenth, in which everything is first used."""
+    later = np.array(points[len(points) // 10 :], float)
+    return round(float(np.polyfit(later[:, 0], later[:, column], 1)[0]) * 1e5, 1) if len(later) > 2 else None
 
 
 PARTS: dict[str, Callable[[Path, Path, list[float], argparse.Namespace], Result]] = {

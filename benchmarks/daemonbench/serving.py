@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import yaml
+from storebench.measure import resident
 
 import streamdrop as sd
 from streamdrop.streams import VideoWriter
@@ -111,7 +112,8 @@ def memory(one: Serving) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def resources(one: Serving) -> tuple[float, int, int]:
-    """Resident memory in MB, open files, and bytes of the state folder."""
+def resources(one: Serving) -> tuple[float, float, int, int]:
+    """Resident memory in MB, what of it is the process's own (mapped files left out), open files, bytes of state."""
     size = sum(path.stat().st_size for path in (one.folder / "run").rglob("*") if path.is_file())
-    return memory(one), len(list((Path("/proc") / str(one.child.pid) / "fd").iterdir())), size
+    own = resident(one.child.pid)["anon"] / 2**20
+    return memory(one), own, len(list((Path("/proc") / str(one.child.pid) / "fd").iterdir())), size

@@ -156,7 +156,7 @@ def drop_cache(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def resident() -> dict[str, int]:
-    """Bytes of this process in memory: its own (anon) and mapped files' (file)."""
-    status = Path("/proc/self/status").read_text()
+def resident(process: int | str = "self") -> dict[str, int]:
+    """Bytes of a process in memory: its own (anon) and mapped files' (file)."""
+    status = Path(f"/proc/{process}/status").read_text()
     return {name: int(status.split(f"Rss{name.title()}:")[1].split()[0]) << 10 for name in ("anon", "file")}
