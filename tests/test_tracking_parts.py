@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,13 +13,23 @@ from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
 from streamdrop.boxes import Box, iou, overlap
-from streamdrop.tracking.config import BoxConfig, FirstFrameConfig, HeadConfig, LostConfig, SearchConfig, TrackerConfig
+from streamdrop.errors import ConfigError
+from streamdrop.tracking.config import (
+    BoxConfig,
+    FirstFrameConfig,
+    HeadConfig,
+    LostConfig,
+    SearchConfig,
+    TrackerConfig,
+    UpdateConfig,
+)
 from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.tracking.first_frame import examples
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.network import ScoreHead
 from streamdrop.tracking.pixels import Tones, as_rgb
-from streamdrop.tracking.regression import BoxRegression, pooled
+from streamdrop.tracking.regression import BoxRegression, kept_rows, pooled
+from streamdrop.tracking.samples import Keys, leaving
 from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views
 from streamdrop.tracking.threads import in_order
 
@@ -186,7 +197,7 @@ def a_rectangle(width: float, height: float, look: torch.Tensor) -> tuple[torch.
 
 def test_remembered_frames_correct_the_regression_and_are_restored_with_it() -> None:
     torch.manual_seed(0)
-    config = BoxConfig(samples=300, ridge=1.0, recent=4)
+    config = BoxConfig(samples=300, ridge=1.0, recent=4, lasting=0.5)
     before, after = a_rectangle(40, 40, torch.randn(32)), a_rectangle(40, 40, torch.randn(32))
     box, wrong = Box(40, 40, 40, 40), Box(46, 43, 34, 46)
     regression = BoxRegression.fit(config, before, [box], seed=0)
@@ -202,6 +213,35 @@ def test_remembered_frames_correct_the_regression_and_are_restored_with_it() -> 
         one.remember(after, 0, box, (0, 7))
         one.adapt()
     assert again(after, 0, wrong) == regression(after, 0, wrong)
+
+
+def remembered(config: BoxConfig, frames: int, seed: int = 0) -> list[int]:
+    """Numbers of the frames whose rows are kept, in their order."""
+    kept: list[int] = []
+    for frame in range(frames):
+        rows = kept_rows(frame, config, np.random.default_rng((seed, frame))).view(-1, config.fresh)
+        assert (rows % config.fresh == torch.arange(config.fresh)).all()
+        kept = [[*kept, frame][row] for row in (rows[:, 0] // config.fresh).tolist()]
+    return kept
+
+
+@pytest.mark.parametrize("lasting", [0, 1, 3])
+def test_the_last_frames_are_remembered_and_a_uniform_sample_of_those_before(lasting: int) -> None:
+    config = BoxConfig(fresh=2, recent=5, lasting=lasting / 5)
+    for frames in range(12):
+        kept = remembered(config, frames)
+        assert len(kept) == len(set(kept)) == min(frames, 5)
+        assert kept[-(5 - lasting) :] == list(range(max(frames - (5 - lasting), 0), frames))
+    lasted = Counter(frame for seed in range(600) for frame in remembered(config, 20, seed)[:lasting])
+    expected = 600 * lasting / (20 - (5 - lasting))
+    assert all(abs(lasted[frame] - expected) < 5 * expected**0.5 + 1 for frame in range(20 - (5 - lasting)))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_of_lasting_frames_that_is_none_is_refused(share: float) -> None:
+    for config in (BoxConfig, UpdateConfig):
+        with pytest.raises(ConfigError, match="lasting is"):
+            config(lasting=share)
 
 
 def test_the_peak_is_found_between_cells_and_prefers_the_middle() -> None:
@@ -355,3 +395,23 @@ def test_a_box_that_shrank_is_tried_at_its_usual_size_again():
     assert crop_views(motion, config)[1].side == pytest.approx(4 * crop_views(motion, config)[0].side)
     motion.lost, motion.frame = 0, config.box.probe + 1
     assert len(crop_views(motion, config)) == 1
+
+
+@pytest.mark.parametrize(("memory", "lasting"), [(1, 0.5), (8, 0.5), (8, 0.0), (5, 1.0)])
+def test_the_memory_holds_the_last_samples_and_a_uniform_sample_of_those_before(memory: int, lasting: float) -> None:
+    long = min(int(memory * lasting), memory - 1)
+    lasted: Counter[int] = Counter()
+    for seed in range(300):
+        config = TrackerConfig(seed=seed, update=UpdateConfig(memory=memory, lasting=lasting))
+        keys = Keys(config)
+        kept: list[bytes] = []
+        for frame in range(24):
+            kept.append(keys.frame(frame))
+            gone = leaving(kept, config)
+            kept = [key for key in kept if key not in gone]
+            assert len(kept) == min(frame + 1, memory)
+        last = memory - long
+        assert kept[long:] == [keys.frame(frame) for frame in range(24 - last, 24)]
+        lasted.update(frame for frame in range(24) if keys.frame(frame) in kept[:long])
+    expected = 300 * long / (24 - memory + long)
+    assert all(abs(lasted[frame] - expected) < 5 * expected**0.5 + 1 for frame in range(24 - memory + long))

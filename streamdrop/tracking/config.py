@@ -85,8 +85,9 @@ class FirstFrameConfig:
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """Adaptation: a round of ``steps`` every ``every`` frames on ``recent`` of the last ``memory`` samples and
-    ``first`` of the first frame's.
+    """Adaptation: a round of ``steps`` every ``every`` frames on batches of ``recent`` of the ``memory`` samples and
+    ``first`` of the first frame's. A share ``lasting`` of the memory is drawn from all that was ever remembered, the
+    others are the last ones.
 
     ``early`` frames after the first get a round each. Frames count by their score; those that score below ``certain``
     and do not stand out (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was
@@ -100,6 +101,7 @@ class UpdateConfig:
     recent: int = 8
     first: int = 4
     memory: int = 40
+    lasting: float = 0.5
     learning_rate: float = 1e-3
     certain: float = 0.4
     confirm: int = 3
@@ -108,6 +110,7 @@ class UpdateConfig:
     def __post_init__(self) -> None:
         if min(self.every, self.steps, self.recent, self.memory) < 1 or min(self.first, self.early, self.confirm) < 0:
             raise ConfigError("update: every, steps, recent, memory at least 1; first, early, confirm at least 0")
+        _check_between("lasting", self.lasting, 0.0, 1.0)
         check_above("learning_rate", self.learning_rate, 0.0)
         if self.deadline is not None:
             check_above("deadline", self.deadline, 0.0)
@@ -117,9 +120,10 @@ class UpdateConfig:
 class BoxConfig:
     """Box regression: ridge (weight ``ridge``) from features of the region ``context`` times the box, pooled to
     ``pool``×``pool``, learned from ``samples`` boxes of the first frame that leave the target's by ``spread`` (standard
-    deviation of shift and log scale). Rounds correct it by ``fresh`` such boxes in each of the last ``recent`` frames
-    that were remembered (0: never). A box takes ``step`` of the new size where the score is ``sure``, less below,
-    none where it is ``doubtful``; its aspect stays within ``aspect`` times the first one, either way.
+    deviation of shift and log scale). Rounds correct it by ``fresh`` such boxes in each of ``recent`` frames that were
+    remembered (0: never): a share ``lasting`` drawn from all that were, else the last ones. A box takes ``step`` of the
+    new size where the score is ``sure``, less below, none where it is ``doubtful``; its aspect stays within ``aspect``
+    times the first one, either way.
     The usual size follows good frames at ``pace`` (share a frame). Every ``probe`` frames, and while lost, a box that
     is more than ``unusual`` times off it (either way) is also tried nearer to it, by a factor of up to ``leap``.
     """
@@ -131,6 +135,7 @@ class BoxConfig:
     spread: float = 0.15
     fresh: int = 6
     recent: int = 24
+    lasting: float = 0.5
     step: float = 0.4
     sure: float = 0.9
     doubtful: float = 0.3
@@ -143,6 +148,7 @@ class BoxConfig:
     def __post_init__(self) -> None:
         if min(self.pool, self.samples, self.fresh) < 1 or self.recent < 0:
             raise ConfigError("box: pool, samples and fresh are whole numbers of at least 1, recent of at least 0")
+        _check_between("lasting", self.lasting, 0.0, 1.0)
         check_above("context", self.context, 0.0)
         check_above("ridge", self.ridge, 0.0)
         check_above("spread", self.spread, 0.0)

@@ -18,7 +18,7 @@ from streamdrop.tracking.backbones import network_of, split_of
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.labels import gaussian_label, score_loss
-from streamdrop.tracking.samples import Keys, first_frame_sampler, new_store, open_store, update_sampler
+from streamdrop.tracking.samples import Keys, first_frame_sampler, leaving, new_store, open_store, update_sampler
 from streamdrop.tracking.threads import cores, in_order
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
@@ -139,6 +139,8 @@ class Learner:
         key = self._keys.frame(frame)
         info = {key: SampleInfo(weight=weight, stream=self._config.name)}
         self.tuner.observe_activations([key], activations, self._label(box)[None], info)
+        keys = self.tuner.store.keys()
+        self.tuner.store.discard(leaving([one for one in keys if not self._keys.is_first(one)], self._config))
 
     def adapt(self) -> RoundReport:
         """One round on what is remembered."""

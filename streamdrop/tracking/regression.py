@@ -41,7 +41,7 @@ class BoxRegression:
         features = pooled(maps, [i for i, _ in drawn], [around for _, around in drawn], config)
         mean, offset = features.mean(0), truth.mean(0)
         first = _ridge(features - mean, truth - offset, config.ridge)
-        return cls(config, Learned(mean, offset, first, first, features[:0], truth[:0]))
+        return cls(config, Learned(mean, offset, first, first, features[:0], truth[:0], torch.tensor(0)))
 
     def __call__(self, maps: Activations, index: int, box: Box) -> Box:
         """The box (crop pixels of map ``index``) moved and resized towards the target."""
@@ -53,18 +53,23 @@ class BoxRegression:
         return Box(x + dx * box.w - w / 2, y + dy * box.h - h / 2, w, h)
 
     def remember(self, maps: Activations, index: int, box: Box, seed: tuple[int, ...]) -> None:
-        """Keep what boxes around ``box`` (crop pixels of map ``index``), taken for the truth, look like now."""
+        """Keep what boxes around ``box`` (crop pixels of map ``index``), taken for the truth, look like now.
+
+        The truth is the tracker's own: learned from the last frames alone, the box would drift with it.
+        """
         config, learned = self._config, self._learned
         if not config.recent:
             return
-        around = _boxes_around(box, config.fresh, config.spread, np.random.default_rng(seed))
+        random = np.random.default_rng(seed)
+        around = _boxes_around(box, config.fresh, config.spread, random)
         features = pooled(maps, [index] * len(around), around, config) - learned.mean
         truth = _tensor([_offsets(box, each) for each in around]) - learned.offset
-        keep = config.fresh * config.recent
+        rows = kept_rows(int(learned.seen), config, random)
         self._learned = dataclasses.replace(
             learned,
-            features=torch.cat([learned.features, features])[-keep:],
-            truth=torch.cat([learned.truth, truth])[-keep:],
+            features=torch.cat([learned.features, features])[rows],
+            truth=torch.cat([learned.truth, truth])[rows],
+            seen=learned.seen + 1,
         )
 
     def adapt(self) -> None:
@@ -97,7 +102,8 @@ class BoxRegression:
 class Learned:
     """``mean`` [D] and ``offset`` [4] of the first frame's features and offsets, ``first`` [D, 4] its weights.
 
-    ``weights`` [D, 4] are those in use; ``features`` [R, D] and ``truth`` [R, 4] are remembered, less mean and offset.
+    ``weights`` [D, 4] are those in use; ``features`` [R, D] and ``truth`` [R, 4] are remembered, less mean and offset:
+    those that last, then the last ones, in order. ``seen`` counts the frames that were ever remembered.
     """
 
     mean: Tensor
@@ -106,6 +112,7 @@ class Learned:
     weights: Tensor
     features: Tensor
     truth: Tensor
+    seen: Tensor
 
 
 def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], config: BoxConfig) -> Tensor:
@@ -120,6 +127,23 @@ def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], conf
         parts = [_bins(part[index], at / stride, config) for part, stride in zip(maps, STRIDES, strict=True)]
         rows.append(torch.cat(parts, 1).view(count, -1))
     return torch.cat(rows)
+
+
+def kept_rows(seen: int, config: BoxConfig, random: np.random.Generator) -> Tensor:
+    """Which rows stay when those of a frame come after those of ``seen`` before it: indices, in their new order.
+
+    The frame that leaves the last ones takes the place of one that lasts, or goes: a uniform sample of all that have
+    left (Vitter 1985, algorithm R).
+    """
+    lasting = min(int(config.lasting * config.recent), config.recent - 1)
+    last = config.recent - lasting
+    gone = max(seen + 1 - last, 0)  # how many have left the last ones, this one included
+    frames = list(range(min(gone, lasting + 1) + min(seen + 1, last)))
+    if gone > lasting:
+        leaving, place = frames.pop(lasting), int(random.integers(gone))
+        if place < lasting:
+            frames[place] = leaving
+    return (torch.tensor(frames)[:, None] * config.fresh + torch.arange(config.fresh)).flatten()
 
 
 def _ridge(features: Tensor, truth: Tensor, ridge: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import xxhash
 
 from streamdrop.rounds import Sampler
 from streamdrop.store import FeatureStore, MemoryStore, TieredStore, remove_store
@@ -44,7 +45,7 @@ def new_store(config: TrackerConfig) -> FeatureStore:
 
 def open_store(config: TrackerConfig) -> FeatureStore:
     """The configured store, bounded to the memory's size (pinned samples stay). Raises StoreError."""
-    room = config.first_frame.crops + config.update.memory
+    room = config.first_frame.crops + config.update.memory + 1  # `leaving` chooses before the store has to
     return MemoryStore(max_samples=room) if config.store is None else TieredStore(config.store, max_samples=room)
 
 
@@ -58,14 +59,23 @@ def first_frame_sampler(batch: int) -> Sampler:
 
 
 def update_sampler(config: TrackerConfig, keys_of: Keys) -> Sampler:
-    """Batches of recent samples and the first frame's."""
+    """Batches of remembered samples and the first frame's."""
 
     def sample(keys: list[bytes], iteration: int, generator: torch.Generator) -> Sequence[bytes]:
         first = [key for key in keys if keys_of.is_first(key)]
-        recent = [key for key in keys if not keys_of.is_first(key)][-config.update.memory :]
+        recent = [key for key in keys if not keys_of.is_first(key)]
         return [*_some(recent, config.update.recent, generator), *_some(first, config.update.first, generator)]
 
     return sample
+
+
+def leaving(keys: Sequence[bytes], config: TrackerConfig) -> list[bytes]:
+    """Which of a target's remembered samples, oldest first, have to go: of those that are not among the last ones,
+    all but a uniform sample (the lowest hashes of their keys: the same whenever it is asked for)."""
+    memory = config.update.memory
+    lasting = min(int(config.update.lasting * memory), memory - 1)
+    before = keys[: max(len(keys) - (memory - lasting), 0)]
+    return sorted(before, key=lambda key: xxhash.xxh3_64_intdigest(key, config.seed))[lasting:]
 
 
 def _some(keys: Sequence[bytes], count: int, generator: torch.Generator) -> list[bytes]:
