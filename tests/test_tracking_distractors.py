@@ -11,7 +11,8 @@ import pytest
 from streamdrop.boxes import Box
 from streamdrop.tracking.config import SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View
-from streamdrop.tracking.distractors import Distractor, Map, followed, peaks
+from streamdrop.tracking.distractors import Distractor, followed, peaks
+from streamdrop.tracking.eye import Map
 from streamdrop.tracking.labels import gaussian_label
 from streamdrop.tracking.search import Motion, best_peak, crop_views
 

@@ -14,6 +14,11 @@ STRIDES = (8, 16)
 STRIDE = STRIDES[0]
 
 
+def lasting_of(size: int, share: float) -> int:
+    """How many of a memory's ``size`` places are for what lasts: a share of them, but one is for the last frame."""
+    return min(int(share * size), size - 1)
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """Where to look: a square crop of ``context`` targets resized to ``size`` pixels.

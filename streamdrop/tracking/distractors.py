@@ -8,14 +8,19 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from streamdrop.tracking.config import STRIDE
 from streamdrop.tracking.crops import View
+from streamdrop.tracking.eye import Map
 
-Map = npt.NDArray[np.float32]
 Place = tuple[float, float]
 """A position in the frame, pixels."""
+
+TURN = 0.4
+"""Share of a frame in the velocity of what moves, the target too."""
+
+GO_ON = 0.7
+"""Share of a velocity that is expected to go on."""
 
 _LEAST = 0.15  # a peak that scores less is nothing
 _BROAD = 0.4  # targets around a peak that hold no second one
@@ -23,8 +28,6 @@ _SAME = 0.5  # targets: a peak so near to where a distractor should be is it
 _BESIDE = 0.6  # targets: nearer to the target it is the target's own
 _GONE = 8  # frames unseen after which a distractor is forgotten
 _COVERED = 25  # the same for one that should be where the target is
-_TURN = 0.4  # share of a frame in the velocity
-_GO_ON = 0.7  # of the velocity is expected to go on
 
 
 @dataclass
@@ -43,13 +46,13 @@ class Distractor:
 
     def expected(self) -> Place:
         """Where it should be in the frame after the one it was last judged in."""
-        share = _GO_ON * (self.unseen + 1)
+        share = GO_ON * (self.unseen + 1)
         return self.x + share * self.vx, self.y + share * self.vy
 
     def see(self, place: Place) -> None:
         """It is here in this frame."""
         frames = self.unseen + 1
-        turn = _TURN if self.beside else 1.0
+        turn = TURN if self.beside else 1.0
         self.vx += turn * ((place[0] - self.x) / frames - self.vx)
         self.vy += turn * ((place[1] - self.y) / frames - self.vy)
         (self.x, self.y), self.unseen = place, 0
@@ -81,10 +84,11 @@ def followed(
     free = [place for place in seen if math.dist(place, target) > _BESIDE * length]
     kept = []
     for one in known:
-        near = sorted((math.dist(place, one.expected()), place) for place in free)[:1]
-        if near and near[0][0] <= _SAME * length:
-            free.remove(near[0][1])
-            one.see(near[0][1])
+        expected = one.expected()
+        apart, place = min(((math.dist(place, expected), place) for place in free), default=(math.inf, expected))
+        if apart <= _SAME * length:
+            free.remove(place)
+            one.see(place)
             one.beside += certain
         else:
             one.unseen += 1

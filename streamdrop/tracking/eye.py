@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,10 @@ from streamdrop.split import SplitModel
 from streamdrop.tracking.network import normalise
 from streamdrop.types import Activations, Image
 
-Look: TypeAlias = tuple[Activations, Activations, np.ndarray[Any, np.dtype[np.float32]]]
+Map: TypeAlias = npt.NDArray[np.float32]
+"""Scores by place, a cell for 8×8 pixels of a crop."""
+
+Look: TypeAlias = tuple[Activations, Activations, Map]
 """Of N crops: activations at the store's cut, the two maps, score maps [N, S/8, S/8]."""
 
 

@@ -13,7 +13,7 @@ from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError
 from streamdrop.tracking.config import STRIDE, TrackerConfig
 from streamdrop.tracking.crops import View
-from streamdrop.tracking.distractors import Map
+from streamdrop.tracking.eye import Map
 from streamdrop.tracking.prior import Prior, Proposals
 from streamdrop.tracking.search import Motion
 from streamdrop.types import Image

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from streamdrop.boxes import Box, overlap
-from streamdrop.tracking.config import STRIDES, BoxConfig
+from streamdrop.tracking.config import STRIDES, BoxConfig, lasting_of
 from streamdrop.types import Activations
 
 _LEAST_OVERLAP = 0.4
@@ -135,7 +135,7 @@ def kept_rows(seen: int, config: BoxConfig, random: np.random.Generator) -> Tens
     The frame that leaves the last ones takes the place of one that lasts, or goes: a uniform sample of all that have
     left (Vitter 1985, algorithm R).
     """
-    lasting = min(int(config.lasting * config.recent), config.recent - 1)
+    lasting = lasting_of(config.recent, config.lasting)
     last = config.recent - lasting
     gone = max(seen + 1 - last, 0)  # how many have left the last ones, this one included
     frames = list(range(min(gone, lasting + 1) + min(seen + 1, last)))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import xxhash
 
 from streamdrop.rounds import Sampler
-from streamdrop.store import FeatureStore, MemoryStore, TieredStore, remove_store
+from streamdrop.store import FeatureStore, MemoryStore, Retention, TieredStore, remove_store
 from streamdrop.streams import sample_key
-from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.config import TrackerConfig, lasting_of
 
 
 class Keys:
@@ -70,12 +69,15 @@ def update_sampler(config: TrackerConfig, keys_of: Keys) -> Sampler:
 
 
 def leaving(keys: Sequence[bytes], config: TrackerConfig) -> list[bytes]:
-    """Which of a target's remembered samples, oldest first, have to go: of those that are not among the last ones,
-    all but a uniform sample (the lowest hashes of their keys: the same whenever it is asked for)."""
+    """Which of a target's remembered samples, oldest first, have to go.
+
+    Of those that are not among the last ones all but a uniform sample, as a store's "reservoir" draws it.
+    """
     memory = config.update.memory
-    lasting = min(int(config.update.lasting * memory), memory - 1)
+    lasting = lasting_of(memory, config.update.lasting)
+    drawn = Retention(policy="reservoir", seed=config.seed)
     before = keys[: max(len(keys) - (memory - lasting), 0)]
-    return sorted(before, key=lambda key: xxhash.xxh3_64_intdigest(key, config.seed))[lasting:]
+    return sorted(before, key=lambda key: drawn.rank(key, 0))[lasting:]
 
 
 def _some(keys: Sequence[bytes], count: int, generator: torch.Generator) -> list[bytes]:

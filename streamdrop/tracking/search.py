@@ -11,7 +11,8 @@ import numpy as np
 from streamdrop.boxes import Box
 from streamdrop.tracking.config import STRIDE, BoxConfig, LostConfig, SearchConfig, TrackerConfig
 from streamdrop.tracking.crops import View, sweep
-from streamdrop.tracking.distractors import Distractor, Map, at, blanked, followed, peaks
+from streamdrop.tracking.distractors import GO_ON, TURN, Distractor, at, blanked, followed, peaks
+from streamdrop.tracking.eye import Map
 
 _SMALLEST = 2.0  # pixels a box's side never falls below
 _REACH = 0.9  # targets around a peak that are its own
@@ -22,9 +23,7 @@ _LEAST_LEVEL = 0.5  # a target that keeps scoring less is still judged by this
 _FIRST_SURPRISE = 0.3
 _CURVE = (5.0, 1.4)
 _PACE = 0.1  # share of a frame in what "of late" means
-_TURN = 0.4  # share of a frame in the velocity
 _TWIN = 0.8  # a rival of this share of a peak's score might as well be the target
-_GO_ON = 0.7  # of the velocity is expected to go on
 
 
 @dataclass
@@ -118,7 +117,7 @@ class Motion:
 
     def expected(self) -> tuple[float, float]:
         """Where the target's middle should be in this frame; where it was last seen while it is lost."""
-        (x, y), share = self.box.centre, 0.0 if self.lost else _GO_ON
+        (x, y), share = self.box.centre, 0.0 if self.lost else GO_ON
         return self._inside(x + share * self.vx, y + share * self.vy)
 
     def reach(self, search: SearchConfig) -> float:
@@ -137,7 +136,7 @@ class Motion:
         (u, v), (p, q) = self.box.centre, self.expected()
         off = math.hypot(x - p, y - q) / math.sqrt(self.box.area)
         self.surprise += _PACE * (min(off, 1.0) - self.surprise)
-        self.vx, self.vy = (old + _TURN * (new - old) for old, new in ((self.vx, x - u), (self.vy, y - v)))
+        self.vx, self.vy = (old + TURN * (new - old) for old, new in ((self.vx, x - u), (self.vy, y - v)))
 
     def grow(self, factor: float) -> None:
         """The box resized about its middle."""
