@@ -26,9 +26,10 @@ from streamdrop.tracking.config import (
 from streamdrop.tracking.crops import View, sweep, take
 from streamdrop.tracking.first_frame import examples
 from streamdrop.tracking.labels import gaussian_label, score_loss
+from streamdrop.tracking.memory import kept
 from streamdrop.tracking.network import ScoreHead
 from streamdrop.tracking.pixels import Tones, as_rgb
-from streamdrop.tracking.regression import BoxRegression, kept_rows, pooled
+from streamdrop.tracking.regression import BoxRegression, pooled
 from streamdrop.tracking.samples import Keys, leaving
 from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views
 from streamdrop.tracking.threads import in_order
@@ -204,37 +205,15 @@ def test_remembered_frames_correct_the_regression_and_are_restored_with_it() -> 
     regression.adapt()  # nothing is remembered: nothing changes
     naive = regression(after, 0, wrong)
     for frame in range(6):
-        regression.remember(after, 0, box, (0, frame))
+        regression.remember(after, 0, box, frame, seed=0)
     assert regression(after, 0, wrong) == naive
     regression.adapt()
     assert iou(regression(after, 0, wrong), box) > max(iou(naive, box), 0.8)
     again = BoxRegression.restored(config, regression.state())
     for one in (regression, again):
-        one.remember(after, 0, box, (0, 7))
+        one.remember(after, 0, box, 7, seed=0)
         one.adapt()
     assert again(after, 0, wrong) == regression(after, 0, wrong)
-
-
-def remembered(config: BoxConfig, frames: int, seed: int = 0) -> list[int]:
-    """Numbers of the frames whose rows are kept, in their order."""
-    kept: list[int] = []
-    for frame in range(frames):
-        rows = kept_rows(frame, config, np.random.default_rng((seed, frame))).view(-1, config.fresh)
-        assert (rows % config.fresh == torch.arange(config.fresh)).all()
-        kept = [[*kept, frame][row] for row in (rows[:, 0] // config.fresh).tolist()]
-    return kept
-
-
-@pytest.mark.parametrize("lasting", [0, 1, 3])
-def test_the_last_frames_are_remembered_and_a_uniform_sample_of_those_before(lasting: int) -> None:
-    config = BoxConfig(fresh=2, recent=5, lasting=lasting / 5)
-    for frames in range(12):
-        kept = remembered(config, frames)
-        assert len(kept) == len(set(kept)) == min(frames, 5)
-        assert kept[-(5 - lasting) :] == list(range(max(frames - (5 - lasting), 0), frames))
-    lasted = Counter(frame for seed in range(600) for frame in remembered(config, 20, seed)[:lasting])
-    expected = 600 * lasting / (20 - (5 - lasting))
-    assert all(abs(lasted[frame] - expected) < 5 * expected**0.5 + 1 for frame in range(20 - (5 - lasting)))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
@@ -397,21 +376,39 @@ def test_a_box_that_shrank_is_tried_at_its_usual_size_again():
     assert len(crop_views(motion, config)) == 1
 
 
-@pytest.mark.parametrize(("memory", "lasting"), [(1, 0.5), (8, 0.5), (8, 0.0), (5, 1.0)])
-def test_the_memory_holds_the_last_samples_and_a_uniform_sample_of_those_before(memory: int, lasting: float) -> None:
-    long = min(int(memory * lasting), memory - 1)
-    lasted: Counter[int] = Counter()
-    for seed in range(300):
-        config = TrackerConfig(seed=seed, update=UpdateConfig(memory=memory, lasting=lasting))
-        keys = Keys(config)
-        kept: list[bytes] = []
-        for frame in range(24):
-            kept.append(keys.frame(frame))
-            gone = leaving(kept, config)
-            kept = [key for key in kept if key not in gone]
-            assert len(kept) == min(frame + 1, memory)
-        last = memory - long
-        assert kept[long:] == [keys.frame(frame) for frame in range(24 - last, 24)]
-        lasted.update(frame for frame in range(24) if keys.frame(frame) in kept[:long])
-    expected = 300 * long / (24 - memory + long)
-    assert all(abs(lasted[frame] - expected) < 5 * expected**0.5 + 1 for frame in range(24 - memory + long))
+@pytest.mark.parametrize(("size", "share"), [(1, 0.5), (8, 0.5), (8, 0.0), (5, 1.0)])
+@given(frames=st.lists(st.integers(1, 10**6), unique=True, max_size=60).map(sorted), seed=st.integers(0, 2**32))
+def test_a_memory_holds_the_last_frames_and_some_before_however_they_come(
+    size: int, share: float, frames: list[int], seed: int
+) -> None:
+    held: list[int] = []
+    for frame in frames:
+        held.append(frame)
+        held = [held[index] for index in kept(held, size, share, seed)]
+    assert held == [frames[index] for index in kept(frames, size, share, seed)]
+    assert len(held) == min(len(frames), size)
+    last = size - min(int(size * share), size - 1)
+    assert held[-last:] == frames[-last:]
+
+
+def test_the_earlier_a_frame_the_more_likely_it_lasts() -> None:
+    frames, draws = list(range(1, 201)), 2000
+    lasted = Counter(kept(frames, 2, 0.5, seed)[0] + 1 for seed in range(draws))  # one that lasts, and the last one
+    expected = draws / np.arange(1, 200) / np.sum(1 / np.arange(1, 200))
+    for first, end in ((1, 2), (2, 10), (10, 50), (50, 200)):
+        hoped = expected[first - 1 : end - 1].sum()
+        assert abs(sum(lasted[frame] for frame in range(first, end)) - hoped) < 4 * hoped**0.5
+
+
+def test_head_and_boxes_remember_the_same_frames() -> None:
+    config = TrackerConfig(seed=3, update=UpdateConfig(memory=8), box=BoxConfig(recent=8, samples=20))
+    keys = Keys(config)
+    maps = a_rectangle(40, 40, torch.randn(32))
+    regression = BoxRegression.fit(config.box, maps, [Box(40, 40, 40, 40)], seed=0)
+    held: list[bytes] = []
+    for frame in range(1, 60):
+        held.append(keys.frame(frame))
+        gone = leaving(held, config)
+        held = [key for key in held if key not in gone]
+        regression.remember(maps, 0, Box(40, 40, 40, 40), frame, config.seed)
+    assert [keys.frame(frame) for frame in regression.state()["frames"].tolist()] == held

@@ -14,11 +14,6 @@ STRIDES = (8, 16)
 STRIDE = STRIDES[0]
 
 
-def lasting_of(size: int, share: float) -> int:
-    """How many of a memory's ``size`` places are for what lasts: a share of them, but one is for the last frame."""
-    return min(int(share * size), size - 1)
-
-
 @dataclass(frozen=True)
 class SearchConfig:
     """Where to look: a square crop of ``context`` targets resized to ``size`` pixels.
@@ -92,7 +87,7 @@ class FirstFrameConfig:
 class UpdateConfig:
     """Adaptation: a round of ``steps`` every ``every`` frames on batches of ``recent`` of the ``memory`` samples and
     ``first`` of the first frame's. A share ``lasting`` of the memory is drawn from all that was ever remembered, the
-    others are the last ones.
+    earlier the more likely (``memory.kept``), the others are the last ones.
 
     ``early`` frames after the first get a round each. Frames count by their score; those that score below ``certain``
     and do not stand out (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was
@@ -126,9 +121,9 @@ class BoxConfig:
     """Box regression: ridge (weight ``ridge``) from features of the region ``context`` times the box, pooled to
     ``pool``×``pool``, learned from ``samples`` boxes of the first frame that leave the target's by ``spread`` (standard
     deviation of shift and log scale). Rounds correct it by ``fresh`` such boxes in each of ``recent`` frames that were
-    remembered (0: never): a share ``lasting`` drawn from all that were, else the last ones. A box takes ``step`` of the
-    new size where the score is ``sure``, less below, none where it is ``doubtful``; its aspect stays within ``aspect``
-    times the first one, either way.
+    remembered (0: never): a share ``lasting`` drawn from all, as UpdateConfig has it, else the last ones. A box takes
+    ``step`` of the new size where the score is ``sure``, less below, none where it is ``doubtful``; its aspect stays
+    within ``aspect`` times the first one, either way.
     The usual size follows good frames at ``pace`` (share a frame). Every ``probe`` frames, and while lost, a box that
     is more than ``unusual`` times off it (either way) is also tried nearer to it, by a factor of up to ``leap``.
     """

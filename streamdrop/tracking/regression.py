@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from streamdrop.boxes import Box, overlap
-from streamdrop.tracking.config import STRIDES, BoxConfig, lasting_of
+from streamdrop.tracking.config import STRIDES, BoxConfig
+from streamdrop.tracking.memory import kept
 from streamdrop.types import Activations
 
 _LEAST_OVERLAP = 0.4
+_NO_FRAMES = torch.zeros(0, dtype=torch.int64)
 _LARGEST_MOVE = 0.5  # of the box's size, and of the logarithm of its growth
 
 
@@ -41,7 +43,7 @@ class BoxRegression:
         features = pooled(maps, [i for i, _ in drawn], [around for _, around in drawn], config)
         mean, offset = features.mean(0), truth.mean(0)
         first = _ridge(features - mean, truth - offset, config.ridge)
-        return cls(config, Learned(mean, offset, first, first, features[:0], truth[:0], torch.tensor(0)))
+        return cls(config, Learned(mean, offset, first, first, features[:0], truth[:0], _NO_FRAMES))
 
     def __call__(self, maps: Activations, index: int, box: Box) -> Box:
         """The box (crop pixels of map ``index``) moved and resized towards the target."""
@@ -52,24 +54,25 @@ class BoxRegression:
         w, h = box.w * math.exp(dw), box.h * math.exp(dh)
         return Box(x + dx * box.w - w / 2, y + dy * box.h - h / 2, w, h)
 
-    def remember(self, maps: Activations, index: int, box: Box, seed: tuple[int, ...]) -> None:
-        """Keep what boxes around ``box`` (crop pixels of map ``index``), taken for the truth, look like now.
+    def remember(self, maps: Activations, index: int, box: Box, frame: int, seed: int) -> None:
+        """Keep what boxes around ``box`` (crop pixels of map ``index``), taken for the truth, look like in a ``frame``.
 
         The truth is the tracker's own: learned from the last frames alone, the box would drift with it.
         """
         config, learned = self._config, self._learned
         if not config.recent:
             return
-        random = np.random.default_rng(seed)
-        around = _boxes_around(box, config.fresh, config.spread, random)
+        around = _boxes_around(box, config.fresh, config.spread, np.random.default_rng((seed, frame)))
         features = pooled(maps, [index] * len(around), around, config) - learned.mean
         truth = _tensor([_offsets(box, each) for each in around]) - learned.offset
-        rows = kept_rows(int(learned.seen), config, random)
+        frames = torch.cat([learned.frames, torch.tensor([frame])])
+        stay = torch.tensor(kept(frames.tolist(), config.recent, config.lasting, seed))
+        rows = (stay[:, None] * config.fresh + torch.arange(config.fresh)).flatten()
         self._learned = dataclasses.replace(
             learned,
             features=torch.cat([learned.features, features])[rows],
             truth=torch.cat([learned.truth, truth])[rows],
-            seen=learned.seen + 1,
+            frames=frames[stay],
         )
 
     def adapt(self) -> None:
@@ -102,8 +105,8 @@ class BoxRegression:
 class Learned:
     """``mean`` [D] and ``offset`` [4] of the first frame's features and offsets, ``first`` [D, 4] its weights.
 
-    ``weights`` [D, 4] are those in use; ``features`` [R, D] and ``truth`` [R, 4] are remembered, less mean and offset:
-    those that last, then the last ones, in order. ``seen`` counts the frames that were ever remembered.
+    ``weights`` [D, 4] are those in use; ``features`` [R, D] and ``truth`` [R, 4], less mean and offset, are of the
+    ``frames`` (numbers, int64) that are remembered, as many rows of each.
     """
 
     mean: Tensor
@@ -112,7 +115,7 @@ class Learned:
     weights: Tensor
     features: Tensor
     truth: Tensor
-    seen: Tensor
+    frames: Tensor
 
 
 def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], config: BoxConfig) -> Tensor:
@@ -127,23 +130,6 @@ def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], conf
         parts = [_bins(part[index], at / stride, config) for part, stride in zip(maps, STRIDES, strict=True)]
         rows.append(torch.cat(parts, 1).view(count, -1))
     return torch.cat(rows)
-
-
-def kept_rows(seen: int, config: BoxConfig, random: np.random.Generator) -> Tensor:
-    """Which rows stay when those of a frame come after those of ``seen`` before it: indices, in their new order.
-
-    The frame that leaves the last ones takes the place of one that lasts, or goes: a uniform sample of all that have
-    left (Vitter 1985, algorithm R).
-    """
-    lasting = lasting_of(config.recent, config.lasting)
-    last = config.recent - lasting
-    gone = max(seen + 1 - last, 0)  # how many have left the last ones, this one included
-    frames = list(range(min(gone, lasting + 1) + min(seen + 1, last)))
-    if gone > lasting:
-        leaving, place = frames.pop(lasting), int(random.integers(gone))
-        if place < lasting:
-            frames[place] = leaving
-    return (torch.tensor(frames)[:, None] * config.fresh + torch.arange(config.fresh)).flatten()
 
 
 def _ridge(features: Tensor, truth: Tensor, ridge: float) -> Tensor:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from streamdrop.rounds import Sampler
-from streamdrop.store import FeatureStore, MemoryStore, Retention, TieredStore, remove_store
+from streamdrop.store import FeatureStore, MemoryStore, TieredStore, remove_store
 from streamdrop.streams import sample_key
-from streamdrop.tracking.config import TrackerConfig, lasting_of
+from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.memory import kept
 
 
 class Keys:
@@ -69,15 +70,11 @@ def update_sampler(config: TrackerConfig, keys_of: Keys) -> Sampler:
 
 
 def leaving(keys: Sequence[bytes], config: TrackerConfig) -> list[bytes]:
-    """Which of a target's remembered samples, oldest first, have to go.
-
-    Of those that are not among the last ones all but a uniform sample, as a store's "reservoir" draws it.
-    """
-    memory = config.update.memory
-    lasting = lasting_of(memory, config.update.lasting)
-    drawn = Retention(policy="reservoir", seed=config.seed)
-    before = keys[: max(len(keys) - (memory - lasting), 0)]
-    return sorted(before, key=lambda key: drawn.rank(key, 0))[lasting:]
+    """Which of a target's remembered samples, oldest first, have to go."""
+    update = config.update
+    frames = [int.from_bytes(key[-8:], "big") for key in keys]
+    stay = set(kept(frames, update.memory, update.lasting, config.seed))
+    return [key for index, key in enumerate(keys) if index not in stay]
 
 
 def _some(keys: Sequence[bytes], count: int, generator: torch.Generator) -> list[bytes]:

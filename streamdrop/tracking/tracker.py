@@ -267,7 +267,7 @@ class Tracker:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             box = view.box_in_crop(motion.box)
             self._rounds.remember(motion.frame, sample, box, weight=motion.score)
-            regression.remember(maps, peak.view, box, (self.config.seed, motion.frame))
+            regression.remember(maps, peak.view, box, motion.frame, self.config.seed)
             motion.waiting += 1
 
     def _learn(self, began: float) -> Turn:
