@@ -13,6 +13,7 @@ from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
 from streamdrop.store import FeatureStore
+from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
 from streamdrop.tracking.backbones import network_of, split_of
 from streamdrop.tracking.config import TrackerConfig
@@ -66,6 +67,14 @@ class Learner:
         if self._resting is None:
             self._resting = self._split.version(maps)
         return self._resting
+
+    def anchor(self) -> Anchor | None:
+        """The head as it stands, for a second opinion later; None where the maps it sees may still change."""
+        return Anchor(self._network.score) if self.tuner.cut >= self._cuts.maps else None
+
+    def restored_anchor(self) -> Anchor | None:
+        """The anchor in the checkpoint that was restored."""
+        return Anchor.restored(self._network.score, self.tuner.extra_tensors)
 
     @property
     def backbone(self) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from streamdrop.boxes import Box, as_box, check_inside
 from streamdrop.checkpoint import Snapshot
 from streamdrop.config import load
 from streamdrop.errors import CheckpointError, StreamdropError
+from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.beside import BesideRounds
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
@@ -50,6 +51,7 @@ class Tracker:
             weakref.finalize(self, self._rounds.close)
         self._motion: Motion | None = None
         self._regression: BoxRegression | None = None
+        self._anchor: Anchor | None = None
         self._tones = Tones()
 
     @classmethod
@@ -126,6 +128,7 @@ class Tracker:
         upright = {index: one.box for index, one in enumerate(shown) if one.upright and one.box is not None}
         maps = self._learner.first_maps([one.crop for one in shown], list(upright))
         self._regression = BoxRegression.fit(self.config.box, maps, list(upright.values()), self.config.seed)
+        self._anchor = self._learner.anchor() if self.config.update.anchor is not None else None
         if self._fusion is not None:
             self._fusion.start(image, motion.box)
         self._motion = motion
@@ -216,7 +219,8 @@ class Tracker:
             "tones": dataclasses.asdict(self._tones),
             "prior": None if self._fusion is None else self._fusion.state(),
         }
-        return self._rounds.snapshot(extra, regression.state())
+        anchor = {} if self._anchor is None else self._anchor.state()
+        return self._rounds.snapshot(extra, {**regression.state(), **anchor})
 
     def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
         """A snapshot is at ``path`` now, durable: what only earlier ones need can go, unless ``hold``."""
@@ -235,7 +239,7 @@ class Tracker:
             raise CheckpointError(f"{path}: saved by a tracker configured otherwise: give the configuration it had")
         if self._fusion is not None:
             self._fusion.restore(extra.get("prior"))
-        self._regression = regression
+        self._regression, self._anchor = regression, self._learner.restored_anchor()
         self._motion, self._tones = Motion.restored(motion), Tones(**tones)
 
     def close(self) -> None:
@@ -258,12 +262,18 @@ class Tracker:
             refined = self._fusion.refine(peak.view, view.to_frame(peak.x, peak.y), motion.box, refined)
         motion.move(refined, self.config.box)
 
+    def _vouched(self, peak: Peak, maps: Activations) -> bool:
+        """Whether the anchor, where there is one, does not take what was found for background."""
+        least = self.config.update.anchor
+        return self._anchor is None or least is None or self._anchor.score(maps, peak) >= least
+
     def _remember(self, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
         motion, update, regression = self._started(), self.config.update, self._regression
         assert regression is not None
         certain = peak.score >= update.certain or peak.stands_out(self.config.lost)
-        if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
+        certain = certain and motion.steady >= update.confirm and self._vouched(peak, maps)
+        if self.config.strategy != "none" and certain:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             box = view.box_in_crop(motion.box)
             self._rounds.remember(motion.frame, sample, box, weight=motion.score)
