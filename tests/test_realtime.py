@@ -62,7 +62,7 @@ class Hands:
 
     first_round = round
 
-    def start(self, crops: Any, boxes: Any, backbone: Any = None) -> list[Any]:
+    def start(self, examples: Any, fit_boxes: Any, backbone: Any = None) -> list[Any]:
         self.now += 0.3
         return []
 
@@ -151,7 +151,7 @@ def test_a_whole_round_comes_after_the_one_under_way() -> None:
 def test_the_first_frames_training_is_cut_short_and_goes_on() -> None:
     hands = Hands(cost=0.1, pieces=13, owed=13)
     rounds = spare(hands)
-    assert rounds.start([], [], began=0.0) == []
+    assert rounds.start([], lambda maps: None, began=0.0) == []
     assert hands.now == pytest.approx(1.0)  # 0.3 that cannot be put off, then seven pieces: half of them in any case
     hands.cost = 0.004
     rounds._cost = hands.cost

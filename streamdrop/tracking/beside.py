@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from streamdrop.checkpoint import Snapshot
 from streamdrop.errors import StreamdropError, TrainingError
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look
+from streamdrop.tracking.first_frame import Example
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.tracking.rounds import Pieces, Rounds, Turn, least_first
@@ -69,14 +70,14 @@ class BesideRounds(Rounds):
 
     def start(
         self,
-        crops: Sequence[Image],
-        boxes: Sequence[Box | None],
+        examples: Sequence[Example],
+        fit_boxes: Callable[[Activations], None],
         began: float,
         backbone: Mapping[str, Tensor] | None = None,
     ) -> list[RoundReport]:
         """As far as the first frame's time goes; the thread goes on from there."""
         self._stop()
-        reports = self._learner.start(crops, boxes, backbone)
+        reports = self._learner.start(examples, fit_boxes, backbone)
         self._go_on()
         ran, least, until = 0, least_first(self._learner.owed), began + (self._config.realtime.first or 0.0)
         while self._under_way is not None and (ran < least or time.perf_counter() < until):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -41,6 +42,11 @@ def examples(image: Image, box: Box, side: float, size: int, config: FirstFrameC
         found.append(Example(crop, view.box_in_crop(box), view.angle == 0))
     chosen = random.permutation(len(elsewhere))[:count]
     return [*found, *(Example(take(image, elsewhere[index]), None, False) for index in chosen)]
+
+
+def upright(examples: Sequence[Example]) -> dict[int, Box]:
+    """Which examples box regression learns from, and where the target is in them."""
+    return {index: each.box for index, each in enumerate(examples) if each.upright and each.box is not None}
 
 
 def _views_elsewhere(first: View, box: Box, width: int, height: int) -> list[View]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, sch
 from streamdrop.tracking.backbones import network_of, split_of
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
+from streamdrop.tracking.first_frame import Example, upright
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.samples import Keys, first_frame_sampler, leaving, new_store, open_store, update_sampler
-from streamdrop.tracking.threads import cores, in_order
+from streamdrop.tracking.threads import both, cores, in_order
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
 _CHUNK = 4
@@ -70,7 +71,7 @@ class Learner:
 
     def anchor(self) -> Anchor | None:
         """The head as it stands, for a second opinion later; None where the maps it sees may still change."""
-        return Anchor(self._network.score) if self.tuner.cut >= self._cuts.maps else None
+        return Anchor(self._network.score) if self._settled else None
 
     def restored_anchor(self) -> Anchor | None:
         """The anchor in the checkpoint that was restored."""
@@ -82,34 +83,31 @@ class Learner:
         return {name: value for name, value in self._network.state_dict().items() if not name.startswith("score.")}
 
     def start(
-        self, crops: Sequence[Image], boxes: Sequence[Box | None], backbone: Mapping[str, Tensor] | None = None
+        self,
+        examples: Sequence[Example],
+        fit_boxes: Callable[[Activations], None],
+        backbone: Mapping[str, Tensor] | None = None,
     ) -> list[RoundReport]:
-        """Learn a new target from the first frame's crops, forgetting the one before; the rounds' reports.
+        """Learn a new target from the first frame, forgetting the one before; the rounds' reports.
 
-        It begins with ``backbone``, another learner's; None: the pretrained one. Where ``realtime.first`` is set the
-        last round is left to ``first_round``: ``owed`` is how many steps it has.
+        It begins with ``backbone``, another learner's; None: the pretrained one. ``fit_boxes`` is given the maps of the
+        ``upright`` examples; where no round changes those any more it works beside the last one, on a second core.
+        Where ``realtime.first`` is set that round is left to ``first_round``: ``owed`` is how many steps it has.
         """
         self.close()
         self._network.load_state_dict({**self._pretrained, **(backbone or {})})
         self._network.score.reset(self._config.seed)
         self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
-        keys = [self._keys.first(index) for index in range(len(crops))]
-        starts = range(0, len(crops), _CHUNK)
-        embedded = in_order(lambda at: self.tuner.embed(as_input(crops[at : at + _CHUNK])), starts, self._workers)
-        for first, activations in zip(starts, embedded, strict=True):
-            part = slice(first, first + _CHUNK)
-            targets = torch.stack([self._label(box) for box in boxes[part]])
-            info = {key: SampleInfo(pinned=True, stream=self._config.name) for key in keys[part]}
-            self.tuner.observe_activations(keys[part], activations, targets, info)
-        return self._train_first_frame()
-
-    def first_maps(self, crops: Sequence[Image], indices: Sequence[int]) -> Activations:
-        """The maps of some of the first frame's ``crops``, as the network now makes them."""
-        if self.tuner.store.cut <= self._cuts.maps:
-            return self._maps(self.tuner.store.get_many([self._keys.first(index) for index in indices]))
-        with torch.no_grad():
-            maps: Activations = self._split.tail(self._cuts.maps)(as_input([crops[index] for index in indices]))
-        return maps
+        keys = [self._keys.first(index) for index in range(len(examples))]
+        starts = range(0, len(examples), _CHUNK)
+        parts = [examples[at : at + _CHUNK] for at in starts]
+        embedded = in_order(lambda part: self.tuner.embed(as_input([e.crop for e in part])), parts, self._workers)
+        for first, part, activations in zip(starts, parts, embedded, strict=True):
+            named = keys[first : first + _CHUNK]
+            targets = torch.stack([self._label(each.box) for each in part])
+            info = {key: SampleInfo(pinned=True, stream=self._config.name) for key in named}
+            self.tuner.observe_activations(named, activations, targets, info)
+        return self._train_first_frame(examples, fit_boxes)
 
     @property
     def eye(self) -> Eye:
@@ -212,20 +210,51 @@ class Learner:
             **engine_settings(self._config, self._cuts),
         }
 
-    def _train_first_frame(self) -> list[RoundReport]:
+    def _train_first_frame(
+        self, examples: Sequence[Example], fit_boxes: Callable[[Activations], None]
+    ) -> list[RoundReport]:
+        reports, left = self._warm_up()
+        realtime, sampler = self._config.realtime, first_frame_sampler(self._config.first_frame.batch)
+        self.owed = 0 if realtime.in_line or realtime.first is None else left
+        steps = left - self.owed
+
+        def train() -> list[RoundReport]:
+            return [self.tuner.fit_round(steps=steps, sampler=sampler)] if steps else []
+
+        if self._settled:
+            maps = self._upright_maps(examples)
+            last, _ = both(train, lambda: fit_boxes(maps), self._workers)
+            return [*reports, *last]
+        reports += train()
+        fit_boxes(self._upright_maps(examples))
+        return reports
+
+    def _warm_up(self) -> tuple[list[RoundReport], int]:
+        """The rounds that train the upper backbone, and the one that stores at the new cut; how many steps are left."""
         first, drop = self._config.first_frame, self._config.drop
         sampler = first_frame_sampler(first.batch)
         warm_up = range(warm_up_rounds(self._config))
         reports = [self.tuner.fit_round(steps=drop.steps, sampler=sampler) for _ in warm_up]
-        rest = first.steps - len(warm_up) * drop.steps
+        left = first.steps - len(warm_up) * drop.steps
         if self.tuner.settings.strategy == "drop" and self.tuner.store.cut < self.tuner.cut:
             reports.append(self.tuner.fit_round(steps=1, sampler=sampler))  # it stores: its batches pass the tail
-            rest -= 1
-        realtime = self._config.realtime
-        self.owed = 0 if realtime.in_line or realtime.first is None else max(rest, 0)
-        if rest > 0 and not self.owed:
-            reports.append(self.tuner.fit_round(steps=rest, sampler=sampler))
-        return reports
+            left -= 1
+        return reports, max(left, 0)
+
+    @property
+    def _settled(self) -> bool:
+        """Whether no round changes the maps any more."""
+        return self.tuner.cut >= self._cuts.maps
+
+    def _upright_maps(self, examples: Sequence[Example]) -> Activations:
+        """The maps of the examples in which the target stands upright, as the network now makes them."""
+        chosen = list(upright(examples))
+        if self.tuner.store.cut <= self._cuts.maps:
+            return self._maps(self.tuner.store.get_many([self._keys.first(index) for index in chosen]))
+        with torch.no_grad():
+            crops = as_input([examples[index].crop for index in chosen])
+            maps: Activations = self._split.tail(self._cuts.maps)(crops)
+        return maps
 
     def _maps(self, activations: Activations) -> Activations:
         cut = self.tuner.store.cut

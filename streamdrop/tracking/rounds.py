@@ -15,6 +15,7 @@ from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Look
+from streamdrop.tracking.first_frame import Example
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.types import Activations, Image, RoundReport
@@ -51,16 +52,16 @@ class Rounds:
 
     def start(
         self,
-        crops: Sequence[Image],
-        boxes: Sequence[Box | None],
+        examples: Sequence[Example],
+        fit_boxes: Callable[[Activations], None],
         began: float,
         backbone: Mapping[str, Tensor] | None = None,
     ) -> list[RoundReport]:
-        """Learn a new target from the first frame's crops; the reports of the rounds that ended.
+        """Learn a new target from the first frame; the reports of the rounds that ended.
 
-        ``began``: when the frame came, a time of the performance counter; ``backbone``: as ``Learner.start`` has it.
+        ``began``: when the frame came, a time of the performance counter; the others are as in ``Learner.start``.
         """
-        return self._learner.start(crops, boxes, backbone)
+        return self._learner.start(examples, fit_boxes, backbone)
 
     def look(self, crops: Sequence[Image]) -> Look:
         """One pass over crops."""
@@ -135,14 +136,14 @@ class SpareRounds(Rounds):
 
     def start(
         self,
-        crops: Sequence[Image],
-        boxes: Sequence[Box | None],
+        examples: Sequence[Example],
+        fit_boxes: Callable[[Activations], None],
         began: float,
         backbone: Mapping[str, Tensor] | None = None,
     ) -> list[RoundReport]:
         """As far as the first frame's time goes; what is left goes on after later frames."""
         self._end()
-        reports = self._learner.start(crops, boxes, backbone)
+        reports = self._learner.start(examples, fit_boxes, backbone)
         self._go_on()
         return [*reports, *self._run(began + (self._config.realtime.first or 0.0), least_first(self._learner.owed))]
 

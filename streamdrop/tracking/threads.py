@@ -12,6 +12,7 @@ import torch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 
 
 def cores() -> int:
@@ -31,6 +32,15 @@ def in_order(work: Callable[[Part], Result], parts: Sequence[Part], workers: int
     yield work(parts[0])
     with ThreadPoolExecutor(workers, "tracker", torch.set_num_threads, (1,)) as pool:
         yield from pool.map(work, parts[1:])
+
+
+def both(work: Callable[[], Result], other: Callable[[], Other], workers: int) -> tuple[Result, Other]:
+    """The results of both; with several ``workers`` the ``other`` is worked on meanwhile, as in ``in_order``."""
+    if workers == 1:
+        return work(), other()
+    with ThreadPoolExecutor(1, "tracker", torch.set_num_threads, (1,)) as pool:
+        beside = pool.submit(other)
+        return work(), beside.result()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from streamdrop.tracking.beside import BesideRounds
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
 from streamdrop.tracking.eye import Look
-from streamdrop.tracking.first_frame import examples
+from streamdrop.tracking.first_frame import examples, upright
 from streamdrop.tracking.fusion import Fusion
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.pixels import Tones, as_rgb
@@ -121,13 +121,13 @@ class Tracker:
         given = check_inside(as_box(box), width, height)
         self._motion, self._tones = None, tones
         motion = Motion.starting(given, width, height)
-        search = self.config.search
-        shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, self.config.seed)
-        first = [one.crop for one in shown], [one.box for one in shown]
-        reports = self._rounds.start(*first, began, backbone)
-        upright = {index: one.box for index, one in enumerate(shown) if one.upright and one.box is not None}
-        maps = self._learner.first_maps([one.crop for one in shown], list(upright))
-        self._regression = BoxRegression.fit(self.config.box, maps, list(upright.values()), self.config.seed)
+        search, seed = self.config.search, self.config.seed
+        shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, seed)
+
+        def fit_boxes(maps: Activations) -> None:
+            self._regression = BoxRegression.fit(self.config.box, maps, list(upright(shown).values()), seed)
+
+        reports = self._rounds.start(shown, fit_boxes, began, backbone)
         self._anchor = self._learner.anchor() if self.config.update.anchor is not None else None
         if self._fusion is not None:
             self._fusion.start(image, motion.box)
