@@ -38,7 +38,7 @@ def test_what_the_first_head_takes_for_background_is_not_learned_from() -> None:
 
 def test_it_scores_the_best_place_about_a_peak_whatever_the_head_has_learned_since() -> None:
     head, maps = a_head(), (torch.randn(2, 32, 16, 16), torch.randn(2, 96, 8, 8))
-    anchor, scores = Anchor(head), head(*maps)
+    anchor, scores = Anchor(head), head(*maps).detach()
     peak, corner = Peak(1, 60.0, 37.0, 0.9, 0.0), Peak(0, 1.0, 127.0, 0.9, 0.0)
     for _ in range(2):
         assert anchor.score(maps, peak) == pytest.approx(float(scores[1, 3:6, 6:9].max()), abs=1e-6)
