@@ -9,12 +9,12 @@ import pytest
 import torch
 from small_tracker import SMALL
 
-from streamdrop import Tracker, track
+from streamdrop import Box, Tracker, track
 from streamdrop.testing.targets import moving_square
 from streamdrop.tracking.anchor import Anchor
-from streamdrop.tracking.config import HeadConfig
+from streamdrop.tracking.config import HeadConfig, UpdateConfig
 from streamdrop.tracking.network import ScoreHead
-from streamdrop.tracking.search import Peak
+from streamdrop.tracking.search import Motion, Peak
 
 
 def a_head() -> ScoreHead:
@@ -23,17 +23,34 @@ def a_head() -> ScoreHead:
     return head
 
 
-def followed(least: float | None, **changes: Any) -> tuple[Tracker, int]:
+def followed(anchor: float, **changes: Any) -> tuple[Tracker, int]:
     """A tracker after 12 frames, and in how many it learned."""
     images, truth = moving_square(12)
-    tracker = Tracker.from_config({**SMALL, **changes, "update": {**SMALL.get("update", {}), "anchor": least}})
+    tracker = Tracker.from_config({**SMALL, **changes, "update": {**SMALL["update"], "anchor": anchor}})
     return tracker, sum(each.report is not None for each in list(track(images, tracker, truth[0]))[1:])
 
 
-def test_what_the_first_head_takes_for_background_is_not_learned_from() -> None:
-    always = followed(None)[1]
-    assert followed(1.0)[1] < always  # hardly anything is as sure as that
-    assert followed(-1.0)[1] == followed(0.0)[1] == always
+def test_what_the_first_head_takes_for_background_is_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    always = followed(0.0)[1]
+    assert followed(0.2)[1] == always > 0
+    monkeypatch.setattr(Anchor, "score", lambda *_: -0.3)
+    assert followed(0.2)[1] == 0
+    assert followed(0.0)[1] == always
+
+
+def test_enough_is_what_it_has_given_of_late_and_follows_that_slowly() -> None:
+    motion, update = Motion.starting(Box(40, 40, 20, 20), 200, 200), UpdateConfig(anchor=0.5)
+    for opinion in [0.8] * 500:
+        assert motion.vouched(opinion, update)
+    assert motion.anchored == pytest.approx(0.8, abs=0.01)
+    assert not motion.vouched(0.39, update)
+    assert motion.vouched(0.41, update)
+    refused = next(number for number in range(1000) if motion.vouched(0.3, update))
+    assert 30 < refused < 300  # a target that has changed for good is learned from again
+    for _ in range(1000):
+        motion.vouched(-0.3, update)  # it has changed so much that the anchor does not know it at all
+    assert not motion.vouched(-0.3, update)
+    assert motion.vouched(0.05, update)
 
 
 def test_it_scores_the_best_place_about_a_peak_whatever_the_head_has_learned_since() -> None:
@@ -50,7 +67,7 @@ def test_it_scores_the_best_place_about_a_peak_whatever_the_head_has_learned_sin
 
 
 def test_a_checkpoint_has_the_first_head(tmp_path: Path) -> None:
-    tracker, _ = followed(0.0)
+    tracker, _ = followed(0.2)
     tracker.save(tmp_path / "checkpoint")
     restored = Tracker(tracker.config)
     restored.restore(tmp_path / "checkpoint")

@@ -20,7 +20,7 @@ class Anchor:
     """Scores what is at a peak by the head that knows nothing but the given box.
 
     A tracker that learns from its own word can be led, frame by frame, to take a leaf for the fish that passed under
-    it; to this head the leaf stays background, whose scores are about or below 0.
+    it; to this head the leaf stays background. ``Motion.vouched`` compares its word with what it has been of late.
     """
 
     def __init__(self, head: nn.Module) -> None:

@@ -92,7 +92,7 @@ class UpdateConfig:
     ``early`` frames after the first get a round each. Frames count by their score; those that score below ``certain``
     and do not stand out (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was
     found again, nor those in which the head, as the first frame left it, gives what was found less than ``anchor``
-    (None: it is not asked, nor is it where the backbone learns on after the first frame).
+    times what it gave of late (0: it is not asked, nor is it where the backbone learns on after the first frame).
     ``deadline``: seconds that a round may take; None: no clock decides.
     """
 
@@ -106,15 +106,14 @@ class UpdateConfig:
     learning_rate: float = 1e-3
     certain: float = 0.4
     confirm: int = 3
-    anchor: float | None = 0.0
+    anchor: float = 0.2
     deadline: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.every, self.steps, self.recent, self.memory) < 1 or min(self.first, self.early, self.confirm) < 0:
             raise ConfigError("update: every, steps, recent, memory at least 1; first, early, confirm at least 0")
         _check_between("lasting", self.lasting, 0.0, 1.0)
-        if self.anchor is not None:
-            _check_between("anchor", self.anchor, -1.0, 1.0)
+        _check_between("anchor", self.anchor, 0.0, 1.0)
         check_above("learning_rate", self.learning_rate, 0.0)
         if self.deadline is not None:
             check_above("deadline", self.deadline, 0.0)

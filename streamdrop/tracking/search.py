@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamdrop.boxes import Box
-from streamdrop.tracking.config import STRIDE, BoxConfig, LostConfig, SearchConfig, TrackerConfig
+from streamdrop.tracking.config import STRIDE, BoxConfig, LostConfig, SearchConfig, TrackerConfig, UpdateConfig
 from streamdrop.tracking.crops import View, sweep
 from streamdrop.tracking.distractors import GO_ON, TURN, Distractor, at, blanked, followed, peaks
 from streamdrop.tracking.eye import Map
@@ -23,6 +23,8 @@ _LEAST_LEVEL = 0.5  # a target that keeps scoring less is still judged by this
 _FIRST_SURPRISE = 0.3
 _CURVE = (5.0, 1.4)
 _PACE = 0.1  # share of a frame in what "of late" means
+_LEAST_ANCHORED = 0.1  # an anchor that has come to give the target less than this is asked for no more
+_ANCHOR_PACE = 0.01  # share of a frame in its "of late"; slow: what is followed by mistake is not soon usual
 _TWIN = 0.8  # a rival of this share of a peak's score might as well be the target
 
 
@@ -33,8 +35,9 @@ class Motion:
     ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
     ``swept``: crops in which it was searched for elsewhere since it was seen;
     ``aspect``: width over height in the first frame; ``usual``: √(w·h) it has had of late where it scored well;
-    ``level``: the peak it has had of late; ``vx``, ``vy``: pixels a frame; ``surprise``: how far from where it was
-    expected it has been of late, in targets; ``distractors``: others like it that were seen of late.
+    ``level``: the peak it has had of late; ``anchored``: what the anchor has given it of late; ``vx``, ``vy``: pixels a
+    frame; ``surprise``: how far from where it was expected it has been of late, in targets; ``distractors``: others
+    like it that were seen of late.
     """
 
     box: Box
@@ -49,6 +52,7 @@ class Motion:
     aspect: float = 1.0
     usual: float = 0.0
     level: float = _FIRST_LEVEL
+    anchored: float = _FIRST_LEVEL
     vx: float = 0.0
     vy: float = 0.0
     surprise: float = _FIRST_SURPRISE
@@ -93,6 +97,12 @@ class Motion:
         self.lost, self.steady = (0, 0 if self.lost else self.steady + 1) if there else (self.lost + 1, 0)
         self.swept = 0 if there else self.swept
         return there
+
+    def vouched(self, opinion: float, update: UpdateConfig) -> bool:
+        """Note what the anchor gives to what was found in this frame; whether that will do to learn from it."""
+        enough = opinion >= update.anchor * max(self.anchored, _LEAST_ANCHORED)
+        self.anchored += _ANCHOR_PACE * (opinion - self.anchored)
+        return enough
 
     def note_distractors(self, scores: Map, views: list[View], found: bool, config: TrackerConfig) -> None:
         """Follow what else there is in this frame, once the target's place is known; ``scores`` [N, H, W] of views."""

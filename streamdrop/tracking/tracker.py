@@ -128,7 +128,7 @@ class Tracker:
             self._regression = BoxRegression.fit(self.config.box, maps, list(upright(shown).values()), seed)
 
         reports = self._rounds.start(shown, fit_boxes, began, backbone)
-        self._anchor = self._learner.anchor() if self.config.update.anchor is not None else None
+        self._anchor = self._learner.anchor() if self.config.update.anchor else None
         if self._fusion is not None:
             self._fusion.start(image, motion.box)
         self._motion = motion
@@ -166,7 +166,7 @@ class Tracker:
         if found:
             motion.grow(1.0 if peak.view == 0 else views[peak.view].side / motion.side(self.config.search))
             self._follow(peak, views[peak.view], maps)
-            if keep:
+            if self._vouched(peak, maps) and keep:
                 self._remember(peak, views[peak.view], activations, maps)
         motion.note_distractors(scores, views, found, self.config)
         return found
@@ -263,17 +263,16 @@ class Tracker:
         motion.move(refined, self.config.box)
 
     def _vouched(self, peak: Peak, maps: Activations) -> bool:
-        """Whether the anchor, where there is one, does not take what was found for background."""
-        least = self.config.update.anchor
-        return self._anchor is None or least is None or self._anchor.score(maps, peak) >= least
+        """Whether the anchor, where there is one, takes what was found for the target."""
+        anchor = self._anchor
+        return anchor is None or self._started().vouched(anchor.score(maps, peak), self.config.update)
 
     def _remember(self, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
         motion, update, regression = self._started(), self.config.update, self._regression
         assert regression is not None
         certain = peak.score >= update.certain or peak.stands_out(self.config.lost)
-        certain = certain and motion.steady >= update.confirm and self._vouched(peak, maps)
-        if self.config.strategy != "none" and certain:
+        if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             box = view.box_in_crop(motion.box)
             self._rounds.remember(motion.frame, sample, box, weight=motion.score)
