@@ -26,15 +26,15 @@ def a_head() -> ScoreHead:
 def followed(anchor: float, **changes: Any) -> tuple[Tracker, int]:
     """A tracker after 12 frames, and in how many it learned."""
     images, truth = moving_square(12)
-    tracker = Tracker.from_config({**SMALL, **changes, "update": {**SMALL["update"], "anchor": anchor}})
+    tracker = Tracker.from_config({**SMALL, **changes, "update": {**SMALL["update"], "early": 4, "anchor": anchor}})
     return tracker, sum(each.report is not None for each in list(track(images, tracker, truth[0]))[1:])
 
 
 def test_what_the_first_head_takes_for_background_is_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     always = followed(0.0)[1]
-    assert followed(0.2)[1] == always > 0
+    assert followed(0.2)[1] == always > 4
     monkeypatch.setattr(Anchor, "score", lambda *_: -0.3)
-    assert followed(0.2)[1] == 0
+    assert followed(0.2)[1] == 4  # the early ones
     assert followed(0.0)[1] == always
 
 
@@ -42,7 +42,7 @@ def test_enough_is_what_it_has_given_of_late_and_follows_that_slowly() -> None:
     motion, update = Motion.starting(Box(40, 40, 20, 20), 200, 200), UpdateConfig(anchor=0.5)
     for opinion in [0.8] * 500:
         assert motion.vouched(opinion, update)
-    assert motion.anchored == pytest.approx(0.8, abs=0.01)
+    assert motion.anchored == pytest.approx(0.8)
     assert not motion.vouched(0.39, update)
     assert motion.vouched(0.41, update)
     refused = next(number for number in range(1000) if motion.vouched(0.3, update))
@@ -51,6 +51,15 @@ def test_enough_is_what_it_has_given_of_late_and_follows_that_slowly() -> None:
         motion.vouched(-0.3, update)  # it has changed so much that the anchor does not know it at all
     assert not motion.vouched(-0.3, update)
     assert motion.vouched(0.05, update)
+
+
+def test_what_it_usually_gives_is_the_mean_of_the_early_frames_none_of_which_is_refused() -> None:
+    motion, update = Motion.starting(Box(40, 40, 20, 20), 200, 200), UpdateConfig(anchor=0.5, early=4)
+    for opinion in (0.1, -0.2, 0.9, 0.8):
+        assert motion.vouched(opinion, update)
+    assert motion.anchored == pytest.approx(0.4)
+    assert not motion.vouched(0.19, update)
+    assert motion.vouched(0.21, update)
 
 
 def test_it_scores_the_best_place_about_a_peak_whatever_the_head_has_learned_since() -> None:

@@ -35,9 +35,9 @@ class Motion:
     ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
     ``swept``: crops in which it was searched for elsewhere since it was seen;
     ``aspect``: width over height in the first frame; ``usual``: √(w·h) it has had of late where it scored well;
-    ``level``: the peak it has had of late; ``anchored``: what the anchor has given it of late; ``vx``, ``vy``: pixels a
-    frame; ``surprise``: how far from where it was expected it has been of late, in targets; ``distractors``: others
-    like it that were seen of late.
+    ``level``: the peak it has had of late; ``anchored``: what the anchor has given it of late, ``opinions`` times in all;
+    ``vx``, ``vy``: pixels a frame; ``surprise``: how far from where it was expected it has been of late, in targets;
+    ``distractors``: others like it that were seen of late.
     """
 
     box: Box
@@ -52,7 +52,8 @@ class Motion:
     aspect: float = 1.0
     usual: float = 0.0
     level: float = _FIRST_LEVEL
-    anchored: float = _FIRST_LEVEL
+    anchored: float = 0.0
+    opinions: int = 0
     vx: float = 0.0
     vy: float = 0.0
     surprise: float = _FIRST_SURPRISE
@@ -99,9 +100,14 @@ class Motion:
         return there
 
     def vouched(self, opinion: float, update: UpdateConfig) -> bool:
-        """Note what the anchor gives to what was found in this frame; whether that will do to learn from it."""
-        enough = opinion >= update.anchor * max(self.anchored, _LEAST_ANCHORED)
-        self.anchored += _ANCHOR_PACE * (opinion - self.anchored)
+        """Note what the anchor gives to what was found in this frame; whether that will do to learn from it.
+
+        In the first ``early`` frames it always will: what an anchor gives to a target differs, and is not known yet.
+        """
+        usual = update.anchor * max(self.anchored, _LEAST_ANCHORED)
+        enough = opinion >= usual or self.opinions < update.early
+        self.opinions += 1
+        self.anchored += max(_ANCHOR_PACE, 1 / self.opinions) * (opinion - self.anchored)
         return enough
 
     def note_distractors(self, scores: Map, views: list[View], found: bool, config: TrackerConfig) -> None:
