@@ -35,9 +35,9 @@ class Motion:
     ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
     ``swept``: crops in which it was searched for elsewhere since it was seen;
     ``aspect``: width over height in the first frame; ``usual``: √(w·h) it has had of late where it scored well;
-    ``level``: the peak it has had of late; ``anchored``: what the anchor has given it of late, ``opinions`` times in all;
-    ``vx``, ``vy``: pixels a frame; ``surprise``: how far from where it was expected it has been of late, in targets;
-    ``distractors``: others like it that were seen of late.
+    ``level``: the peak it has had of late; ``anchored``: what the anchor has given it of late, ``opinions`` times in
+    all; ``vx``, ``vy``: pixels a frame; ``surprise``: how far from where it was expected it has been of late, in
+    targets; ``distractors``: others like it that were seen of late.
     """
 
     box: Box
