@@ -164,7 +164,7 @@ def test_pooled_features_are_roi_align() -> None:
     config = BoxConfig(pool=3, context=1.4)
     maps = torch.randn(2, 32, 16, 16), torch.randn(2, 96, 8, 8)
     boxes = [Box(20, 30, 40, 25), Box(-20, 70, 60, 60), Box(60, 60, 8, 30)]
-    indices = [0, 0, 1]
+    indices = [0, 1, 0]
     corners = [
         (i, b.x - 0.2 * b.w, b.y - 0.2 * b.h, b.x + 1.2 * b.w, b.y + 1.2 * b.h)
         for i, b in zip(indices, boxes, strict=True)

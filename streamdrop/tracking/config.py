@@ -91,9 +91,9 @@ class UpdateConfig:
 
     ``early`` frames after the first get a round each. Frames count by their score; those that score below ``certain``
     and do not stand out (LostConfig) are not learned from, nor are the first ``confirm`` frames after the target was
-    found again, nor, after the ``early`` ones, those in which the head, as the first frame left it, gives what was
-    found less than ``anchor`` times what it gave of late (0: it is not asked, nor is it where the backbone learns on
-    after the first frame).
+    found again, nor those in which the head, as the first frame left it, gives what was found less than ``anchor``
+    times what it gave of late, once it has been asked ``early`` times (0: it is not asked, nor is it where the
+    backbone learns on after the first frame).
     ``deadline``: seconds that a round may take; None: no clock decides.
     """
 

@@ -124,7 +124,7 @@ def pooled(maps: Activations, indices: Sequence[int], boxes: Sequence[Box], conf
     As RoIAlign: a bin is the mean of 2×2 bilinear samples.
     """
     regions = torch.tensor([(*box.centre, box.w, box.h) for box in boxes], dtype=torch.float32)
-    rows = torch.empty(len(boxes), sum(part.shape[1] for part in maps) * config.pool**2)
+    rows = maps[0].new_empty(len(boxes), sum(part.shape[1] for part in maps) * config.pool**2)
     for index in set(indices):
         own = [i for i, which in enumerate(indices) if which == index]
         at = regions[own]

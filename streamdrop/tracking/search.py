@@ -102,7 +102,7 @@ class Motion:
     def vouched(self, opinion: float, update: UpdateConfig) -> bool:
         """Note what the anchor gives to what was found in this frame; whether that will do to learn from it.
 
-        In the first ``early`` frames it always will: what an anchor gives to a target differs, and is not known yet.
+        The first ``early`` times it always will: what an anchor gives to a target differs, and is not known yet.
         """
         usual = update.anchor * max(self.anchored, _LEAST_ANCHORED)
         enough = opinion >= usual or self.opinions < update.early

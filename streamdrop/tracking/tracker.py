@@ -8,6 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,16 @@ from streamdrop.tracking.threads import threads
 from streamdrop.types import Activations, Image, RoundReport, Track
 
 
+@dataclass
+class _Target:
+    """What is known of the target since the first frame; ``anchor``: None where it is not asked."""
+
+    motion: Motion
+    regression: BoxRegression
+    anchor: Anchor | None
+    tones: Tones
+
+
 class Tracker:
     """Follows one target, given in the first frame, and learns it on the way.
 
@@ -49,10 +60,7 @@ class Tracker:
         self._rounds = _rounds(self.config, self._learner, waiting)
         if self.config.realtime.beside:  # its thread must end with the tracker
             weakref.finalize(self, self._rounds.close)
-        self._motion: Motion | None = None
-        self._regression: BoxRegression | None = None
-        self._anchor: Anchor | None = None
-        self._tones = Tones()
+        self._target: _Target | None = None
 
     @classmethod
     def from_config(cls, source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Tracker:
@@ -67,7 +75,7 @@ class Tracker:
     @property
     def frames(self) -> int:
         """Frames seen since ``init``, the first included; 0 before."""
-        return 0 if self._motion is None else self._motion.frame + 1
+        return 0 if self._target is None else self._target.motion.frame + 1
 
     def init(self, image: Image, box: object) -> Track:
         """Learn the target in ``box`` (x, y, w, h in pixels of this frame), forgetting any other.
@@ -105,12 +113,12 @@ class Tracker:
     @property
     def motion(self) -> Motion:
         """Where the target is and how it moves. Raises StreamdropError before ``init``."""
-        return self._started()
+        return self._followed().motion
 
     @property
     def tones(self) -> Tones:
-        """How 16-bit values are shown."""
-        return self._tones
+        """How 16-bit values are shown. Raises StreamdropError before ``init``."""
+        return self._followed().tones
 
     def learn(self, image: Image, box: object, backbone: Mapping[str, Tensor] | None = None) -> Track:
         """``init`` in the caller's setting of threads; with ``backbone``, beginning from another tracker's."""
@@ -119,19 +127,21 @@ class Tracker:
         image = as_rgb(image, tones)
         height, width = image.shape[:2]
         given = check_inside(as_box(box), width, height)
-        self._motion, self._tones = None, tones
+        self._target = None
         motion = Motion.starting(given, width, height)
         search, seed = self.config.search, self.config.seed
         shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, seed)
 
+        fitted: list[BoxRegression] = []
+
         def fit_boxes(maps: Activations) -> None:
-            self._regression = BoxRegression.fit(self.config.box, maps, list(upright(shown).values()), seed)
+            fitted.append(BoxRegression.fit(self.config.box, maps, list(upright(shown).values()), seed))
 
         reports = self._rounds.start(shown, fit_boxes, began, backbone)
-        self._anchor = self._learner.anchor() if self.config.update.anchor else None
         if self._fusion is not None:
             self._fusion.start(image, motion.box)
-        self._motion = motion
+        anchor = self._learner.anchor() if self.config.update.anchor else None
+        self._target = _Target(motion, fitted[0], anchor, tones)
         return with_reports(Track(0, given, 1.0, False, _ms(began)), reports)
 
     def _update(self, image: Image, hurry: bool) -> Track:
@@ -145,19 +155,18 @@ class Tracker:
 
     def rgb(self, image: Image) -> Image:
         """A frame as the network takes it. Raises DataError."""
-        self._started()
-        return as_rgb(image, self._tones)
+        return as_rgb(image, self.tones)
 
     def advance(self, image: Image, hurry: bool = False) -> list[View]:
         """To the next frame; where to look in it, ``hurry`` as in ``update``."""
-        motion = self._started()
+        motion = self.motion
         height, width = image.shape[:2]
         motion.advance(width, height)
         return crop_views(motion, self.config, hurry)
 
     def find(self, image: Image, views: list[View], looked: Look, keep: bool = True) -> bool:
         """Move the box onto the target in a frame, and remember the frame unless told not to; whether it is there."""
-        motion = self._started()
+        motion = self.motion
         activations, maps, scores = looked
         if self._fusion is not None:
             scores = self._fusion.look(image, scores, views, motion)
@@ -173,27 +182,27 @@ class Tracker:
 
     def track(self, found: bool, began: float) -> Track:
         """The result of this frame, begun at ``began`` (perf_counter), before any round."""
-        motion = self._started()
+        motion = self.motion
         return Track(motion.frame, motion.box, confidence(motion.score), not found, _ms(began))
 
     @property
     def early(self) -> bool:
         """Whether this is one of the frames that each get a round."""
-        return self._started().frame <= self.config.update.early
+        return self.motion.frame <= self.config.update.early
 
     @property
     def round_due(self) -> bool:
         """Whether this frame is one with a round."""
-        return self._started().frame % self.config.update.every == 0 or self.early
+        return self.motion.frame % self.config.update.every == 0 or self.early
 
     def adapt(self) -> tuple[RoundReport, ...]:
         """A whole round, if there is something new to learn from and the target is in sight; reports of what ended."""
-        motion, regression = self._started(), self._regression
-        assert regression is not None
+        target = self._followed()
+        motion = target.motion
         if motion.waiting == 0 or motion.lost:
             return ()
         motion.waiting = 0
-        return self._rounds.whole(regression)
+        return self._rounds.whole(target.regression)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -211,16 +220,15 @@ class Tracker:
 
         Frames may be tracked in between, but no round may begin. Raises StoreError.
         """
-        motion, regression = self._started(), self._regression
-        assert regression is not None
+        target = self._followed()
         extra = {
             "configuration": _identity(self.config),
-            "motion": dataclasses.asdict(motion),
-            "tones": dataclasses.asdict(self._tones),
+            "motion": dataclasses.asdict(target.motion),
+            "tones": dataclasses.asdict(target.tones),
             "prior": None if self._fusion is None else self._fusion.state(),
         }
-        anchor = {} if self._anchor is None else self._anchor.state()
-        return self._rounds.snapshot(extra, {**regression.state(), **anchor})
+        anchor = {} if target.anchor is None else target.anchor.state()
+        return self._rounds.snapshot(extra, {**target.regression.state(), **anchor})
 
     def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
         """A snapshot is at ``path`` now, durable: what only earlier ones need can go, unless ``hold``."""
@@ -228,7 +236,7 @@ class Tracker:
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of a tracker with the same configuration. Raises CheckpointError."""
-        self._motion = None
+        self._target = None
         extra = self._rounds.restore(path)
         try:
             configuration, motion, tones = (extra[key] for key in ("configuration", "motion", "tones"))
@@ -239,52 +247,53 @@ class Tracker:
             raise CheckpointError(f"{path}: saved by a tracker configured otherwise: give the configuration it had")
         if self._fusion is not None:
             self._fusion.restore(extra.get("prior"))
-        self._regression, self._anchor = regression, self._learner.restored_anchor()
-        self._motion, self._tones = Motion.restored(motion), Tones(**tones)
+        anchor = self._learner.restored_anchor()
+        self._target = _Target(Motion.restored(motion), regression, anchor, Tones(**tones))
 
     def close(self) -> None:
         """Let go of the target and the feature store. Twice is fine."""
-        self._motion = None
+        self._target = None
         self._rounds.close()
 
-    def _started(self) -> Motion:
-        if self._motion is None:
+    def _followed(self) -> _Target:
+        if self._target is None:
             raise StreamdropError("the tracker has no target: call init(image, box) first")
-        return self._motion
+        return self._target
 
     def _follow(self, peak: Peak, view: View, maps: Activations) -> None:
         """Move the box onto the peak, then refine it."""
-        motion, regression = self._started(), self._regression
-        assert regression is not None
+        target = self._followed()
+        motion = target.motion
         w, h = motion.box.w / view.scale, motion.box.h / view.scale
-        refined = view.box_in_frame(regression(maps, peak.view, Box(peak.x - w / 2, peak.y - h / 2, w, h)))
+        refined = view.box_in_frame(target.regression(maps, peak.view, Box(peak.x - w / 2, peak.y - h / 2, w, h)))
         if self._fusion is not None:
             refined = self._fusion.refine(peak.view, view.to_frame(peak.x, peak.y), motion.box, refined)
         motion.move(refined, self.config.box)
 
     def _vouched(self, peak: Peak, maps: Activations) -> bool:
         """Whether the anchor, where there is one, takes what was found for the target."""
-        anchor = self._anchor
-        return anchor is None or self._started().vouched(anchor.score(maps, peak), self.config.update)
+        target = self._followed()
+        anchor = target.anchor
+        return anchor is None or target.motion.vouched(anchor.score(maps, peak), self.config.update)
 
     def _remember(self, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
-        motion, update, regression = self._started(), self.config.update, self._regression
-        assert regression is not None
+        target, update = self._followed(), self.config.update
+        motion = target.motion
         certain = peak.score >= update.certain or peak.stands_out(self.config.lost)
         if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             box = view.box_in_crop(motion.box)
             self._rounds.remember(motion.frame, sample, box, weight=motion.score)
-            regression.remember(maps, peak.view, box, motion.frame, self.config.seed)
+            target.regression.remember(maps, peak.view, box, motion.frame, self.config.seed)
             motion.waiting += 1
 
     def _learn(self, began: float) -> Turn:
         """Time to learn: a round is due on schedule, where there is something new and the target is in sight."""
-        motion, regression = self._started(), self._regression
-        assert regression is not None
+        target = self._followed()
+        motion = target.motion
         due = self.round_due and motion.waiting > 0 and not motion.lost
-        turn = self._rounds.turn(due, regression, began, motion.lost > 0)
+        turn = self._rounds.turn(due, target.regression, began, motion.lost > 0)
         if turn.begun:
             motion.waiting = 0
         return turn
