@@ -41,11 +41,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5, help="turns that count; the one before them does not")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", default="runs/fit-costs", type=Path)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    values = {key: getattr(options, key) for key in ("train", "image_size", "batch_size", "repeats")}
+    values = {key: getattr(options, key) for key in ("train", "image_size", "batch_size", "repeats", "device")}
     report: dict[str, Any] = {"hardware": describe_hardware(), "settings": values, "networks": {}}
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.networks:
@@ -70,11 +71,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def tuner(name: str, options: argparse.Namespace, store: Path | None, **more: Any) -> FineTuner:
     """A tuner over a network of the same weights and the same random images each time."""
     torch.manual_seed(0)
-    model = build_network(name, CLASSES, image_size=options.image_size)
+    model = build_network(name, CLASSES, image_size=options.image_size).to(options.device)
     labels = torch.arange(options.train) % CLASSES
     images = torch.randn(options.train, 3, options.image_size, options.image_size) + labels.view(-1, 1, 1, 1) / CLASSES
     made = FineTuner(
-        SplitModel(model, images[:2], layers=layer_rule(name)),
+        SplitModel(model, images[:2].to(options.device), layers=layer_rule(name)),
         loss=functional.cross_entropy,
         optimizer=lambda parameters: torch.optim.SGD(parameters, 0.01, 0.9, weight_decay=5e-4),
         store=MemoryStore() if store is None else LmdbStore(store),

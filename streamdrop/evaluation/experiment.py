@@ -18,6 +18,7 @@ import torch
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, OutputError, StreamdropError
 from streamdrop.evaluation.datasets import read_split
+from streamdrop.evaluation.device import check_device, same_every_time
 from streamdrop.evaluation.fit_arm import Arm, FitData, Plan, open_arm, take_first_costs, weights_of
 from streamdrop.evaluation.fit_config import SAME_TIME, STRATEGIES, FitConfig, OptimizerConfig, checked_strategies
 from streamdrop.evaluation.fit_result import describe_arms, describe_run
@@ -50,13 +51,14 @@ def run_experiment(
     Raises ConfigError, DataError, OutputError before work starts.
     """
     asked = checked_strategies(strategies, config.same_time)
+    check_device(config.device)
     folder = Path(output)
     kept = _kept(folder, config, asked) if resume else None
     if kept is not None and kept["finished"]:
         _tidy(folder)
         return kept
     _make(folder)
-    with _threads(config.threads):
+    with _threads(config.threads), same_every_time(config.device):
         data = _read(config, download)
         if kept is None:
             _tidy(folder)

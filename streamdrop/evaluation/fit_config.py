@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -82,7 +83,8 @@ class FitConfig:
     whatever ``policy_from`` takes. ``layers`` names the rule of what a layer is (convolutions,
     transformer_blocks; None: the network's own). ``store`` is where drop and freeze keep their samples: on disk (lmdb,
     under the output folder, removed afterwards) or in memory. ``same_time`` adds ``sgd-same-time`` where both sgd and
-    drop run. ``threads`` are torch's (None: as they are). A checkpoint is written every ``checkpoint_seconds`` at most.
+    drop run. ``threads`` are torch's (None: as they are). ``device`` is where networks are trained: cpu, cuda or, of
+    several GPUs, cuda:N. A checkpoint is written every ``checkpoint_seconds`` at most.
     ``views``, ``thaw``, ``grow_batch`` and ``calibrate`` hold for every strategy alike: see ViewsConfig, ThawPlan and
     TunerSettings.
     """
@@ -103,6 +105,7 @@ class FitConfig:
     layers: Literal["convolutions", "transformer_blocks"] | None = None
     same_time: bool = True
     threads: int | None = None
+    device: str = "cpu"
     seed: int = 0
     store: Literal["lmdb", "memory"] = "lmdb"
     checkpoint_seconds: float = 60.0
@@ -119,6 +122,8 @@ class FitConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {bound}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give a whole number of at least 1")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device is {self.device}: give cpu, cuda or cuda:N")
         if not self.checkpoint_seconds >= 0:
             raise ConfigError(f"checkpoint_seconds is {self.checkpoint_seconds:g}: give seconds, 0 for every epoch")
         policy_from(self.policy)

@@ -23,9 +23,9 @@ def check_split(
     modes = {name: module.training for name, module in model.named_modules()}
     split = SplitModel(model, example, layers, leaves)
     assert modes == {name: module.training for name, module in model.named_modules()}, "splitting changed a mode"
-    shapes = [tuple(x.shape[1:]) for x in ((example,) if isinstance(example, torch.Tensor) else example)]
+    examples = (example,) if isinstance(example, torch.Tensor) else example
     generator = torch.Generator().manual_seed(batch)
-    inputs = tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes)
+    inputs = tuple(torch.randn(batch, *x.shape[1:], generator=generator).to(x.device) for x in examples)
     model.eval()
     with torch.no_grad():
         _check_cuts(split, inputs)

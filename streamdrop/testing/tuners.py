@@ -61,7 +61,7 @@ def small_tuner(
         torch.manual_seed(seed)
         model = SmallNet()
     tuner = FineTuner(
-        SplitModel(model, batch.images[:2], layers=layers),
+        SplitModel(model, batch.images[:2].to(next(model.parameters()).device), layers=layers),
         loss=functional.cross_entropy,
         optimizer=lambda parameters: torch.optim.SGD(parameters, 0.02, 0.9, weight_decay=1e-3),
         store=MemoryStore() if store is None else store,
