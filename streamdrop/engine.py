@@ -17,10 +17,10 @@ from torch import Tensor
 
 from streamdrop import checkpoint, resume
 from streamdrop.boundary import Boundary
-from streamdrop.calibration import calibrate, calibration_batches
+from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
-from streamdrop.errors import ConfigError, TrainingError
+from streamdrop.errors import TrainingError
 from streamdrop.feed import Feed, check_images
 from streamdrop.policies import AutoPolicy, DropPolicy
 from streamdrop.rounds import (
@@ -36,10 +36,11 @@ from streamdrop.rounds import (
     seed_of,
     seeded,
 )
+from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, MemoryStore, StagedCut
-from streamdrop.thawing import Prepare, Thawing, ThawPlan, thaw_store
+from streamdrop.thawing import Prepare, Thawing, ThawPlan
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
 
@@ -88,12 +89,12 @@ class FineTuner:
         self.device = next(split.model.parameters()).device
         self.decisions = Decisions(self.policy, self.settings, split)
         self.decisions.check()
-        self.thawing, self._prepare = Thawing(thaw), prepare
+        self.thawing = Thawing(thaw)
         self._feed = Feed(split, self.store, self.device, self.settings.chunk)
         self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
-        self._scoring = self.decisions.needs_scores if scoring is None else scoring
-        self.scores = self.decisions.scores(self.cut if self._scoring else None)
+        scoring = self.decisions.needs_scores if scoring is None else scoring
+        self._cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
         self._held: int | None = None  # its store mark, while what earlier ones need is kept
@@ -189,6 +190,22 @@ class FineTuner:
     def cut(self) -> int:
         """How many leading layers are no longer trained."""
         return self._boundary.cut
+
+    @property
+    def scores(self) -> GradientScores:
+        """The gradients' sums over the present window, of the layers that are trained."""
+        return self._cutting.scores
+
+    def set_cut(self, cut: int) -> None:
+        """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
+        self._cutting.advance(cut)
+
+    def thaw(self, cut: int = 0) -> None:
+        """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
+
+        Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier.
+        """
+        self._cutting.thaw(cut)
 
     @property
     def batch_size(self) -> int:
@@ -295,7 +312,7 @@ class FineTuner:
             raise TrainingError("nothing is stored: observe samples before fit_round")
         self._checkpoint_before_storing()
         self.round += 1
-        self.decisions.begin_round(self.scores, self.round, self.rate)
+        self._cutting.begin_round(self.round)
         return UnderWay(
             batches=round_batches(keys, self.batch_size, steps, sampler, (self.settings.seed, self.round)),
             planned=count_batches(keys, self.batch_size, steps, sampler),
@@ -335,7 +352,8 @@ class FineTuner:
         scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
         whole, head = self.split.macs(began.source), self.split.macs(began.cut)
         trained = max(began.clock.seconds()["train_seconds"], 1e-9)
-        calibrated = self._decide(began.loss, 3 * head * began.samples / trained, began.clock)
+        speed = 3 * head * began.samples / trained
+        calibrated = self._cutting.after_round(self.round, began.loss, speed, began.clock)
         report = RoundReport(
             round=self.round,
             cut=began.cut,
@@ -384,59 +402,3 @@ class FineTuner:
         if self.settings.whole_backward:
             for parameter in self.split.tail_parameters(self.cut).values():
                 parameter.grad = None
-
-    # ---------------------------------------------------------------- decisions
-
-    def _decide(self, loss: float, macs_per_second: float, clock: Clock) -> int:
-        """Move the cut: back where a thaw is due, on where one ends or the policy drops; returns multiply-adds run."""
-        back = self.decisions.back
-        if back is not None:  # the drop on trial in this round is taken back: the store has not moved
-            self.decisions.back = None
-            self._retreat(back)
-            return 0
-        cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
-        if cut is not None and cut < self.cut:
-            with clock.part("tail"):
-                self.thaw(cut)
-        elif cut is not None:
-            self.decisions.settling = True
-            return self._drop(cut, clock)
-        elif self.thawing.back is None:
-            count = self.decisions.after_round(self.round, self.cut, self.scores, self.store, macs_per_second)
-            if count:
-                return self._drop(self.cut + count, clock)
-        return 0
-
-    def _drop(self, cut: int, clock: Clock) -> int:
-        """Move the cut on and make the layers below fit to be run in eval mode for good."""
-        lower, settings = self.cut, self.settings
-        self.set_cut(cut)
-        self.scores.reset()
-        if settings.batch_norm == "frozen" or not settings.calibrate:
-            return 0
-        keys = calibration_batches(
-            self.store.keys(), settings.calibrate, settings.batch_size, settings.seed, self.round, 1
-        )
-        with clock.part("tail"), modes_kept(self.split.model):
-            return calibrate(self.split, self.store, lower, cut, keys, settings.chunk)
-
-    def set_cut(self, cut: int) -> None:
-        """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
-        self._boundary.advance(cut)
-        self.scores.keep(self.split.layers[cut:])
-
-    def thaw(self, cut: int = 0) -> None:
-        """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
-
-        Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier.
-        """
-        if not 0 <= cut < self.cut:
-            raise ConfigError(f"thaw to cut {cut}: the cut is {self.cut}: give an earlier one")
-        if self.store.cut > cut:
-            thaw_store(self.store, self.split, cut, self.device, self.settings.chunk, self._prepare)
-        self._retreat(cut)
-
-    def _retreat(self, cut: int) -> None:
-        self._boundary.retreat(cut)
-        self.scores = self.decisions.scores(cut if self._scoring else None)
-        self.decisions.forget(cut)

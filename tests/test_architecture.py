@@ -31,6 +31,7 @@ ORDER = [
         "growth",
         "boundary",
         "calibration",
+        "cutting",
         "thawing",
         "checkpoint",
         "feed",

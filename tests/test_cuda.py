@@ -19,6 +19,7 @@ from streamdrop.thawing import ThawPlan
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NETWORKS = ["resnet18", "vgg11_bn_small", "mobilenet_v2", "densenet121", "convnext_tiny", "vit_b_16"]
+POLICIES = {"schedule": SchedulePolicy({1: 1, 2: 3}), "paper": PaperPolicy(), "auto": AutoPolicy()}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,9 @@ def test_head_after_tail_is_the_model(name):
     check_split(built(name), torch.randn(2, 3, 64, 64, device="cuda"), layer_rule(name))
 
 
-@pytest.mark.parametrize("policy", [SchedulePolicy({1: 1, 2: 3}), PaperPolicy(), AutoPolicy()], ids=["schedule", "paper", "auto"])
+@pytest.mark.parametrize(
+    "policy", [SchedulePolicy({1: 1, 2: 3}), PaperPolicy(), AutoPolicy()], ids=["schedule", "paper", "auto"]
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_drop_equals_freeze(name, policy, tmp_path):
     def make(strategy: str) -> FineTuner:

@@ -1,0 +1,98 @@
+"""The moves of the cut: on where a policy drops, back where a thaw is due or a drop is taken back."""
+
+from __future__ import annotations
+
+from streamdrop.boundary import Boundary
+from streamdrop.calibration import calibrate, calibration_batches
+from streamdrop.decisions import Decisions
+from streamdrop.errors import ConfigError
+from streamdrop.rounds import Clock
+from streamdrop.scores import GradientScores
+from streamdrop.split import SplitModel
+from streamdrop.store import FeatureStore
+from streamdrop.thawing import Prepare, Thawing, thaw_store
+from streamdrop.tracing.kept import modes_kept
+
+
+class Cutting:
+    """Moves a tuner's cut after its rounds, with all that hangs on it: optimiser, scores, statistics, store."""
+
+    def __init__(
+        self,
+        split: SplitModel,
+        store: FeatureStore,
+        boundary: Boundary,
+        decisions: Decisions,
+        thawing: Thawing,
+        prepare: Prepare | None,
+        scoring: bool,
+    ) -> None:
+        self.split, self.store, self.settings = split, store, decisions.settings
+        self.boundary, self.decisions, self.thawing = boundary, decisions, thawing
+        self._prepare, self._scoring = prepare, scoring
+        self.scores = self._new_scores()
+
+    @property
+    def cut(self) -> int:
+        """How many leading layers are no longer trained."""
+        return self.boundary.cut
+
+    def begin_round(self, number: int) -> None:
+        """Scores start anew where their window is over."""
+        self.decisions.begin_round(self.scores, number, self.boundary.rate)
+
+    def after_round(self, number: int, loss: float, macs_per_second: float, clock: Clock) -> int:
+        """Move the cut: back where a thaw is due, on where one ends or the policy drops; returns multiply-adds run."""
+        back = self.decisions.back
+        if back is not None:  # the drop on trial in this round is taken back: the store has not moved
+            self.decisions.back = None
+            self._retreat(back)
+            return 0
+        cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
+        if cut is not None and cut < self.cut:
+            with clock.part("tail"):
+                self.thaw(cut)
+        elif cut is not None:
+            self.decisions.settling = True
+            return self._drop(cut, number, clock)
+        elif self.thawing.back is None:
+            count = self.decisions.after_round(number, self.cut, self.scores, self.store, macs_per_second)
+            if count:
+                return self._drop(self.cut + count, number, clock)
+        return 0
+
+    def advance(self, cut: int) -> None:
+        """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
+        self.boundary.advance(cut)
+        self.scores.keep(self.split.layers[cut:])
+
+    def thaw(self, cut: int) -> None:
+        """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
+
+        Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier.
+        """
+        if not 0 <= cut < self.cut:
+            raise ConfigError(f"thaw to cut {cut}: the cut is {self.cut}: give an earlier one")
+        if self.store.cut > cut:
+            device = next(self.split.model.parameters()).device
+            thaw_store(self.store, self.split, cut, device, self.settings.chunk, self._prepare)
+        self._retreat(cut)
+
+    def _drop(self, cut: int, number: int, clock: Clock) -> int:
+        """Move the cut on and make the layers below fit to be run in eval mode for good; returns multiply-adds run."""
+        lower, settings = self.cut, self.settings
+        self.advance(cut)
+        self.scores.reset()
+        if settings.batch_norm == "frozen" or not settings.calibrate:
+            return 0
+        keys = calibration_batches(self.store.keys(), settings.calibrate, settings.batch_size, settings.seed, number, 1)
+        with clock.part("tail"), modes_kept(self.split.model):
+            return calibrate(self.split, self.store, lower, cut, keys, settings.chunk)
+
+    def _retreat(self, cut: int) -> None:
+        self.boundary.retreat(cut)
+        self.scores = self._new_scores()
+        self.decisions.forget(cut)
+
+    def _new_scores(self) -> GradientScores:
+        return self.decisions.scores(self.cut if self._scoring else None)
