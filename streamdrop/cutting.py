@@ -12,6 +12,7 @@ from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
 from streamdrop.thawing import Prepare, Thawing, thaw_store
 from streamdrop.tracing.kept import modes_kept
+from streamdrop.weight_mean import WeightMean
 
 
 class Cutting:
@@ -30,7 +31,7 @@ class Cutting:
         self.split, self.store, self.settings = split, store, decisions.settings
         self.boundary, self.decisions, self.thawing = boundary, decisions, thawing
         self._prepare, self._scoring = prepare, scoring
-        self.scores = self._new_scores()
+        self.scores, self.mean = self._new_scores(), self._new_mean()
 
     @property
     def cut(self) -> int:
@@ -38,8 +39,10 @@ class Cutting:
         return self.boundary.cut
 
     def begin_round(self, number: int) -> None:
-        """Scores start anew where their window is over."""
+        """Scores, and the mean of the weights, start anew where their window is over."""
         self.decisions.begin_round(self.scores, number, self.boundary.rate)
+        if self.scores.iterations == 0:
+            self.mean.reset()
 
     def after_round(self, number: int, loss: float, macs_per_second: float, clock: Clock) -> int:
         """Move the cut: back where a thaw is due, on where one ends or the policy drops; returns multiply-adds run."""
@@ -65,6 +68,7 @@ class Cutting:
         """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
         self.boundary.advance(cut)
         self.scores.keep(self.split.layers[cut:])
+        self.mean.keep(self.split.head_parameters(cut).keys())
 
     def thaw(self, cut: int) -> None:
         """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
@@ -81,18 +85,38 @@ class Cutting:
     def _drop(self, cut: int, number: int, clock: Clock) -> int:
         """Move the cut on and make the layers below fit to be run in eval mode for good; returns multiply-adds run."""
         lower, settings = self.cut, self.settings
+        self.mean.take(self._undone())
         self.advance(cut)
         self.scores.reset()
+        self.mean.reset()
         if settings.batch_norm == "frozen" or not settings.calibrate:
             return 0
         keys = calibration_batches(self.store.keys(), settings.calibrate, settings.batch_size, settings.seed, number, 1)
         with clock.part("tail"), modes_kept(self.split.model):
             return calibrate(self.split, self.store, lower, cut, keys, settings.chunk)
 
+    def _undone(self) -> set[str]:
+        """The parameters of layers whose steps undo each other; others get somewhere, the mean would set them back.
+
+        What stands between a layer and the next, such as its BatchNorm, goes with it.
+        """
+        agreement = self.scores.agreement()
+        undone: set[str] = set()
+        for index, name in enumerate(self.split.layers[self.cut :], start=self.cut):
+            if agreement.get(name, 0.0) < 0.0:
+                above = self.split.head_parameters(index + 1) if index + 1 < len(self.split.layers) else {}
+                undone |= self.split.head_parameters(index).keys() - above.keys()
+        return undone
+
     def _retreat(self, cut: int) -> None:
         self.boundary.retreat(cut)
-        self.scores = self._new_scores()
+        self.scores, self.mean = self._new_scores(), self._new_mean()
         self.decisions.forget(cut)
 
     def _new_scores(self) -> GradientScores:
         return self.decisions.scores(self.cut if self._scoring else None)
+
+    def _new_mean(self) -> WeightMean:
+        """Of all that is trained, where scored layers may be dropped; else of nothing."""
+        asked = self.settings.average and self.settings.strategy != "sgd" and self.decisions.needs_scores
+        return WeightMean(self.split.head_parameters(self.cut) if asked else {})

@@ -43,6 +43,7 @@ from streamdrop.store import FeatureStore, MemoryStore, StagedCut
 from streamdrop.thawing import Prepare, Thawing, ThawPlan
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
+from streamdrop.weight_mean import WeightMean
 
 
 class FineTuner:
@@ -195,6 +196,11 @@ class FineTuner:
     def scores(self) -> GradientScores:
         """The gradients' sums over the present window, of the layers that are trained."""
         return self._cutting.scores
+
+    @property
+    def mean(self) -> WeightMean:
+        """The mean of the trained weights over the same window."""
+        return self._cutting.mean
 
     def set_cut(self, cut: int) -> None:
         """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
@@ -398,6 +404,7 @@ class FineTuner:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.settings.clip_norm)
         self.optimizer.step()
+        self.mean.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.settings.whole_backward:
             for parameter in self.split.tail_parameters(self.cut).values():

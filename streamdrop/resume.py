@@ -32,6 +32,7 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         **tuner.decisions.state(),
         "thawing": tuner.thawing.state(),
         "iterations": tuner.scores.iterations,
+        "averaged": tuner.mean.iterations,
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
         "scheduler": None if scheduler is None else checkpoint.pack(scheduler, optimizer, "scheduler"),
         "store": {"cut": tuner.store.cut, "count": len(tuner.store), "mark": mark},
@@ -42,6 +43,8 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         "optimizer": optimizer,
         "scores": tuner.scores.tensors(),
     }
+    if means := tuner.mean.tensors():
+        parts["mean"] = means
     if tensors:
         parts["extra"] = dict(tensors)
     if isinstance(tuner.store, MemoryStore):  # its content dies with the process: the checkpoint carries it
@@ -73,6 +76,7 @@ def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> No
         tuner.scheduler.load_state_dict(checkpoint.unpack(state["scheduler"], parts["optimizer"]))
     if tuner.scores.layers:
         tuner.scores.restore(parts["scores"], state["iterations"])
+    tuner.mean.restore(parts.get("mean", {}), state.get("averaged", 0))
 
 
 def align_store(

@@ -14,6 +14,7 @@ class TunerSettings:
 
     ``whole_backward``: under ``freeze``, gradients flow through frozen layers too and are thrown away, as in the paper.
     ``calibrate``: BatchNorm statistics of layers to be dropped are taken anew from up to so many samples; 0: never.
+    ``average``: where a scored policy drops, the network first takes the mean of its weights over the scores' window.
     ``grow_batch``: batches become up to so many times as large as dropped layers free memory, 1: they stay as they are.
     """
 
@@ -29,6 +30,7 @@ class TunerSettings:
     read_ahead: int = 2
     whole_backward: bool = False
     calibrate: int = 256
+    average: bool = True
     grow_batch: int = 1
 
     def __post_init__(self) -> None:

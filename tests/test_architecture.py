@@ -33,6 +33,7 @@ ORDER = [
         "calibration",
         "cutting",
         "thawing",
+        "weight_mean",
         "checkpoint",
         "feed",
         "resume",

@@ -215,7 +215,7 @@ def _settings(config: FitConfig, strategy: str) -> dict[str, Any]:
     kind = {"freeze-full": "freeze", SAME_TIME: "sgd"}.get(strategy, strategy)
     settings: dict[str, Any] = {"strategy": kind, "warm_up": config.warm_up}
     settings |= {"batch_size": config.batch_size, "seed": config.seed}
-    settings |= {"grow_batch": config.grow_batch, "calibrate": config.calibrate}
+    settings |= {"grow_batch": config.grow_batch, "calibrate": config.calibrate, "average": config.average}
     return settings | ({"whole_backward": True} if strategy == "freeze-full" else {})
 
 

@@ -85,8 +85,8 @@ class FitConfig:
     under the output folder, removed afterwards) or in memory. ``same_time`` adds ``sgd-same-time`` where both sgd and
     drop run. ``threads`` are torch's (None: as they are). ``device`` is where networks are trained: cpu, cuda or, of
     several GPUs, cuda:N. A checkpoint is written every ``checkpoint_seconds`` at most.
-    ``views``, ``thaw``, ``grow_batch`` and ``calibrate`` hold for every strategy alike: see ViewsConfig, ThawPlan and
-    TunerSettings.
+    ``views``, ``thaw``, ``grow_batch``, ``calibrate`` and ``average`` hold for every strategy alike: see ViewsConfig,
+    ThawPlan and TunerSettings.
     """
 
     data: str
@@ -113,6 +113,7 @@ class FitConfig:
     thaw: ThawPlan | None = None
     grow_batch: int = 1
     calibrate: int = 256
+    average: bool = True
 
     def __post_init__(self) -> None:
         least = {"image_size": 1, "train": 2, "test": 1, "epochs": 1, "warm_up": 0, "batch_size": 1, "seed": 0}

@@ -44,7 +44,7 @@ def engine_settings(config: TrackerConfig, cuts: Cuts) -> dict[str, object]:
     if config.strategy == "full":
         return {"strategy": "sgd", "cut": cuts.frozen, "policy": SchedulePolicy()}
     cut = cuts.frozen if config.drop.warm_up else cuts.maps
-    return {"strategy": config.strategy, "cut": cut, "policy": _policy(config, cuts)}
+    return {"strategy": config.strategy, "cut": cut, "policy": _policy(config, cuts), "average": False}
 
 
 def _policy(config: TrackerConfig, cuts: Cuts) -> DropPolicy:
