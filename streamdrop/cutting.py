@@ -15,6 +15,10 @@ from streamdrop.tracing.kept import modes_kept
 from streamdrop.weight_mean import WeightMean
 
 
+UNDONE = -2.0
+"""Agreement below which a layer's steps undo each other beyond chance: two standard deviations."""
+
+
 class Cutting:
     """Moves a tuner's cut after its rounds, with all that hangs on it: optimiser, scores, statistics, store."""
 
@@ -103,7 +107,7 @@ class Cutting:
         agreement = self.scores.agreement()
         undone: set[str] = set()
         for index, name in enumerate(self.split.layers[self.cut :], start=self.cut):
-            if agreement.get(name, 0.0) < 0.0:
+            if agreement.get(name, 0.0) < UNDONE:
                 above = self.split.head_parameters(index + 1) if index + 1 < len(self.split.layers) else {}
                 undone |= self.split.head_parameters(index).keys() - above.keys()
         return undone

@@ -298,11 +298,21 @@ def test_a_baseline_pays_for_scores_only_where_it_is_all_there_is(data, tmp_path
         ({"schedule": {"kind": "step", "milestones": [5, 3]}}, "rising"),
         ({"schedule": {"kind": "step", "milestones": [3], "factor": 0}}, "factor"),
         ({"layers": "convs"}, "transformer_blocks"),
+        ({"device": "gpu"}, "cpu, cuda or cuda:N"),
+        ({"device": "cuda:"}, "cpu, cuda or cuda:N"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused_at_once(data, more, words):
     with pytest.raises(ConfigError, match=words):
         config(data, **more)
+
+
+@pytest.mark.parametrize(("count", "device", "words"), [(0, "cuda", "finds no GPU"), (2, "cuda:2", "cuda:0 to cuda:1")])
+def test_a_gpu_that_is_not_there_is_missed_before_work_starts(data, tmp_path, monkeypatch, count, device, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ConfigError, match=words):
+        run_experiment(config(data, device=device), ["drop"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_batches_of_one_are_refused_where_batchnorm_is(data, tmp_path):

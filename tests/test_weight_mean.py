@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from streamdrop.cutting import UNDONE
 from streamdrop.engine import FineTuner
 from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
 from streamdrop.split import SplitModel
@@ -83,9 +84,9 @@ def test_layers_whose_steps_undo_each_other_take_the_mean_over_the_window_where_
     reports = [one.fit_round() for _ in range(6)]
     assert [r.next_cut for r in reports] == [0, 0, 0, 0, 0, 2]
     agreement = reports[-1].agreement
-    assert min(agreement.values()) < 0 < max(agreement.values())
+    assert min(agreement.values()) < UNDONE < max(agreement.values())
     for name, parameter in one.split.model.named_parameters():
-        undone = agreement[owner(name, one.split.layers)] < 0
+        undone = agreement[owner(name, one.split.layers)] < UNDONE
         seen = torch.stack([look[name] for look in looks[30:][EVERY - 1 :: EVERY]])
         expected = seen.mean(0) if undone else looks[-1][name]
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-7, msg=name)
