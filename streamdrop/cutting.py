@@ -14,7 +14,6 @@ from streamdrop.thawing import Prepare, Thawing, thaw_store
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.weight_mean import WeightMean
 
-
 UNDONE = -2.0
 """Agreement below which a layer's steps undo each other beyond chance: two standard deviations."""
 

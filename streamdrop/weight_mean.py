@@ -1,9 +1,9 @@
 """The mean of the weights over a window of iterations, which layers take where some are dropped.
 
-Once the steps of stochastic gradient descent undo each other (an agreement far below 0) they carry a layer's weights around
-a point, no longer towards it. A layer that goes on training comes to rest there as the learning rate falls; one that is
-dropped stays for good wherever it was carried last. Its mean over those iterations is the better place (Polyak and
-Juditsky 1992; Izmailov et al. 2018, of networks).
+Once the steps of stochastic gradient descent undo each other (an agreement far below 0) they carry a layer's weights
+around a point, no longer towards it. A layer that goes on training comes to rest there as the learning rate falls; one
+that is dropped stays for good wherever it was carried last. Its mean over those iterations is the better place (Polyak
+and Juditsky 1992; Izmailov et al. 2018, of networks).
 """
 
 from __future__ import annotations
