@@ -32,20 +32,27 @@ class WeightMean:
             return
         self.iterations += 1
         if self.iterations == EVERY:
-            self._means = {name: weight.clone() for name, weight in self._weights.items()}
+            self._begin()
         elif self.iterations % EVERY == 0:
             share = EVERY / self.iterations
             torch._foreach_lerp_(list(self._means.values()), list(self._weights.values()), share)
 
+    def _begin(self) -> None:
+        """The first look; into memory that an earlier window used, where there was one: fresh pages cost as much."""
+        if self._means.keys() == self._weights.keys():
+            torch._foreach_copy_(list(self._means.values()), list(self._weights.values()))
+        else:
+            self._means = {name: weight.clone() for name, weight in self._weights.items()}
+
     @torch.no_grad()
     def take(self, names: Collection[str]) -> None:
         """Put the mean in the place of the weights of these names; nothing before the first look."""
-        for name in self._means.keys() & set(names):
+        for name in self.tensors().keys() & set(names):
             self._weights[name].copy_(self._means[name])
 
     def reset(self) -> None:
         """Start a new window."""
-        self._means, self.iterations = {}, 0
+        self.iterations = 0
 
     def keep(self, names: Collection[str]) -> None:
         """Forget every other parameter."""
@@ -54,7 +61,7 @@ class WeightMean:
 
     def tensors(self) -> dict[str, Tensor]:
         """The means by name, for a checkpoint; ``restore`` takes them back."""
-        return dict(self._means)
+        return dict(self._means) if self.iterations >= EVERY else {}
 
     def restore(self, tensors: Mapping[str, Tensor], iterations: int) -> None:
         """Take back what ``tensors`` gave for the same parameters. Raises KeyError for one that is missing."""
