@@ -26,6 +26,8 @@ import torch
 from torch.nn import functional
 
 from streamdrop import AutoPolicy, Batch, FineTuner, LmdbStore, MemoryStore, SchedulePolicy, SplitModel
+from streamdrop.errors import ConfigError
+from streamdrop.evaluation.device import check_device
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.evaluation.networks import build_network, layer_rule
 
@@ -41,9 +43,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5, help="turns that count; the one before them does not")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", default="runs/fit-costs", type=Path)
     options = parser.parse_args()
+    try:
+        check_device(options.device)
+    except ConfigError as error:
+        parser.error(str(error))
     if options.threads:
         torch.set_num_threads(options.threads)
     values = {key: getattr(options, key) for key in ("train", "image_size", "batch_size", "repeats", "device")}

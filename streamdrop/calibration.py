@@ -30,12 +30,11 @@ def calibrate(
     norms = [m for m in between.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms or not batches:
         return 0
-    device = next(split.model.parameters()).device
     done = 0
     split.model.eval()
     with _gathering(norms):
         for keys in batches:
-            activations = tuple(tensor.to(device) for tensor in store.get_many(keys))
+            activations = tuple(tensor.to(split.device) for tensor in store.get_many(keys))
             if store.cut < lower:
                 activations = run_in_chunks(split.step(store.cut, lower), activations, chunk)
             between(activations)

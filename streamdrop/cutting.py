@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch.nn import Parameter
+
 from streamdrop.boundary import Boundary
 from streamdrop.calibration import calibrate, calibration_batches
 from streamdrop.decisions import Decisions
@@ -34,7 +38,7 @@ class Cutting:
         self.split, self.store, self.settings = split, store, decisions.settings
         self.boundary, self.decisions, self.thawing = boundary, decisions, thawing
         self._prepare, self._scoring = prepare, scoring
-        self.scores, self.mean = self._new_scores(), self._new_mean()
+        self.scores, self.mean = self._new_scores(), WeightMean(self._averaged())
 
     @property
     def cut(self) -> int:
@@ -71,18 +75,14 @@ class Cutting:
         """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
         self.boundary.advance(cut)
         self.scores.keep(self.split.layers[cut:])
-        self.mean.keep(self.split.head_parameters(cut).keys())
+        self.mean.keep(self._averaged().keys())
 
     def thaw(self, cut: int) -> None:
-        """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
-
-        Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier.
-        """
+        """What ``FineTuner.thaw`` does, and raises."""
         if not 0 <= cut < self.cut:
             raise ConfigError(f"thaw to cut {cut}: the cut is {self.cut}: give an earlier one")
         if self.store.cut > cut:
-            device = next(self.split.model.parameters()).device
-            thaw_store(self.store, self.split, cut, device, self.settings.chunk, self._prepare)
+            thaw_store(self.store, self.split, cut, self.settings.chunk, self._prepare)
         self._retreat(cut)
 
     def _drop(self, cut: int, number: int, clock: Clock) -> int:
@@ -103,23 +103,21 @@ class Cutting:
 
         What stands between a layer and the next, such as its BatchNorm, goes with it.
         """
-        agreement = self.scores.agreement()
-        undone: set[str] = set()
-        for index, name in enumerate(self.split.layers[self.cut :], start=self.cut):
-            if agreement.get(name, 0.0) < UNDONE:
-                above = self.split.head_parameters(index + 1) if index + 1 < len(self.split.layers) else {}
-                undone |= self.split.head_parameters(index).keys() - above.keys()
-        return undone
+        agreement, layers = self.scores.agreement(), self.split.layers
+        heads = [*(self.split.head_parameters(cut).keys() for cut in range(self.cut, len(layers))), set()]
+        between = zip(layers[self.cut :], heads, heads[1:], strict=False)
+        return {name for layer, own, above in between if agreement.get(layer, 0.0) < UNDONE for name in own - above}
 
     def _retreat(self, cut: int) -> None:
         self.boundary.retreat(cut)
-        self.scores, self.mean = self._new_scores(), self._new_mean()
+        self.scores, self.mean = self._new_scores(), WeightMean(self._averaged())
         self.decisions.forget(cut)
 
     def _new_scores(self) -> GradientScores:
         return self.decisions.scores(self.cut if self._scoring else None)
 
-    def _new_mean(self) -> WeightMean:
-        """Of all that is trained, where scored layers may be dropped; else of nothing."""
-        asked = self.settings.average and self.settings.strategy != "sgd" and self.decisions.needs_scores
-        return WeightMean(self.split.head_parameters(self.cut) if asked else {})
+    def _averaged(self) -> Mapping[str, Parameter]:
+        """What the mean is of: all that is trained, while scores decide whether layers of it are dropped."""
+        scored = self._scoring and self.decisions.needs_scores and self.settings.strategy != "sgd"
+        droppable = self.cut < len(self.split.layers) - 1
+        return self.split.head_parameters(self.cut) if self.settings.average and scored and droppable else {}

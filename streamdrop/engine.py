@@ -43,7 +43,6 @@ from streamdrop.store import FeatureStore, MemoryStore, StagedCut
 from streamdrop.thawing import Prepare, Thawing, ThawPlan
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
-from streamdrop.weight_mean import WeightMean
 
 
 class FineTuner:
@@ -58,8 +57,8 @@ class FineTuner:
     mixed precision in the head (inexact), off by default. ``settings`` are the fields of TunerSettings: ``warm_up``,
     ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``, ``batch_norm`` (train or frozen), ``cut`` (layers
     dropped from the start), ``accumulate`` (batches per step), ``clip_norm``, ``chunk`` (samples per tail pass),
-    ``read_ahead`` (batches read from the store while one is trained on; 0: in line), ``whole_backward`` and
-    ``grow_batch`` (see TunerSettings).
+    ``read_ahead`` (batches read from the store while one is trained on; 0: in line), ``whole_backward``,
+    ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
 
     Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
     """
@@ -87,7 +86,7 @@ class FineTuner:
         self.round = 0
         self.extra: Any = None
         self.extra_tensors: Mapping[str, Tensor] = {}
-        self.device = next(split.model.parameters()).device
+        self.device = split.device
         self.decisions = Decisions(self.policy, self.settings, split)
         self.decisions.check()
         self.thawing = Thawing(thaw)
@@ -95,7 +94,7 @@ class FineTuner:
         self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         scoring = self.decisions.needs_scores if scoring is None else scoring
-        self._cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
+        self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
         self._held: int | None = None  # its store mark, while what earlier ones need is kept
@@ -195,23 +194,14 @@ class FineTuner:
     @property
     def scores(self) -> GradientScores:
         """The gradients' sums over the present window, of the layers that are trained."""
-        return self._cutting.scores
-
-    @property
-    def mean(self) -> WeightMean:
-        """The mean of the trained weights over the same window."""
-        return self._cutting.mean
-
-    def set_cut(self, cut: int) -> None:
-        """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""
-        self._cutting.advance(cut)
+        return self.cutting.scores
 
     def thaw(self, cut: int = 0) -> None:
         """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
 
         Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier.
         """
-        self._cutting.thaw(cut)
+        self.cutting.thaw(cut)
 
     @property
     def batch_size(self) -> int:
@@ -318,7 +308,7 @@ class FineTuner:
             raise TrainingError("nothing is stored: observe samples before fit_round")
         self._checkpoint_before_storing()
         self.round += 1
-        self._cutting.begin_round(self.round)
+        self.cutting.begin_round(self.round)
         return UnderWay(
             batches=round_batches(keys, self.batch_size, steps, sampler, (self.settings.seed, self.round)),
             planned=count_batches(keys, self.batch_size, steps, sampler),
@@ -359,7 +349,7 @@ class FineTuner:
         whole, head = self.split.macs(began.source), self.split.macs(began.cut)
         trained = max(began.clock.seconds()["train_seconds"], 1e-9)
         speed = 3 * head * began.samples / trained
-        calibrated = self._cutting.after_round(self.round, began.loss, speed, began.clock)
+        calibrated = self.cutting.after_round(self.round, began.loss, speed, began.clock)
         report = RoundReport(
             round=self.round,
             cut=began.cut,
@@ -404,7 +394,7 @@ class FineTuner:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.settings.clip_norm)
         self.optimizer.step()
-        self.mean.update()
+        self.cutting.mean.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.settings.whole_backward:
             for parameter in self.split.tail_parameters(self.cut).values():

@@ -32,7 +32,6 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         **tuner.decisions.state(),
         "thawing": tuner.thawing.state(),
         "iterations": tuner.scores.iterations,
-        "averaged": tuner.mean.iterations,
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
         "scheduler": None if scheduler is None else checkpoint.pack(scheduler, optimizer, "scheduler"),
         "store": {"cut": tuner.store.cut, "count": len(tuner.store), "mark": mark},
@@ -43,7 +42,7 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         "optimizer": optimizer,
         "scores": tuner.scores.tensors(),
     }
-    if means := tuner.mean.tensors():
+    if means := tuner.cutting.mean.tensors():
         parts["mean"] = means
     if tensors:
         parts["extra"] = dict(tensors)
@@ -70,13 +69,13 @@ def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> No
     tuner.round, tuner.extra, tuner.extra_tensors = state["round"], state["extra"], parts.get("extra", {})
     tuner.decisions.restore(state)
     tuner.thawing.restore(state["thawing"])
-    tuner.set_cut(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
+    tuner.cutting.advance(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
     tuner.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"], parts["optimizer"]))
     if tuner.scheduler is not None and state["scheduler"] is not None:
         tuner.scheduler.load_state_dict(checkpoint.unpack(state["scheduler"], parts["optimizer"]))
     if tuner.scores.layers:
         tuner.scores.restore(parts["scores"], state["iterations"])
-    tuner.mean.restore(parts.get("mean", {}), state.get("averaged", 0))
+    tuner.cutting.mean.restore(parts.get("mean", {}), state["iterations"])
 
 
 def align_store(
@@ -123,9 +122,8 @@ def align_store(
 def _thaw(store: FeatureStore, state: State, split: SplitModel, prepare: Prepare | None, what: str) -> None:
     """Make a store's activations anew by the checkpoint's own weights."""
     store.rollback(state["store"]["mark"])
-    device = next(split.model.parameters()).device
     try:
-        thaw_store(store, split, state["store"]["cut"], device, state["settings"]["chunk"], prepare)
+        thaw_store(store, split, state["store"]["cut"], state["settings"]["chunk"], prepare)
     except StoreError as error:
         remedy = "load the newest checkpoint, or start with a new store"
         raise CheckpointError(f"{what}, and cannot be made anew ({error}): {remedy}") from None

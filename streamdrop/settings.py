@@ -14,7 +14,7 @@ class TunerSettings:
 
     ``whole_backward``: under ``freeze``, gradients flow through frozen layers too and are thrown away, as in the paper.
     ``calibrate``: BatchNorm statistics of layers to be dropped are taken anew from up to so many samples; 0: never.
-    ``average``: where a scored policy drops, the network first takes the mean of its weights over the scores' window.
+    ``average``: where a scored policy drops, layers whose steps undo each other take the mean of their weights first.
     ``grow_batch``: batches become up to so many times as large as dropped layers free memory, 1: they stay as they are.
     """
 

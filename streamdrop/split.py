@@ -104,6 +104,11 @@ class SplitModel:
         below = self._parameters_below(cut)
         return {name: named[name] for name in self._execution_order() if id(named[name]) not in below}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are; all are in one place."""
+        return next(self.model.parameters()).device
+
     def live_bytes(self, cut: int) -> int:
         """Bytes per sample crossing ``cut``."""
         steps = self._flow.steps

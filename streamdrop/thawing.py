@@ -119,9 +119,7 @@ class Thawing:
         self._best = math.inf if best is None else best
 
 
-def thaw_store(
-    store: FeatureStore, split: SplitModel, cut: int, device: torch.device, chunk: int, prepare: Prepare | None = None
-) -> None:
+def thaw_store(store: FeatureStore, split: SplitModel, cut: int, chunk: int, prepare: Prepare | None = None) -> None:
     """Bring a store back to ``cut``: every sample made anew from its source. Raises StoreError, DataError.
 
     ``prepare`` turns a decoded source into the model's input; sources kept as ``raw`` tensors need none.
@@ -133,7 +131,7 @@ def thaw_store(
 
     def embed(sources: list[bytes]) -> Activations:
         inputs = [_as_input(decode_source(source), prepare) for source in sources]
-        return run_in_chunks(tail, (torch.stack(inputs).to(device),), chunk)
+        return run_in_chunks(tail, (torch.stack(inputs).to(split.device),), chunk)
 
     thaw(cut, embed, split.version(cut), chunk)
 

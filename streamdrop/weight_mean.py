@@ -64,7 +64,8 @@ class WeightMean:
         return dict(self._means) if self.iterations >= EVERY else {}
 
     def restore(self, tensors: Mapping[str, Tensor], iterations: int) -> None:
-        """Take back what ``tensors`` gave for the same parameters. Raises KeyError for one that is missing."""
-        self.iterations = iterations
-        if iterations >= EVERY:
+        """Take back what ``tensors`` gave for the same parameters; without them a window under way begins anew."""
+        missing = iterations >= EVERY and not self._weights.keys() <= tensors.keys()
+        self.iterations = 0 if missing or not self._weights else iterations
+        if self.iterations >= EVERY:
             self._means = {name: tensors[name].to(weight, copy=True) for name, weight in self._weights.items()}

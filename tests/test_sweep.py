@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from streamdrop.cli import main
@@ -118,6 +119,13 @@ def test_later_ones_win_and_mappings_are_merged():
 def test_a_grid_that_cannot_work_is_refused_before_it_starts(more, words):
     with pytest.raises(ConfigError, match=words):
         load_sweep(GRID | more)
+
+
+def test_a_gpu_that_is_not_there_is_missed_once_not_in_every_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        run_sweep(load_sweep(GRID | {"base": {"device": "cuda"}}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["c.yaml", "--sweep", "s.yaml"]])

@@ -90,7 +90,7 @@ def test_layers_whose_steps_undo_each_other_take_the_mean_over_the_window_where_
         seen = torch.stack([look[name] for look in looks[30:][EVERY - 1 :: EVERY]])
         expected = seen.mean(0) if undone else looks[-1][name]
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-7, msg=name)
-    assert (one.mean.iterations, one.mean.tensors()) == (0, {})  # a new window
+    assert (one.cutting.mean.iterations, one.cutting.mean.tensors()) == (0, {})  # a new window
 
 
 def test_without_it_the_last_step_s_weights_stay():
@@ -99,7 +99,7 @@ def test_without_it_the_last_step_s_weights_stay():
         with_mean.fit_round(), without.fit_round()
     pairs = zip(with_mean.split.model.parameters(), without.split.model.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
-    assert without.mean.tensors() == {}
+    assert without.cutting.mean.tensors() == {}
 
 
 @pytest.mark.parametrize("policy", [DropsOnce(), PaperPolicy(), PrefixSumPolicy()], ids=lambda p: type(p).__name__)
@@ -124,15 +124,42 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(stop, tmp_path):
         optimizer=lambda p: torch.optim.SGD(p, 0.02, 0.9, weight_decay=1e-3),
         policy=DropsOnce(),
     )
-    assert resumed.mean.iterations == {1: 10, 5: 20, 6: 0, 8: 20}[stop]
+    assert resumed.cutting.mean.iterations == {1: 10, 5: 20, 6: 0, 8: 20}[stop]
     for _ in range(9 - stop):
         resumed.fit_round()
     ended = resumed.split.model.state_dict()
     assert all(torch.equal(tensor, ended[name]) for name, tensor in whole.split.model.state_dict().items())
 
 
+def test_a_checkpoint_without_means_begins_a_window_of_them(tmp_path):
+    without = tuner(average=False)
+    for _ in range(5):
+        without.fit_round()
+    without.save(tmp_path / "checkpoint")
+    resumed = FineTuner.load(
+        tmp_path / "checkpoint",
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=lambda p: torch.optim.SGD(p, 0.02, 0.9, weight_decay=1e-3),
+        policy=DropsOnce(),
+        average=True,
+    )
+    assert (resumed.scores.iterations, resumed.cutting.mean.iterations) == (20, 0)
+    assert resumed.fit_round().next_cut == 2
+
+
+def test_nothing_is_averaged_once_nothing_is_left_to_be_dropped():
+    one = tuner()
+    one.fit_round()
+    assert one.cutting.mean.tensors()
+    one.cutting.advance(len(one.split.layers) - 1)
+    one.fit_round()
+    assert one.cutting.mean.tensors() == {}
+    assert one.scores.iterations == 20
+
+
 @pytest.mark.parametrize(("strategy", "policy"), [("sgd", DropsOnce()), ("drop", SchedulePolicy({2: 1}))])
 def test_nothing_is_averaged_where_no_score_decides(strategy, policy):
     one = small_tuner(batch=BATCH, policy=policy, strategy=strategy, scoring=True)
     one.fit_round()
-    assert one.mean.tensors() == {}
+    assert one.cutting.mean.tensors() == {}

@@ -183,9 +183,8 @@ def _split(config: FitConfig, data: FitData) -> SplitModel:
     if config.batch_size == 1 and any(isinstance(module, norms) for module in model.modules()):
         raise ConfigError("batch_size is 1: BatchNorm cannot train on one sample: give at least 2")
     example = next(iter(data.train.batches(2))).images.to(config.device)
-    return SplitModel(
-        model.to(config.device), example, layers=RULES[config.layers] if config.layers else layer_rule(config.model)
-    )
+    layers = RULES[config.layers] if config.layers else layer_rule(config.model)
+    return SplitModel(model.to(config.device), example, layers=layers)
 
 
 def _store(config: FitConfig, strategy: str, size: int, folder: Path) -> FeatureStore:

@@ -14,6 +14,7 @@ from typing import Any
 
 from streamdrop._version import __version__
 from streamdrop.errors import ConfigError, OutputError
+from streamdrop.evaluation.device import check_device
 from streamdrop.evaluation.experiment import differences, read_result
 from streamdrop.evaluation.fit_config import checked_strategies
 from streamdrop.evaluation.fit_state import replace_text
@@ -60,8 +61,10 @@ def run_sweep(
 
     Cells that are done are kept; one that was cut short goes on; one that failed is tried again. ``on_cell`` is told
     each cell's end. ``flags`` go to the cells: --save-weights, --download. Raises ConfigError for cells of another
-    configuration in ``output``, OutputError.
+    configuration in ``output`` and for a GPU that is not there, OutputError.
     """
+    for device in {cell.config.device for cell in sweep.cells}:
+        check_device(device)
     grid = _Grid(sweep, Path(output), on_cell, list(flags))
     grid.look_around()
     try:

@@ -60,8 +60,9 @@ def small_tuner(
     if model is None:
         torch.manual_seed(seed)
         model = SmallNet()
+    device = next(model.parameters()).device
     tuner = FineTuner(
-        SplitModel(model, batch.images[:2].to(next(model.parameters()).device), layers=layers),
+        SplitModel(model, batch.images[:2].to(device), layers=layers),
         loss=functional.cross_entropy,
         optimizer=lambda parameters: torch.optim.SGD(parameters, 0.02, 0.9, weight_decay=1e-3),
         store=MemoryStore() if store is None else store,
