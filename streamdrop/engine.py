@@ -380,8 +380,8 @@ class FineTuner:
         mixed = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
         with one_sample_explained(), mixed:
             loss = self.loss(head(activations), targets, **extra)
-        value = float(loss.detach())
         (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        value = float(loss.detach())  # after the backward pass: on a GPU this waits
         if not math.isfinite(value):
             why = explain_divergence(self.split, self.cut, self.rate)
             raise TrainingError(f"round {self.round}, batch {index}: the loss is {value}; {why}")

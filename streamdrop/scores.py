@@ -71,27 +71,58 @@ class GradientScores:
     ``layers`` maps a layer's name to its weights (one parameter or several; biases do not count). Call ``update``
     after each backward pass, before gradients are cleared. ``iterations`` is M of the current window. ``most`` bounds
     the work: of a larger parameter about so many weights are followed, whole output filters evenly spread, and scores
-    are estimates of what all weights would give; None: all, as in the paper.
+    are estimates of what all weights would give; None: all, as in the paper. ``at_once`` lays all gradients side by
+    side before they are summed: a few operations in place of a few for each weight, which on a GPU cost more than
+    what they do; None: on a GPU.
     """
 
-    def __init__(self, layers: Mapping[str, Tensor | Sequence[Tensor]], most: int | None = None) -> None:
+    def __init__(
+        self, layers: Mapping[str, Tensor | Sequence[Tensor]], most: int | None = None, at_once: bool | None = None
+    ) -> None:
         self._weights = {
             name: (given,) if isinstance(given, Tensor) else tuple(given) for name, given in layers.items()
         }
         self._most = most
-        self._signed = {
-            name: [torch.zeros_like(self._followed(w.detach())) for w in weights]
-            for name, weights in self._weights.items()
-        }
-        device = next((w.device for weights in self._weights.values() for w in weights), torch.device("cpu"))
+        device = next((w.device for w in self._all_weights()), torch.device("cpu"))
+        self._at_once = device.type == "cuda" if at_once is None else at_once
         # Of each layer: Σ_i Σ_j |g|, Σ_j c, Σ_j c². No equation needs Σ_j |g| of single weights.
         self._sums = torch.zeros(3, len(self._weights), dtype=torch.float64, device=device)
+        self._lay_out({})
         self.iterations = 0
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The names scored, in the order given."""
         return tuple(self._weights)
+
+    def _all_weights(self) -> list[Tensor]:
+        return [weight for weights in self._weights.values() for weight in weights]
+
+    def _lay_out(self, kept: Mapping[str, Sequence[Tensor]]) -> None:
+        """Σ_j g of every weight followed, one beside the other, and each weight's part of it; from ``kept``, else 0."""
+        parts = {
+            name: list(kept.get(name, ())) or [torch.zeros_like(self._followed(w.detach())) for w in weights]
+            for name, weights in self._weights.items()
+        }
+        device = self._sums.device
+        order = [part for tensors in parts.values() for part in tensors]
+        self._total = torch.cat([part.flatten() for part in order]) if order else torch.zeros(0, device=device)
+        lengths = [part.numel() for part in order]
+        views = iter(view.view(part.shape) for view, part in zip(self._total.split(lengths), order, strict=True))
+        self._signed = {name: [next(views) for _ in tensors] for name, tensors in parts.items()}
+        owners = [layer for layer, tensors in enumerate(parts.values()) for _ in tensors]
+        self._owners = torch.tensor(owners, dtype=torch.long, device=device)
+        of_layers = [sum(part.numel() for part in tensors) for tensors in parts.values()]
+        self._lengths = torch.tensor(of_layers, dtype=torch.long, device=device)
+        self._places = self._places_followed(device) if self._at_once and self._most is not None and order else None
+
+    def _places_followed(self, device: torch.device) -> Tensor:
+        """Where the followed weights lie in all weights side by side, int64."""
+        start, places = 0, []
+        for weight in self._all_weights():
+            places.append(self._followed(torch.arange(start, start + weight.numel()).view(weight.shape)).flatten())
+            start += weight.numel()
+        return torch.cat(places).to(device)
 
     def _followed(self, values: Tensor) -> Tensor:
         """The part of a parameter, or of its gradient, that is scored."""
@@ -104,23 +135,33 @@ class GradientScores:
     def update(self) -> None:
         """Add the gradients that the weights hold now; a weight without one counts as zero."""
         self.iterations += 1
-        owners, gradients, signed = [], [], []
-        for layer, (name, weights) in enumerate(self._weights.items()):
-            for weight, total in zip(weights, self._signed[name], strict=True):
-                if weight.grad is not None:
-                    owners.append(layer)
-                    gradients.append(self._followed(weight.grad))
-                    signed.append(total)
-        if not gradients:
+        weights = self._all_weights()
+        if not any(weight.grad is not None for weight in weights):
             return
-        cross = torch.stack([_dot(g, s) for g, s in zip(gradients, signed, strict=True)]).double()
-        absolute = torch.stack(torch._foreach_norm(gradients, 1)).double()
-        torch._foreach_add_(signed, gradients)
-        index = torch.tensor(owners, device=cross.device)
-        products = torch.zeros_like(self._sums[0]).index_add_(0, index, cross)
-        self._sums[0].index_add_(0, index, absolute)
-        self._sums[1] += products
-        self._sums[2] += products.square()
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        cross, absolute = self._add_at_once(gradients) if self._at_once else self._add_one_by_one(gradients)
+        self._sums += torch.stack((absolute, cross, cross.square()))
+
+    def _add_one_by_one(self, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Each layer's ``Σ g · Σ_j g`` and ``Σ |g|``, float64 [L]; then g is added to the sums."""
+        followed = [self._followed(g) for g in gradients]
+        signed = [total for totals in self._signed.values() for total in totals]
+        cross = torch.stack([_dot(g, s) for g, s in zip(followed, signed, strict=True)]).double()
+        absolute = torch.stack(torch._foreach_norm(followed, 1)).double()
+        torch._foreach_add_(signed, followed)
+        none = torch.zeros_like(self._sums[0])
+        return none.index_add(0, self._owners, cross), none.index_add(0, self._owners, absolute)
+
+    def _add_at_once(self, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """What ``_add_one_by_one`` does, of all gradients side by side."""
+        flat = torch.cat([g.flatten() for g in gradients])
+        flat = flat if self._places is None else flat[self._places]
+        cross, absolute = (
+            torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True, initial=0).double()
+            for values in (flat * self._total, flat.abs())
+        )
+        self._total += flat
+        return cross, absolute
 
     def importance(self) -> dict[str, float]:
         """Eq. 2 for every layer over the window, in [0, 1]."""
@@ -144,9 +185,7 @@ class GradientScores:
     def reset(self) -> None:
         """Start a new window."""
         self._sums.zero_()
-        for tensors in self._signed.values():
-            for tensor in tensors:
-                tensor.zero_()
+        self._total.zero_()
         self.iterations = 0
 
     def keep(self, names: Iterable[str]) -> None:
@@ -154,7 +193,7 @@ class GradientScores:
         kept = set(names)
         self._sums = self._sums[:, [i for i, name in enumerate(self._weights) if name in kept]]
         self._weights = {name: weights for name, weights in self._weights.items() if name in kept}
-        self._signed = {name: tensors for name, tensors in self._signed.items() if name in kept}
+        self._lay_out(self._signed)
 
     def tensors(self) -> dict[str, Tensor]:
         """The window's sums by name, for a checkpoint; ``restore`` takes them back."""

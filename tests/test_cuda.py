@@ -13,6 +13,7 @@ from streamdrop.engine import FineTuner
 from streamdrop.evaluation.device import same_every_time
 from streamdrop.evaluation.networks import build_network, layer_rule
 from streamdrop.policies import AutoPolicy, DropPolicy, PaperPolicy, SchedulePolicy
+from streamdrop.scores import GradientScores
 from streamdrop.split import SplitModel
 from streamdrop.store import LmdbStore
 from streamdrop.testing.splits import check_split
@@ -124,3 +125,23 @@ def test_mixed_precision_and_a_thaw():
     reports = [tuner.fit_round() for _ in range(5)]
     assert [r.thawed for r in reports].count(True) >= 1
     assert all(torch.isfinite(torch.tensor(r.loss)) for r in reports)
+
+
+def test_scores_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    shapes = {"a": (64, 32, 3, 3), "b": (1000, 512), "c": (7,)}
+    sides = {
+        device: {name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in shapes.items()}
+        for device in ("cpu", "cuda")
+    }
+    scores = {device: GradientScores(weights, 5000) for device, weights in sides.items()}
+    for _ in range(8):
+        for name, shape in shapes.items():
+            gradient = torch.randn(shape)
+            for device, weights in sides.items():
+                weights[name].grad = gradient.to(device)
+        for each in scores.values():
+            each.update()
+    for measure in ("importance", "magnitude", "agreement"):
+        cpu, cuda = (getattr(each, measure)() for each in scores.values())
+        assert cuda == pytest.approx(cpu, rel=1e-3, abs=1e-4)

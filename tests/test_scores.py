@@ -238,3 +238,29 @@ def test_every_parameter_is_followed_whatever_its_shape(shape, most):
     scores.update()
     assert scores.importance()["a"] == 0.0
     assert scores.magnitude()["a"] == pytest.approx(2.0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.sampled_from([None, 9, 40]))
+def test_all_at_once_is_one_by_one(seed, most):
+    """What a GPU runs, on whatever this is: the same sums, layers forgotten and gradients missing on the way."""
+    torch.manual_seed(seed)
+    weights = {
+        "a": [torch.nn.Parameter(torch.zeros(4, 3)), torch.nn.Parameter(torch.zeros(8, 3, 3))],
+        "b": torch.nn.Parameter(torch.zeros(7)),
+        "none": (),
+        "c": torch.nn.Parameter(torch.zeros(6, 5)),
+    }
+    both = [GradientScores(weights, most, at_once) for at_once in (False, True)]
+    for j in range(6):
+        for parameter in (*weights["a"], weights["b"], weights["c"]):
+            parameter.grad = torch.randn_like(parameter) + 0.3
+        weights["b"].grad = None if j == 2 else weights["b"].grad
+        for tracked in both:
+            tracked.update()
+            if j == 3:
+                tracked.keep(["b", "none", "c"])
+    for one, other in zip(*(tracked.tensors().values() for tracked in both), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert both[0].importance() == pytest.approx(both[1].importance(), abs=1e-6)
+    assert both[0].agreement() == pytest.approx(both[1].agreement(), abs=1e-4)
