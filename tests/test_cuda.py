@@ -69,8 +69,8 @@ def test_drop_is_close_to_freeze_where_kernels_depend_on_the_batch(name, tmp_pat
         assert drop.fit_round().loss == pytest.approx(freeze.fit_round().loss, rel=1e-4)
 
 
-def test_samples_put_a_few_at_a_time_are_those_put_at_once():
-    """What a store holds does not depend on who stood beside whom in a pass, else drop and freeze would part."""
+def test_samples_put_a_few_at_a_time_are_close_to_those_put_at_once():
+    """Kernels depend on the size of the pass, so bits do too: drop and freeze agree where both pass the same batches."""
     split = SplitModel(built("resnet18"), torch.randn(2, 3, 64, 64, device="cuda"))
     tuner = FineTuner(split, loss=functional.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.1), cut=7)
     images = torch.randn(64, 3, 64, 64)
@@ -78,7 +78,7 @@ def test_samples_put_a_few_at_a_time_are_those_put_at_once():
     for size in (2, 3, 7, 33):
         parts = [tuner.embed(images[start : start + size]) for start in range(0, 64, size)]
         for at, one in enumerate(whole):
-            assert torch.equal(torch.cat([part[at] for part in parts]), one), f"{size} at a time"
+            torch.testing.assert_close(torch.cat([part[at] for part in parts]), one, rtol=1e-4, atol=1e-4)
 
 
 def resumed(path, policy, store) -> FineTuner:
