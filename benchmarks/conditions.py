@@ -10,6 +10,7 @@ FOLDER holds NAME/color/*.jpg and NAME/groundtruth.txt; left out, it is ${STREAM
   drop    the backbone's last 3 blocks are trained in 4 steps on the first frame, then dropped (the default)
   placebo the same at a rate at which they do not move: what the other course of batches does by itself
   longer  the same in 16 steps
+  trial   nothing deeper on the first frame; on the stream they are trained where a trial shows that it pays
   deep    the same with 5 blocks, 16 steps, ten times the learning rate
   full    the last 3 blocks are trained in every round, throughout
 
@@ -50,6 +51,7 @@ ARMS: dict[str, list[str]] = {
     "fixed": [],
     "drop": [],
     "placebo": ["drop.learning_rate=1e-12"],
+    "trial": ["drop.policy=if-it-pays"],
     "longer": ["drop.steps=16"],
     "deep": ["drop.blocks=5", "drop.steps=16", "drop.learning_rate=1e-4"],
     "full": [],

@@ -108,10 +108,11 @@ _NAMES: dict[str, Callable[..., DropPolicy]] = {
 }
 
 
-def policy_from(spec: str | Mapping[str, Any]) -> DropPolicy:
+def policy_from(spec: str | Mapping[str, Any], others: Sequence[str] = ()) -> DropPolicy:
     """A policy from configuration: ``auto``, ``paper``, ``prefix-sum`` or ``never``; ``{name: {option: value}}``.
 
-    A schedule is ``{schedule: {round: cut}}``. Raises ConfigError naming the nearest valid name.
+    A schedule is ``{schedule: {round: cut}}``. ``others``: names that the caller knows itself. Raises ConfigError
+    naming the nearest valid name.
     """
     name, value = next(iter(spec.items()), ("", None)) if isinstance(spec, Mapping) else (spec, {})
     if isinstance(value, Mapping) and (isinstance(spec, str) or len(spec) == 1):
@@ -121,7 +122,7 @@ def policy_from(spec: str | Mapping[str, Any]) -> DropPolicy:
             return _schedule(value)
     if spec == "never":
         return SchedulePolicy()
-    valid = [*_NAMES, "never", "schedule"]
+    valid = [*others, *_NAMES, "never", "schedule"]
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near and near[0] != name else f"valid: {', '.join(valid)}"
     raise ConfigError(f"policy {spec!r} is not known: {hint} (a schedule is written {{schedule: {{4: 10, 5: 19}}}})")

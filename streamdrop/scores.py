@@ -108,7 +108,7 @@ class GradientScores:
         order = [part for tensors in parts.values() for part in tensors]
         self._total = torch.cat([part.flatten() for part in order]) if order else torch.zeros(0, device=device)
         lengths = [part.numel() for part in order]
-        views = iter(view.view(part.shape) for view, part in zip(self._total.split(lengths), order, strict=True))
+        views = iter(view.view(part.shape) for view, part in zip(torch.split(self._total, lengths), order, strict=True))
         self._signed = {name: [next(views) for _ in tensors] for name, tensors in parts.items()}
         owners = [layer for layer, tensors in enumerate(parts.values()) for _ in tensors]
         self._owners = torch.tensor(owners, dtype=torch.long, device=device)

@@ -11,7 +11,7 @@ from torch import nn
 from streamdrop.policies import DropPolicy, SchedulePolicy, policy_from
 from streamdrop.split import SplitModel
 from streamdrop.tracking.backbones import TappedNetwork
-from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.config import IF_IT_PAYS, TrackerConfig
 from streamdrop.tracking.network import TrackerNetwork
 
 _WEIGHT_DECAY = 1e-4
@@ -34,6 +34,8 @@ class Cuts:
 
 def warm_up_rounds(config: TrackerConfig) -> int:
     """Rounds on the first frame in which the upper backbone is trained, if the strategy trains it at all."""
+    if config.strategy == "drop" and config.drop.policy == IF_IT_PAYS:
+        return 0
     return config.drop.warm_up if config.strategy in ("drop", "freeze", "full") else 0
 
 
@@ -43,20 +45,22 @@ def engine_settings(config: TrackerConfig, cuts: Cuts) -> dict[str, object]:
         return {"strategy": "drop", "cut": cuts.maps, "policy": SchedulePolicy()}
     if config.strategy == "full":
         return {"strategy": "sgd", "cut": cuts.frozen, "policy": SchedulePolicy()}
-    cut = cuts.frozen if config.drop.warm_up else cuts.maps
+    cut = cuts.frozen if warm_up_rounds(config) else cuts.maps
     return {"strategy": config.strategy, "cut": cut, "policy": _policy(config, cuts), "average": False}
 
 
 def _policy(config: TrackerConfig, cuts: Cuts) -> DropPolicy:
+    if config.drop.policy == IF_IT_PAYS:
+        return SchedulePolicy()
     if config.drop.policy == "after-warm-up":
         return SchedulePolicy({config.drop.warm_up: cuts.maps} if config.drop.warm_up else {})
-    return policy_from(config.drop.policy)
+    return policy_from(config.drop.policy, others=("after-warm-up", IF_IT_PAYS))
 
 
 def optimizer_maker(
-    config: TrackerConfig, network: TrackerNetwork | TappedNetwork
+    config: TrackerConfig, network: TrackerNetwork | TappedNetwork, rate: float | None = None
 ) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    """Adam with a learning rate of its own for the backbone."""
+    """Adam with a learning rate of its own for the backbone; ``rate``: the head's, None: the first frame's."""
     head = {id(parameter) for parameter in network.score.parameters()}
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -65,7 +69,7 @@ def optimizer_maker(
             {"params": upper, "lr": config.drop.learning_rate},
             {"params": [p for p in parameters if id(p) in head], "weight_decay": _WEIGHT_DECAY},
         ]
-        return torch.optim.Adam(groups, lr=config.first_frame.learning_rate)
+        return torch.optim.Adam(groups, lr=rate or config.first_frame.learning_rate)
 
     return make
 

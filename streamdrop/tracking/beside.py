@@ -99,7 +99,9 @@ class BesideRounds(Rounds):
         self._launch()
         return eye(crops)
 
-    def remember(self, frame: int, activations: Activations, box: Box, weight: float) -> None:
+    def remember(
+        self, frame: int, activations: Activations, box: Box, weight: float, crop: Image | None = None
+    ) -> None:
         """Hand a frame's search crop to the thread; the oldest is forgotten where too many wait."""
         assert self._eye is not None
         with self._changed:

@@ -14,6 +14,13 @@ STRIDES = (8, 16)
 STRIDE = STRIDES[0]
 
 
+IF_IT_PAYS = "if-it-pays"
+"""The policy that tries deeper training on the stream …"""
+
+HELD = 4
+"""… and judges it by so many of the newest frames, which are not learned from."""
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """Where to look: a square crop of ``context`` targets resized to ``size`` pixels.
@@ -199,7 +206,11 @@ class DropConfig:
     Of another backbone than MobileNetV2 it is that many convolutions.
 
     ``policy`` decides what is dropped then: ``after-warm-up`` drops them all at once; ``paper``, ``prefix-sum`` and
-    ``{schedule: {round: cut}}`` as everywhere else. ``learning_rate`` is the backbone's own.
+    ``{schedule: {round: cut}}`` as everywhere else. ``if-it-pays`` trains none of them on the first frame; once some
+    frames are remembered, and when the loss has risen since, it thaws them for ``trial`` steps, and keeps what came of
+    it if that leaves less loss than as many steps of the head on frames that neither learned from. Where rounds make
+    way for frames (``realtime``, ``update.deadline``, a live stream) there is no time for that. ``learning_rate`` is
+    the backbone's own.
     """
 
     policy: str | dict[str, Any] = "after-warm-up"
@@ -207,12 +218,15 @@ class DropConfig:
     warm_up: int = 1
     steps: int = 4
     learning_rate: float = 1e-5
+    trial: int = 16
 
     def __post_init__(self) -> None:
         if not 0 <= self.blocks <= 7:
             raise ConfigError(f"blocks is {self.blocks}: between 0 and 7 blocks of the backbone can be trained")
-        if self.warm_up < 0 or self.steps < 1:
-            raise ConfigError("drop: warm_up is at least 0, steps at least 1")
+        if self.warm_up < 0 or min(self.steps, self.trial) < 1:
+            raise ConfigError("drop: warm_up is at least 0, steps and trial at least 1")
+        if self.policy == IF_IT_PAYS and not self.blocks:
+            raise ConfigError(f"policy {IF_IT_PAYS} and 0 blocks: there is nothing to try, give at least 1")
         check_above("learning_rate", self.learning_rate, 0.0)
 
 
@@ -322,6 +336,11 @@ class TrackerConfig:
             raise ConfigError("seed and target are whole numbers of at least 0")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give at least 1, or null")
+        if self.drop.policy == IF_IT_PAYS and self.update.memory < 2 * HELD:
+            raise ConfigError(
+                f"drop.policy is {IF_IT_PAYS}, which holds {HELD} frames out, and update.memory {self.update.memory}: "
+                f"give at least {2 * HELD}"
+            )
         if self.from_file and self.weights is not None:
             raise ConfigError(f"weights is {self.weights}, but {self.backbone} has its own: leave weights out")
         if not self.from_file and self.backbone_input != "imagenet":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -13,15 +14,17 @@ from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
 from streamdrop.store import FeatureStore
+from streamdrop.thawing import thaw_store
 from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
 from streamdrop.tracking.backbones import network_of, split_of
-from streamdrop.tracking.config import TrackerConfig
+from streamdrop.tracking.config import HELD, TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.first_frame import Example, upright
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.samples import Keys, first_frame_sampler, leaving, new_store, open_store, update_sampler
 from streamdrop.tracking.threads import both, cores, in_order
+from streamdrop.tracking.trial import MOST, Drift, Trial, Verdict, enough, kept_crop, prepared, told, tries
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
 _CHUNK = 4
@@ -43,9 +46,12 @@ class Learner:
         self._network.eval()
         self._pretrained = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._cuts = Cuts.of(self._split)
+        engine_settings(config, self._cuts)  # a policy that is none is refused before there is a target
         self._keys = Keys(config)
         self._tuner: FineTuner | None = None
         self._resting: str | None = None
+        self.drift = Drift()
+        self.tries = alone and tries(config)
         self.owed = 0  # steps of the first frame's training that are still to be done
 
     @property
@@ -97,6 +103,7 @@ class Learner:
         self.close()
         self._network.load_state_dict({**self._pretrained, **(backbone or {})})
         self._network.score.reset(self._config.seed)
+        self.drift = Drift()
         self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
         keys = [self._keys.first(index) for index in range(len(examples))]
         starts = range(0, len(examples), _CHUNK)
@@ -106,7 +113,8 @@ class Learner:
             named = keys[first : first + _CHUNK]
             targets = torch.stack([self._label(each.box) for each in part])
             info = {key: SampleInfo(pinned=True, stream=self._config.name) for key in named}
-            self.tuner.observe_activations(named, activations, targets, info)
+            sources = {key: kept_crop(each.crop) for key, each in zip(named, part, strict=True)} if self.tries else None
+            self.tuner.observe_activations(named, activations, targets, info, sources)
         return self._train_first_frame(examples, fit_boxes)
 
     @property
@@ -141,23 +149,31 @@ class Learner:
             scores = self._split.head(self._cuts.maps)(maps)
         return activations, maps, scores.numpy()
 
-    def remember(self, frame: int, activations: Activations, box: Box | None, weight: float = 1.0) -> None:
-        """Keep a frame's search crop, whose target is at ``box`` (crop pixels), to learn from."""
+    def remember(
+        self, frame: int, activations: Activations, box: Box | None, weight: float = 1.0, crop: Image | None = None
+    ) -> None:
+        """Keep a frame's search crop, whose target is at ``box`` (crop pixels), to learn from.
+
+        Where deeper training is tried (``tries``) its pixels are kept too.
+        """
         key = self._keys.frame(frame)
         info = {key: SampleInfo(weight=weight, stream=self._config.name)}
-        self.tuner.observe_activations([key], activations, self._label(box)[None], info)
+        sources = {key: kept_crop(crop)} if self.tries and crop is not None else None
+        self.tuner.observe_activations([key], activations, self._label(box)[None], info, sources)
         keys = self.tuner.store.keys()
         self.tuner.store.discard(leaving([one for one in keys if not self._keys.is_first(one)], self._config))
 
     def adapt(self) -> RoundReport:
-        """One round on what is remembered."""
-        update = self._config.update
+        """One round on what is remembered; before it deeper training is tried, where that is due."""
+        verdict, update = self._tried(), self._config.update
         sampler = update_sampler(self._config, self._keys)
-        return self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
+        report = self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
+        self.drift.note(report.loss)
+        return told(report, verdict, self._config, self.tries)
 
     def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
         """A checkpoint's content, with the caller's plain data and tensors, as the tuner's ``snapshot`` has it."""
-        return self.tuner.snapshot({**extra, "owed": self.owed}, tensors)
+        return self.tuner.snapshot({**extra, "owed": self.owed, "drift": dataclasses.asdict(self.drift)}, tensors)
 
     def round(self) -> Generator[None, None, RoundReport]:
         """``adapt`` in pieces; in one where the store has to move."""
@@ -165,7 +181,8 @@ class Learner:
             return self.adapt()
         update = self._config.update
         sampler = update_sampler(self._config, self._keys)
-        return (yield from self.tuner.round_by_steps(update.steps, sampler, update.deadline))
+        report = yield from self.tuner.round_by_steps(update.steps, sampler, update.deadline)
+        return told(report, None, self._config, False)
 
     def first_round(self) -> Generator[None, None, RoundReport]:
         """What is left of the training on the first frame, in pieces."""
@@ -191,6 +208,7 @@ class Learner:
             store.close()
             raise
         self.owed = self._tuner.extra.get("owed", 0)
+        self.drift = Drift(**self._tuner.extra.get("drift", {}))
         return dict(self._tuner.extra)
 
     def close(self) -> None:
@@ -205,10 +223,38 @@ class Learner:
             "loss": score_loss,
             "optimizer": optimizer_maker(self._config, self._network),
             "scheduler": scheduler_maker(self._config),
+            "prepare": prepared,
             "batch_norm": "frozen",
             "seed": self._config.seed,
             **engine_settings(self._config, self._cuts),
         }
+
+    def _tried(self) -> Verdict | None:
+        """A trial of deeper training, where one is due and enough is remembered. Where it pays the store follows."""
+        keys = self.tuner.store.keys()
+        first = [key for key in keys if self._keys.is_first(key)]
+        frames = [key for key in keys if not self._keys.is_first(key)]
+        if not self.tries or not enough(len(frames), self._config.update):
+            return None
+        cause = self.drift.due(self._keys.number(frames[-1]))
+        if cause is None:
+            return None
+        config, learned = self._config, [*first[:MOST], *frames[-MOST - HELD : -HELD]]
+        trial = Trial(
+            split=self._split,
+            lower=self._cuts.frozen,
+            maps=self._cuts.maps,
+            optimizer=optimizer_maker(config, self._network, config.update.learning_rate),
+            sampler=update_sampler(config, self._keys),
+            steps=config.drop.trial,
+            seed=config.seed,
+        )
+        verdict = trial(self.tuner.store, learned, frames[-HELD:], cause)
+        self.drift.judged(self._keys.number(frames[-1]), verdict.pays)
+        if verdict.pays:
+            thaw_store(self.tuner.store, self._split, self._cuts.maps, _CHUNK, prepared)
+            self._resting = None
+        return verdict
 
     def _train_first_frame(
         self, examples: Sequence[Example], fit_boxes: Callable[[Activations], None]

@@ -67,9 +67,11 @@ class Rounds:
         """One pass over crops."""
         return self._learner.eye(crops)
 
-    def remember(self, frame: int, activations: Activations, box: Box, weight: float) -> None:
-        """Keep a frame's search crop to learn from."""
-        self._learner.remember(frame, activations, box, weight)
+    def remember(
+        self, frame: int, activations: Activations, box: Box, weight: float, crop: Image | None = None
+    ) -> None:
+        """Keep a frame's search crop to learn from, as ``Learner.remember`` has it."""
+        self._learner.remember(frame, activations, box, weight, crop)
 
     def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
         """Use what is left of the frame that came at ``began``, a time of the performance counter."""

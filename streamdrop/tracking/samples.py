@@ -28,6 +28,10 @@ class Keys:
         """The key of one of the first frame's crops."""
         return sample_key(self._name, self._first, number)
 
+    def number(self, key: bytes) -> int:
+        """The frame of a search crop's key."""
+        return int.from_bytes(key[-8:], "big")
+
     def is_first(self, key: bytes) -> bool:
         """Whether the key is one of the first frame's."""
         return key[:-8] == self._first_prefix

@@ -176,7 +176,7 @@ class Tracker:
             motion.grow(1.0 if peak.view == 0 else views[peak.view].side / motion.side(self.config.search))
             self._follow(peak, views[peak.view], maps)
             if self._vouched(peak, maps) and keep:
-                self._remember(peak, views[peak.view], activations, maps)
+                self._remember(image, peak, views[peak.view], activations, maps)
         motion.note_distractors(scores, views, found, self.config)
         return found
 
@@ -202,7 +202,9 @@ class Tracker:
         if motion.waiting == 0 or motion.lost:
             return ()
         motion.waiting = 0
-        return self._rounds.whole(target.regression)
+        reports = self._rounds.whole(target.regression)
+        self._heard(reports)
+        return reports
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -276,7 +278,7 @@ class Tracker:
         anchor = target.anchor
         return anchor is None or target.motion.vouched(anchor.score(maps, peak), self.config.update)
 
-    def _remember(self, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
+    def _remember(self, image: Image, peak: Peak, view: View, activations: Activations, maps: Activations) -> None:
         """Keep the frame to learn from, if it is certain enough."""
         target, update = self._followed(), self.config.update
         motion = target.motion
@@ -284,9 +286,15 @@ class Tracker:
         if self.config.strategy != "none" and certain and motion.steady >= update.confirm:
             sample = tuple(tensor[peak.view : peak.view + 1] for tensor in activations)
             box = view.box_in_crop(motion.box)
-            self._rounds.remember(motion.frame, sample, box, weight=motion.score)
+            crop = take(image, view) if self._learner.tries else None
+            self._rounds.remember(motion.frame, sample, box, motion.score, crop)
             target.regression.remember(maps, peak.view, box, motion.frame, self.config.seed)
             motion.waiting += 1
+
+    def _heard(self, reports: Sequence[RoundReport]) -> None:
+        """An anchor knows the maps of the first frame's backbone: it is asked no more where that learned on."""
+        if any(report.thawed for report in reports):
+            self._followed().anchor = None
 
     def _learn(self, began: float) -> Turn:
         """Time to learn: a round is due on schedule, where there is something new and the target is in sight."""
@@ -294,6 +302,7 @@ class Tracker:
         motion = target.motion
         due = self.round_due and motion.waiting > 0 and not motion.lost
         turn = self._rounds.turn(due, target.regression, began, motion.lost > 0)
+        self._heard(turn.reports)
         if turn.begun:
             motion.waiting = 0
         return turn

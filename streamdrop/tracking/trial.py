@@ -1,0 +1,205 @@
+"""Whether training the backbone's upper blocks pays on this stream: tried on what was remembered, judged on the rest.
+
+What the first frame shows of itself does not tell what helps on later ones; the newest frames, held out, do to a
+degree (docs/tracking.md). So the head alone and head and blocks are trained for as many steps on the same batches, from
+the same weights, and their losses on the held-out frames compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from streamdrop.engine import FineTuner
+from streamdrop.policies import SchedulePolicy
+from streamdrop.rounds import Sampler
+from streamdrop.split import SplitModel, run_in_chunks
+from streamdrop.store import FeatureStore, MemoryStore, decode_source, encode_source
+from streamdrop.tracking.config import HELD, IF_IT_PAYS, TrackerConfig, UpdateConfig
+from streamdrop.tracking.eye import as_input
+from streamdrop.tracking.labels import score_loss
+from streamdrop.types import Activations, Image, RoundReport
+
+_LEARNED = 8  # remembered frames to learn from, at least: with fewer a trial tells nothing
+
+MOST = 16
+"""Remembered frames, and crops of the first one, that a trial looks at, at most: each passes the lower backbone."""
+
+_MARGIN = 0.98  # of the head's loss: what is closer than that is chance
+_RISE = 1.5  # of the least loss since the last trial: the stream has drifted
+_PACE = 0.2  # share of a round in what the loss is of late
+_QUIET = 50  # frames after a trial without another; twice as many after each that did not pay
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Losses on the held-out frames after training the head alone, and head and upper blocks.
+
+    ``cause``: why it was tried; ``seconds``: what that took.
+    """
+
+    steps: int
+    head: float
+    deeper: float
+    cause: str
+    seconds: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the deeper training is kept."""
+        return self.deeper < _MARGIN * self.head
+
+    def __str__(self) -> str:
+        kept = "it pays, the blocks are kept as trained" if self.pays else "it does not pay, the blocks stay dropped"
+        return (
+            f"{self.cause}: {self.steps} steps of deeper training leave a loss of {self.deeper:.3g} on the last {HELD} "
+            f"frames, {self.steps} of the head alone {self.head:.3g}: {kept}"
+        )
+
+
+@dataclass
+class Drift:
+    """When a trial is due, in plain numbers: once early, then when the rounds' loss has risen (the drift monitor).
+
+    ``of_late``: the loss of late; ``least``: its least since the last trial; ``quiet``: the frame before which no
+    trial is due; ``refused``: trials in a row that did not pay; ``tried``: trials in all; ``kept``: those that paid.
+    """
+
+    of_late: float | None = None
+    least: float | None = None
+    quiet: int = 0
+    refused: int = 0
+    tried: int = 0
+    kept: int = 0
+
+    def note(self, loss: float) -> None:
+        """A round's loss."""
+        self.of_late = loss if self.of_late is None else self.of_late + _PACE * (loss - self.of_late)
+        self.least = self.of_late if self.least is None else min(self.least, self.of_late)
+
+    def due(self, frame: int) -> str | None:
+        """Why a trial is due after ``frame``; None: it is not."""
+        if frame < self.quiet:
+            return None
+        if not self.tried:
+            return "the first frames are there"
+        if self.of_late is None or self.least is None or self.of_late <= _RISE * self.least:
+            return None
+        return f"the loss has risen from {self.least:.3g} to {self.of_late:.3g}"
+
+    def judged(self, frame: int, pays: bool) -> None:
+        """A trial has ended: the monitor starts anew."""
+        self.tried, self.kept = self.tried + 1, self.kept + pays
+        self.refused = 0 if pays else self.refused + 1
+        self.quiet = frame + _QUIET * 2**self.refused
+        self.of_late = self.least = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What both sides of a trial share. ``lower``: the cut below the upper blocks; ``maps``: the one above them.
+
+    ``optimizer`` and ``sampler`` are as FineTuner takes them; ``steps`` each side trains.
+    """
+
+    split: SplitModel
+    lower: int
+    maps: int
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    sampler: Sampler
+    steps: int
+    seed: int
+
+    def __call__(self, store: FeatureStore, learned: Sequence[bytes], held: Sequence[bytes], cause: str) -> Verdict:
+        """Try it on the samples ``learned``, whose sources ``store`` has. Where it pays the weights stay as trained.
+
+        Raises StoreError, TrainingError.
+        """
+        began = time.perf_counter()
+        parameters = self.split.head_parameters(self.lower)
+        before = _copied(parameters)
+        samples, unseen = (self._lowered(store, keys) for keys in (learned, held))
+        self._train(store, learned, samples, self.maps)
+        head = self._loss(store, unseen, held)
+        _put_back(parameters, before)
+        self._train(store, learned, samples, self.lower)
+        verdict = Verdict(self.steps, head, self._loss(store, unseen, held), cause, time.perf_counter() - began)
+        if not verdict.pays:
+            _put_back(parameters, before)
+        return verdict
+
+    def _lowered(self, store: FeatureStore, keys: Sequence[bytes]) -> Activations:
+        crops = [prepared(decode_source(source)) for source in store.get_sources(keys) if source is not None]
+        return run_in_chunks(self.split.tail(self.lower), (torch.stack(crops),), 4)
+
+    def _train(self, store: FeatureStore, keys: Sequence[bytes], samples: Activations, cut: int) -> None:
+        """Train all from ``cut`` on, in a tuner of its own."""
+        tuner = FineTuner(
+            self.split,
+            store=MemoryStore(),
+            loss=score_loss,
+            optimizer=self.optimizer,
+            policy=SchedulePolicy(),
+            batch_norm="frozen",
+            seed=self.seed,
+            strategy="drop",
+            cut=cut,
+            average=False,
+        )
+        with torch.no_grad():
+            raised = samples if cut == self.lower else run_in_chunks(self.split.step(self.lower, cut), samples, 4)
+        info = dict(zip(keys, store.get_info(keys), strict=True))
+        tuner.observe_activations(keys, raised, store.get_targets(keys), info)
+        tuner.fit_round(steps=self.steps, sampler=self.sampler)
+
+    def _loss(self, store: FeatureStore, samples: Activations, keys: Sequence[bytes]) -> float:
+        targets = store.get_targets(keys)
+        assert isinstance(targets, Tensor)
+        with torch.no_grad():
+            return float(score_loss(self.split.head(self.lower)(samples), targets, torch.ones(len(keys))))
+
+
+def tries(config: TrackerConfig) -> bool:
+    """Whether deeper training is tried: the policy says so, and rounds run whole, with no clock to end them."""
+    wanted = config.strategy == "drop" and config.drop.policy == IF_IT_PAYS
+    return wanted and config.realtime.in_line and config.update.deadline is None
+
+
+def enough(frames: int, update: UpdateConfig) -> bool:
+    """Whether a trial can be held with so many frames remembered, all that a small memory has room for if need be."""
+    return frames >= min(_LEARNED + HELD, update.memory)
+
+
+def told(report: RoundReport, verdict: Verdict | None, config: TrackerConfig, tried: bool) -> RoundReport:
+    """A round's report with the trial before it, or with why there is none."""
+    if verdict is not None:
+        seconds = {name: getattr(report, name) + verdict.seconds for name in ("seconds", "train_seconds")}
+        return dataclasses.replace(report, why=str(verdict), thawed=verdict.pays, **seconds)
+    if config.strategy == "drop" and config.drop.policy == IF_IT_PAYS and not tried:
+        return dataclasses.replace(report, why="deeper training is not tried: rounds make way for frames")
+    return report
+
+
+def kept_crop(crop: Image) -> bytes:
+    """A crop as a source, bit for bit."""
+    return encode_source(crop, "raw")
+
+
+def prepared(crop: object) -> Tensor:
+    """A crop that was kept as a source, uint8 [S, S, 3] → one sample as the network takes it."""
+    return as_input([torch.as_tensor(crop).numpy()])[0]
+
+
+def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+@torch.no_grad()
+def _put_back(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
