@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

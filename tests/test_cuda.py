@@ -70,7 +70,7 @@ def test_drop_is_close_to_freeze_where_kernels_depend_on_the_batch(name, tmp_pat
 
 
 def test_samples_put_a_few_at_a_time_are_close_to_those_put_at_once():
-    """Kernels depend on the size of the pass, so bits do too: drop and freeze agree where both pass the same batches."""
+    """Kernels, and so bits, depend on the size of a pass: drop and freeze agree where both pass the same batches."""
     split = SplitModel(built("resnet18"), torch.randn(2, 3, 64, 64, device="cuda"))
     tuner = FineTuner(split, loss=functional.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.1), cut=7)
     images = torch.randn(64, 3, 64, 64)

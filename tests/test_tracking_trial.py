@@ -71,10 +71,12 @@ def test_what_pays_is_kept_and_the_store_follows(pays: None) -> None:
         for name, weight in tracker.learner.backbone.items()
         if not torch.equal(weight, fixed.learner.backbone[name])
     ]
-    assert changed and all(name.startswith("upper.") for name in changed)
+    assert changed
+    assert all(name.startswith("upper.") for name in changed)
     store, maps = tracker.learner.tuner.store, tracker.learner.tuner.store.cut
     assert store.version == tracker.learner.tuner.split.version(maps)
-    for key in store.keys():  # of samples from before the trial and after it
+    keys = store.keys()
+    for key in keys:  # of samples from before the trial and after it
         crop = prepared(decode_source(store.get_sources([key])[0] or b""))[None]
         with torch.no_grad():
             made = tracker.learner.tuner.split.tail(maps)(crop)
