@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from streamdrop.cli import main
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, DataError, WeightsError
 from streamdrop.evaluation import fit_arm
+from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.experiment import FitConfig, read_result, run_experiment
 from streamdrop.evaluation.fit_config import ScheduleConfig, checked_strategies
 from streamdrop.evaluation.networks import build_network, load_weights
@@ -128,6 +130,34 @@ def test_unknown_strategies_and_folders_that_cannot_be_written(data, tmp_path, c
     path.write_text(f"data: {data}\n")
     assert main(["fit", str(path), "--output", "/proc/x"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """A process that writes to ``tmp_path / "o"``; close its stdin to end it."""
+    code = "import sys; from pathlib import Path; from streamdrop.evaluation.claim import claimed\n"
+    code += "with claimed(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "o")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no lock between processes")
+def test_a_folder_that_another_run_writes_to_is_refused_and_free_when_that_ends(data, tmp_path, capsys, other_run):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"data: {data}\n")
+    sweep = tmp_path / "s.yaml"
+    sweep.write_text(f"name: s\ndata: {{d: {data}}}\nmodels: [resnet18]\nseeds: [0]\nstrategies: [sgd]\n")
+    for arguments in ([str(path)], ["--sweep", str(sweep)]):
+        assert main(["fit", *arguments, "--output", str(tmp_path / "o")]) == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "another run is writing there" in err
+    threading.Timer(0.2, other_run.stdin.close).start()
+    with claimed(tmp_path / "o", patience=30.0):
+        assert other_run.wait(30) == 0
 
 
 def test_weights_from_a_file(tmp_path):
@@ -256,6 +286,7 @@ def test_an_interrupted_run_goes_on_where_it_was(data, tmp_path, monkeypatch):
         "drop.safetensors",
         "result.json",
         "sgd.safetensors",
+        "writer.lock",  # nobody's: who holds it, not that it is there, counts
     ]
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from streamdrop.config import load
-from streamdrop.errors import ConfigError, OutputError, StreamdropError
+from streamdrop.errors import ConfigError, StreamdropError
+from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.datasets import read_split
 from streamdrop.evaluation.device import check_device, same_every_time
 from streamdrop.evaluation.fit_arm import Arm, FitData, Plan, open_arm, take_first_costs, weights_of
@@ -40,25 +41,26 @@ def run_experiment(
     resume: bool = False,
     save_weights: bool = False,
     download: bool = False,
+    patience: float = 0.0,
 ) -> dict[str, Any]:
     """Train the same network from the same weights by each strategy; write ``output/result.json`` and return it.
 
     The strategies take turns epoch by epoch, so that what else the machine does falls on all alike; ``sgd-same-time``
     runs when all others are done. ``on_epoch`` is called after each epoch with its row. Seconds count training and
     storing, not testing. ``resume`` goes on with what a killed run left in ``output``; ``save_weights`` writes
-    ``STRATEGY.safetensors``; ``download`` may fetch a data set that is missing. An arm whose loss is not finite stops
+    ``STRATEGY.safetensors``; ``download`` may fetch a data set that is missing; ``patience``: seconds left to another
+    run in ``output`` that is about to end. An arm whose loss is not finite stops
     (status "diverged", weights of its last good epoch in ``STRATEGY-last-good.safetensors``); the others go on.
     Raises ConfigError, DataError, OutputError before work starts.
     """
     asked = checked_strategies(strategies, config.same_time)
     check_device(config.device)
     folder = Path(output)
-    kept = _kept(folder, config, asked) if resume else None
-    if kept is not None and kept["finished"]:
-        _tidy(folder)
-        return kept
-    _make(folder)
-    with _threads(config.threads), same_every_time(config.device):
+    with claimed(folder, patience), _threads(config.threads), same_every_time(config.device):
+        kept = _kept(folder, config, asked) if resume else None
+        if kept is not None and kept["finished"]:
+            _tidy(folder)
+            return kept
         data = _read(config, download)
         if kept is None:
             _tidy(folder)
@@ -177,13 +179,6 @@ def differences(result: dict[str, Any], config: FitConfig, asked: Sequence[str])
     free = ("checkpoint_seconds",)
     changed = [key for key in now if key not in free and now[key] != before[key]]
     return changed + ([] if result.get("asked") == list(asked) else ["strategies"])
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}): choose another --output") from None
 
 
 def _tidy(folder: Path) -> None:

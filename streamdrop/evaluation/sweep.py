@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop._version import __version__
-from streamdrop.errors import ConfigError, OutputError
+from streamdrop.errors import ConfigError
+from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.device import check_device
 from streamdrop.evaluation.experiment import differences, read_result
 from streamdrop.evaluation.fit_config import checked_strategies
@@ -61,17 +62,18 @@ def run_sweep(
 
     Cells that are done are kept; one that was cut short goes on; one that failed is tried again. ``on_cell`` is told
     each cell's end. ``flags`` go to the cells: --save-weights, --download. Raises ConfigError for cells of another
-    configuration in ``output`` and for a GPU that is not there, OutputError.
+    configuration in ``output`` and for a GPU that is not there, OutputError, also where another run is writing there.
     """
     for device in {cell.config.device for cell in sweep.cells}:
         check_device(device)
     grid = _Grid(sweep, Path(output), on_cell, list(flags))
-    grid.look_around()
-    try:
-        grid.carry_out()
-    finally:
-        grid.stop()
-    return grid.outcome()
+    with claimed(grid.folder):
+        grid.look_around()
+        try:
+            grid.carry_out()
+        finally:
+            grid.stop()
+        return grid.outcome()
 
 
 @dataclass
@@ -88,10 +90,6 @@ class _Grid:
 
     def look_around(self) -> None:
         """Which cells are done; refuses those of another configuration."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be written ({error.strerror}): choose another --output") from None
         for cell in self.sweep.cells:
             result = read_result(self.folder / cell.folder)
             self.status[cell] = "missing"

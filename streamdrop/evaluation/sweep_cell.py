@@ -17,6 +17,8 @@ import threading
 from pathlib import Path
 
 INTERRUPTED = 130
+PATIENCE = 60.0
+"""Seconds that a cell of a killed sweep may take to save itself before this one goes on with it."""
 
 
 def main() -> int:
@@ -47,7 +49,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         cell = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         flags = {"save_weights": options.save_weights, "download": options.download}
-        result = run_experiment(load(cell["config"], FitConfig), cell["strategies"], folder, resume=True, **flags)
+        config = load(cell["config"], FitConfig)
+        result = run_experiment(config, cell["strategies"], folder, resume=True, patience=PATIENCE, **flags)
         failure = describe_divergence(result, folder)
     except StreamdropError as error:
         failure = str(error)
