@@ -31,7 +31,7 @@ class SearchConfig:
     """
 
     size: int = 256
-    context: float = 4.5
+    context: float = 4.0
     window: float = 0.5
     window_width: tuple[float, float] = (0.6, 2.0)
     distractors: int = 3
