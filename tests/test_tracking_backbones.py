@@ -96,7 +96,7 @@ def test_only_the_last_convolutions_can_be_trained_and_the_maps_cross_the_cut(re
 @pytest.mark.parametrize("strategy", ["drop", "fixed"])
 def test_tracks_and_resumes_with_another_backbone(resnet: str, strategy: str, tmp_path: Path) -> None:
     images, truth = moving_square(8)
-    longer = {**SMALL["first_frame"], "steps": 120}  # filters at random take longer to learn from
+    longer = {**SMALL["first_frame"], "steps": 200}  # filters at random take longer to learn from
     settings = {**SMALL, "first_frame": longer, "backbone": "resnet18", "weights": resnet, "strategy": strategy}
 
     def plain(tracks: list[Track]) -> list[Any]:
