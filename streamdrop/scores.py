@@ -23,10 +23,11 @@ def importance(signed_sum: Tensor, absolute_sum: Tensor) -> float:
 
     Near 1 the steps cancel: the layer has stopped learning. Near 0 they agree: it is learning.
     """
-    total = float(absolute_sum.double().sum())
-    if total == 0.0:
-        return 1.0
-    return min(1.0, max(0.0, 1.0 - float(signed_sum.double().abs().sum()) / total))
+    return _importance(float(signed_sum.double().abs().sum()), float(absolute_sum.double().sum()))
+
+
+def _importance(signed: float, absolute: float) -> float:
+    return 1.0 if absolute == 0.0 else min(1.0, max(0.0, 1.0 - signed / absolute))
 
 
 def standardise(p: Tensor) -> Tensor:
@@ -156,15 +157,20 @@ class GradientScores:
         """What ``_add_one_by_one`` does, of all gradients side by side."""
         flat = torch.cat([g.flatten() for g in gradients])
         flat = flat if self._places is None else flat[self._places]
-        cross, absolute = (
-            torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True, initial=0).double()
-            for values in (flat * self._total, flat.abs())
-        )
+        cross, absolute = self._of_layers(flat * self._total), self._of_layers(flat.abs())
         self._total += flat
-        return cross, absolute
+        return cross.double(), absolute.double()
+
+    def _of_layers(self, values: Tensor) -> Tensor:
+        """The sum of each layer's part of values that lie side by side, [L]."""
+        return torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True, initial=0)
 
     def importance(self) -> dict[str, float]:
         """Eq. 2 for every layer over the window, in [0, 1]."""
+        if self._at_once:
+            signed = self._of_layers(self._total.double().abs())
+            both = torch.stack((signed, self._sums[0])).tolist()  # one wait for the device, not two a layer
+            return {name: _importance(*sums) for name, *sums in zip(self._weights, *both, strict=True)}
         return {
             name: importance(_flat(self._signed[name]), total)
             for name, total in zip(self._weights, self._sums[0], strict=True)
