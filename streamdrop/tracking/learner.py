@@ -14,17 +14,16 @@ from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
 from streamdrop.store import FeatureStore
-from streamdrop.thawing import thaw_store
 from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
 from streamdrop.tracking.backbones import network_of, split_of
-from streamdrop.tracking.config import HELD, TrackerConfig
+from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.first_frame import Example, upright
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.samples import Keys, first_frame_sampler, leaving, new_store, open_store, update_sampler
 from streamdrop.tracking.threads import both, cores, in_order
-from streamdrop.tracking.trial import MOST, Drift, Trial, Verdict, enough, kept_crop, prepared, told, tries
+from streamdrop.tracking.trial import Drift, Trials, kept_crop, prepared, tries, untried
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
 _CHUNK = 4
@@ -50,8 +49,8 @@ class Learner:
         self._keys = Keys(config)
         self._tuner: FineTuner | None = None
         self._resting: str | None = None
-        self.drift = Drift()
-        self.tries = alone and tries(config)
+        tried = alone and tries(config)
+        self._trials = Trials(config, self._split, self._cuts, self._network, self._keys) if tried else None
         self.owed = 0  # steps of the first frame's training that are still to be done
 
     @property
@@ -64,6 +63,11 @@ class Learner:
         """The target's FineTuner; only after ``start``."""
         assert self._tuner is not None
         return self._tuner
+
+    @property
+    def tries(self) -> bool:
+        """Whether deeper training is tried on the stream, and crops are kept for that."""
+        return self._trials is not None
 
     @property
     def resting(self) -> str | None:
@@ -103,7 +107,8 @@ class Learner:
         self.close()
         self._network.load_state_dict({**self._pretrained, **(backbone or {})})
         self._network.score.reset(self._config.seed)
-        self.drift = Drift()
+        if self._trials is not None:
+            self._trials.drift = Drift()
         self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
         keys = [self._keys.first(index) for index in range(len(examples))]
         starts = range(0, len(examples), _CHUNK)
@@ -165,15 +170,18 @@ class Learner:
 
     def adapt(self) -> RoundReport:
         """One round on what is remembered; before it deeper training is tried, where that is due."""
-        verdict, update = self._tried(), self._config.update
+        update, trials = self._config.update, self._trials
+        verdict = None if trials is None else trials.before_round(self.tuner.store)
+        if verdict is not None and verdict.pays:
+            self._resting = None
         sampler = update_sampler(self._config, self._keys)
         report = self.tuner.fit_round(steps=update.steps, sampler=sampler, deadline=update.deadline)
-        self.drift.note(report.loss)
-        return told(report, verdict, self._config, self.tries)
+        return untried(report, self._config) if trials is None else trials.after_round(report, verdict)
 
     def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
         """A checkpoint's content, with the caller's plain data and tensors, as the tuner's ``snapshot`` has it."""
-        return self.tuner.snapshot({**extra, "owed": self.owed, "drift": dataclasses.asdict(self.drift)}, tensors)
+        drift = None if self._trials is None else dataclasses.asdict(self._trials.drift)
+        return self.tuner.snapshot({**extra, "owed": self.owed, "drift": drift}, tensors)
 
     def round(self) -> Generator[None, None, RoundReport]:
         """``adapt`` in pieces; in one where the store has to move."""
@@ -182,7 +190,7 @@ class Learner:
         update = self._config.update
         sampler = update_sampler(self._config, self._keys)
         report = yield from self.tuner.round_by_steps(update.steps, sampler, update.deadline)
-        return told(report, None, self._config, False)
+        return untried(report, self._config)
 
     def first_round(self) -> Generator[None, None, RoundReport]:
         """What is left of the training on the first frame, in pieces."""
@@ -208,7 +216,8 @@ class Learner:
             store.close()
             raise
         self.owed = self._tuner.extra.get("owed", 0)
-        self.drift = Drift(**self._tuner.extra.get("drift", {}))
+        if self._trials is not None:
+            self._trials.drift = Drift(**(self._tuner.extra.get("drift") or {}))
         return dict(self._tuner.extra)
 
     def close(self) -> None:
@@ -228,33 +237,6 @@ class Learner:
             "seed": self._config.seed,
             **engine_settings(self._config, self._cuts),
         }
-
-    def _tried(self) -> Verdict | None:
-        """A trial of deeper training, where one is due and enough is remembered. Where it pays the store follows."""
-        keys = self.tuner.store.keys()
-        first = [key for key in keys if self._keys.is_first(key)]
-        frames = [key for key in keys if not self._keys.is_first(key)]
-        if not self.tries or not enough(len(frames), self._config.update):
-            return None
-        cause = self.drift.due(self._keys.number(frames[-1]))
-        if cause is None:
-            return None
-        config, learned = self._config, [*first[:MOST], *frames[-MOST - HELD : -HELD]]
-        trial = Trial(
-            split=self._split,
-            lower=self._cuts.frozen,
-            maps=self._cuts.maps,
-            optimizer=optimizer_maker(config, self._network, config.update.learning_rate),
-            sampler=update_sampler(config, self._keys),
-            steps=config.drop.trial,
-            seed=config.seed,
-        )
-        verdict = trial(self.tuner.store, learned, frames[-HELD:], cause)
-        self.drift.judged(self._keys.number(frames[-1]), verdict.pays)
-        if verdict.pays:
-            thaw_store(self.tuner.store, self._split, self._cuts.maps, _CHUNK, prepared)
-            self._resting = None
-        return verdict
 
     def _train_first_frame(
         self, examples: Sequence[Example], fit_boxes: Callable[[Activations], None]

@@ -20,9 +20,14 @@ from streamdrop.policies import SchedulePolicy
 from streamdrop.rounds import Sampler
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, MemoryStore, decode_source, encode_source
-from streamdrop.tracking.config import HELD, IF_IT_PAYS, TrackerConfig, UpdateConfig
+from streamdrop.thawing import thaw_store
+from streamdrop.tracking.arms import Cuts, optimizer_maker
+from streamdrop.tracking.backbones import TappedNetwork
+from streamdrop.tracking.config import HELD, IF_IT_PAYS, TrackerConfig
 from streamdrop.tracking.eye import as_input
 from streamdrop.tracking.labels import score_loss
+from streamdrop.tracking.network import TrackerNetwork
+from streamdrop.tracking.samples import Keys, update_sampler
 from streamdrop.types import Activations, Image, RoundReport
 
 _LEARNED = 8  # remembered frames to learn from, at least: with fewer a trial tells nothing
@@ -30,6 +35,7 @@ _LEARNED = 8  # remembered frames to learn from, at least: with fewer a trial te
 MOST = 16
 """Remembered frames, and crops of the first one, that a trial looks at, at most: each passes the lower backbone."""
 
+_CHUNK = 4
 _MARGIN = 0.98  # of the head's loss: what is closer than that is chance
 _RISE = 1.5  # of the least loss since the last trial: the stream has drifted
 _PACE = 0.2  # share of a round in what the loss is of late
@@ -135,7 +141,7 @@ class Trial:
 
     def _lowered(self, store: FeatureStore, keys: Sequence[bytes]) -> Activations:
         crops = [prepared(decode_source(source)) for source in store.get_sources(keys) if source is not None]
-        return run_in_chunks(self.split.tail(self.lower), (torch.stack(crops),), 4)
+        return run_in_chunks(self.split.tail(self.lower), (torch.stack(crops),), _CHUNK)
 
     def _train(self, store: FeatureStore, keys: Sequence[bytes], samples: Activations, cut: int) -> None:
         """Train all from ``cut`` on, in a tuner of its own."""
@@ -152,7 +158,7 @@ class Trial:
             average=False,
         )
         with torch.no_grad():
-            raised = samples if cut == self.lower else run_in_chunks(self.split.step(self.lower, cut), samples, 4)
+            raised = samples if cut == self.lower else run_in_chunks(self.split.step(self.lower, cut), samples, _CHUNK)
         info = dict(zip(keys, store.get_info(keys), strict=True))
         tuner.observe_activations(keys, raised, store.get_targets(keys), info)
         tuner.fit_round(steps=self.steps, sampler=self.sampler)
@@ -170,17 +176,52 @@ def tries(config: TrackerConfig) -> bool:
     return wanted and config.realtime.in_line and config.update.deadline is None
 
 
-def enough(frames: int, update: UpdateConfig) -> bool:
-    """Whether a trial can be held with so many frames remembered, all that a small memory has room for if need be."""
-    return frames >= min(_LEARNED + HELD, update.memory)
+class Trials:
+    """The trials of one stream: held before a round where one is due, told in its report. ``drift`` says when."""
 
+    def __init__(
+        self, config: TrackerConfig, split: SplitModel, cuts: Cuts, network: TrackerNetwork | TappedNetwork, keys: Keys
+    ) -> None:
+        self.drift = Drift()
+        self._config, self._split, self._cuts, self._keys = config, split, cuts, keys
+        self._trial = Trial(
+            split=split,
+            lower=cuts.frozen,
+            maps=cuts.maps,
+            optimizer=optimizer_maker(config, network, config.update.learning_rate),
+            sampler=update_sampler(config, keys),
+            steps=config.drop.trial,
+            seed=config.seed,
+        )
 
-def told(report: RoundReport, verdict: Verdict | None, config: TrackerConfig, tried: bool) -> RoundReport:
-    """A round's report with the trial before it, or with why there is none."""
-    if verdict is not None:
+    def before_round(self, store: FeatureStore) -> Verdict | None:
+        """A trial, where one is due and enough is remembered. Where it pays the store follows. Raises StoreError."""
+        keys = store.keys()
+        first = [key for key in keys if self._keys.is_first(key)]
+        frames = [key for key in keys if not self._keys.is_first(key)]
+        enough = min(_LEARNED + HELD, self._config.update.memory)  # all that a small memory has room for, if need be
+        newest = self._keys.number(frames[-1]) if frames else 0
+        cause = self.drift.due(newest) if len(frames) >= enough else None
+        if cause is None:
+            return None
+        verdict = self._trial(store, [*first[:MOST], *frames[-MOST - HELD : -HELD]], frames[-HELD:], cause)
+        self.drift.judged(newest, verdict.pays)
+        if verdict.pays:
+            thaw_store(store, self._split, self._cuts.maps, _CHUNK, prepared)
+        return verdict
+
+    def after_round(self, report: RoundReport, verdict: Verdict | None) -> RoundReport:
+        """The round's report, with the trial before it."""
+        self.drift.note(report.loss)
+        if verdict is None:
+            return report
         seconds = {name: getattr(report, name) + verdict.seconds for name in ("seconds", "train_seconds")}
         return dataclasses.replace(report, why=str(verdict), thawed=verdict.pays, **seconds)
-    if config.strategy == "drop" and config.drop.policy == IF_IT_PAYS and not tried:
+
+
+def untried(report: RoundReport, config: TrackerConfig) -> RoundReport:
+    """The report of a round for which there are no trials; where they are wanted it says why not."""
+    if config.strategy == "drop" and config.drop.policy == IF_IT_PAYS:
         return dataclasses.replace(report, why="deeper training is not tried: rounds make way for frames")
     return report
 
