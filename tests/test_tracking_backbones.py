@@ -93,10 +93,27 @@ def test_only_the_last_convolutions_can_be_trained_and_the_maps_cross_the_cut(re
 
 
 @pytest.mark.slow
+def test_a_head_that_finds_nothing_after_its_steps_gets_more(resnet: str) -> None:
+    """On maps that say little the first steps may not have begun to tell: all that follows would be lost."""
+    images, truth = moving_square(6)
+
+    def overlap(again: int) -> tuple[float, int]:
+        first = {**SMALL["first_frame"], "steps": 80, "again": again}
+        settings = {**SMALL, "first_frame": first, "backbone": "resnet18", "weights": resnet, "strategy": "fixed"}
+        tracks = list(track(images, Tracker.from_config(settings), truth[0]))
+        return float(np.mean(iou([t.box for t in tracks], truth))), len(tracks[0].reports)
+
+    assert overlap(0)[0] < 0.6
+    found, rounds = overlap(2)
+    assert found > 0.7
+    assert rounds in (2, 3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["drop", "fixed"])
 def test_tracks_and_resumes_with_another_backbone(resnet: str, strategy: str, tmp_path: Path) -> None:
     images, truth = moving_square(8)
-    longer = {**SMALL["first_frame"], "steps": 200}  # filters at random take longer to learn from
+    longer = {**SMALL["first_frame"], "steps": 120}  # filters at random take longer to learn from
     settings = {**SMALL, "first_frame": longer, "backbone": "resnet18", "weights": resnet, "strategy": strategy}
 
     def plain(tracks: list[Track]) -> list[Any]:

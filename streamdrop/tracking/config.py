@@ -70,13 +70,15 @@ class FirstFrameConfig:
     """Training on the first frame: ``steps`` of ``batch`` out of ``crops`` augmented crops.
 
     Crops are rescaled and rotated at random (``scale``, natural logarithm; ``rotation``, degrees) and moved by up to
-    ``shift`` targets. Up to ``background`` of them show other parts of the frame, without the target.
+    ``shift`` targets. Up to ``background`` of them show other parts of the frame, without the target. A head that
+    still finds next to nothing then, as may be on maps that say little, gets as many steps ``again``, so often at most.
     """
 
     crops: int = 40
     background: int = 5
     steps: int = 60
     batch: int = 10
+    again: int = 2
     learning_rate: float = 2e-3
     scale: float = 0.15
     rotation: float = 30.0
@@ -85,8 +87,9 @@ class FirstFrameConfig:
     def __post_init__(self) -> None:
         if min(self.crops, self.steps, self.batch) < 1:
             raise ConfigError("first_frame: crops, steps and batch are whole numbers of at least 1")
-        if self.background < 0:
-            raise ConfigError(f"background is {self.background}: give a whole number of at least 0")
+        for name in ("background", "again"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least 0")
         check_above("learning_rate", self.learning_rate, 0.0)
 
 

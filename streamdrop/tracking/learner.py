@@ -27,6 +27,7 @@ from streamdrop.tracking.trial import Drift, Trials, kept_crop, prepared, tries,
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
 _CHUNK = 4
+_PROBES = 8  # of the first frame's crops tell whether the head has learned them
 
 
 class Learner:
@@ -242,12 +243,16 @@ class Learner:
         self, examples: Sequence[Example], fit_boxes: Callable[[Activations], None]
     ) -> list[RoundReport]:
         reports, left = self._warm_up()
-        realtime, sampler = self._config.realtime, first_frame_sampler(self._config.first_frame.batch)
+        realtime, first = self._config.realtime, self._config.first_frame
+        sampler = first_frame_sampler(first.batch)
         self.owed = 0 if realtime.in_line or realtime.first is None else left
         steps = left - self.owed
 
         def train() -> list[RoundReport]:
-            return [self.tuner.fit_round(steps=steps, sampler=sampler)] if steps else []
+            rounds = [self.tuner.fit_round(steps=steps, sampler=sampler)] if steps else []
+            while rounds and not self.owed and len(rounds) <= first.again and not self._finds():
+                rounds.append(self.tuner.fit_round(steps=first.steps, sampler=sampler))
+            return rounds
 
         if self._settled:
             maps = self._upright_maps(examples)
@@ -256,6 +261,16 @@ class Learner:
         reports += train()
         fit_boxes(self._upright_maps(examples))
         return reports
+
+    def _finds(self) -> bool:
+        """Whether the head leaves less of the loss than half of what one leaves that finds nothing."""
+        store = self.tuner.store
+        keys = store.keys()[:_PROBES]
+        targets, weights = store.get_targets(keys), torch.ones(len(keys))
+        assert isinstance(targets, Tensor)
+        with torch.no_grad():
+            scores = self._split.head(store.cut)(store.get_many(keys))
+            return bool(score_loss(scores, targets, weights) < 0.5 * score_loss(0 * targets, targets, weights))
 
     def _warm_up(self) -> tuple[list[RoundReport], int]:
         """The rounds that train the upper backbone, and the one that stores at the new cut; how many steps are left."""
