@@ -74,6 +74,17 @@ def test_track_writes_everything_it_was_asked_for(video, tmp_path, capsys):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_what_a_policy_says_is_told(video, tmp_path, capsys):
+    source, box = video
+    asks = ("--set", "drop.policy=if-it-pays", "--fps", "1")
+    status, out, _ = run(capsys, "track", source, "--box", box, "--events", tmp_path / "e.jsonl", *SET, *asks)
+    assert status == 0
+    said = "deeper training is not tried: rounds make way for frames"
+    assert f"policy: {said}" in out
+    events = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert {event["why"] for event in events if "why" in event} == {said}
+
+
 def test_same_seed_same_boxes_and_folders_work_as_sources(video, tmp_path, capsys):
     source, box = video
     for name in ("a", "b"):

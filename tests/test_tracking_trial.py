@@ -133,6 +133,7 @@ def test_a_trial_is_due_once_early_and_then_where_the_loss_has_risen() -> None:
     [
         ({"drop": {"policy": "if-it-pays", "blocks": 0}}, "nothing to try"),
         ({"drop": {"policy": "if-it-pays"}, "update": {"memory": 7}}, "at least 8"),
+        ({"drop": {"policy": "if-it-pays"}, "strategy": "freeze"}, "give strategy drop"),
         ({"drop": {"trial": 0}}, "trial at least 1"),
         ({"drop": {"policy": "if-it-pay"}}, "if-it-pays"),
     ],

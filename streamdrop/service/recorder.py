@@ -113,6 +113,8 @@ class Recorder:
     def summary(self, brief: bool = False) -> str:
         """The run in lines: frames, speed, losses; rounds and what is dropped; rounds that had no time, if any.
 
+        What the policy said last comes at the end, if it says why.
+
         ``brief``: in one line, without speed.
         """
         reports = [report for track in self.tracks for report in track.reports]
@@ -129,6 +131,9 @@ class Recorder:
         short, off = sum(report.cut_short for report in reports), sum(track.put_off for track in self.tracks)
         if short or off:
             lines.append(f"rounds: {len(reports) - short} whole, {short} cut short, {off} put off for want of time")
+        said = [report.why for report in reports if report.why]
+        if said and not brief:
+            lines.append(f"policy: {said[-1]}")
         return ("; " if brief else "\n").join(lines)
 
     def close(self) -> None:
@@ -213,6 +218,8 @@ def round_event(frame: int, report: RoundReport) -> dict[str, Any]:
         "write_ms": report.write_seconds * 1e3,
         "train_ms": report.train_seconds * 1e3,
         "cut_short": report.cut_short,
+        **({"why": report.why} if report.why else {}),
+        **({"thawed": True} if report.thawed else {}),
     }
 
 

@@ -339,6 +339,8 @@ class TrackerConfig:
             raise ConfigError("seed and target are whole numbers of at least 0")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give at least 1, or null")
+        if self.drop.policy == IF_IT_PAYS and self.strategy == "freeze":
+            raise ConfigError(f"drop.policy is {IF_IT_PAYS}, which freeze cannot try: give strategy drop")
         if self.drop.policy == IF_IT_PAYS and self.update.memory < 2 * HELD:
             raise ConfigError(
                 f"drop.policy is {IF_IT_PAYS}, which holds {HELD} frames out, and update.memory {self.update.memory}: "
