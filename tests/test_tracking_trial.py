@@ -15,7 +15,7 @@ from streamdrop.store import decode_source
 from streamdrop.testing.targets import moving_square
 from streamdrop.tracking import trial
 from streamdrop.tracking.config import TrackerConfig
-from streamdrop.tracking.trial import Drift, prepared
+from streamdrop.tracking.trial import Drift, Verdict, prepared
 
 DROP = {**SMALL["drop"], "policy": "if-it-pays", "trial": 3}
 
@@ -39,12 +39,12 @@ def verdicts(tracks: list[Track]) -> list[str]:
 @pytest.fixture
 def pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes of a trial is kept."""
-    monkeypatch.setattr(trial, "_MARGIN", 1e9)
+    monkeypatch.setattr(trial.Verdict, "pays", True)
 
 
 @pytest.fixture
 def does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_MARGIN", 0.0)
+    monkeypatch.setattr(trial.Verdict, "pays", False)
 
 
 def test_a_trial_that_does_not_pay_leaves_no_trace(does_not: None) -> None:
@@ -141,6 +141,16 @@ def test_a_trial_is_due_once_early_and_then_where_the_loss_has_risen() -> None:
 def test_what_cannot_be_tried_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Tracker.from_config(changes)
+
+
+@pytest.mark.parametrize(
+    ("deeper", "better", "pays"),
+    [((0.9, 1.8, 2.7), 3, True), ((0.999, 1.999, 2.999), 3, False), ((0.1, 0.1, 3.1), 2, False)],
+)
+def test_what_pays_is_less_on_every_frame_and_no_trifle(deeper: tuple[float, ...], better: int, pays: bool) -> None:
+    verdict = Verdict(16, (1.0, 2.0, 3.0), deeper, "why", 0.1)
+    assert (verdict.better, verdict.pays) == (better, pays)
+    assert ("it pays" in str(verdict)) is pays
 
 
 def test_by_default_nothing_is_tried() -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -44,27 +45,33 @@ _QUIET = 50  # frames after a trial without another; twice as many after each th
 
 @dataclass(frozen=True)
 class Verdict:
-    """Losses on the held-out frames after training the head alone, and head and upper blocks.
+    """Losses on the held-out frames, one each, after training the head alone, and head and upper blocks.
 
     ``cause``: why it was tried; ``seconds``: what that took.
     """
 
     steps: int
-    head: float
-    deeper: float
+    head: tuple[float, ...]
+    deeper: tuple[float, ...]
     cause: str
     seconds: float
 
     @property
     def pays(self) -> bool:
-        """Whether the deeper training is kept."""
-        return self.deeper < _MARGIN * self.head
+        """Whether the deeper training is kept: it leaves less on every frame, and not by a trifle."""
+        return self.better == len(self.head) and fmean(self.deeper) < _MARGIN * fmean(self.head)
+
+    @property
+    def better(self) -> int:
+        """On how many of the held-out frames the deeper training leaves less."""
+        return sum(deeper < head for deeper, head in zip(self.deeper, self.head, strict=True))
 
     def __str__(self) -> str:
         kept = "it pays, the blocks are kept as trained" if self.pays else "it does not pay, the blocks stay dropped"
+        deeper, head, frames = fmean(self.deeper), fmean(self.head), len(self.head)
         return (
-            f"{self.cause}: {self.steps} steps of deeper training leave a loss of {self.deeper:.3g} on the last {HELD} "
-            f"frames, {self.steps} of the head alone {self.head:.3g}: {kept}"
+            f"{self.cause}: {self.steps} steps of deeper training leave a loss of {deeper:.3g} on the last {frames} "
+            f"frames, {self.steps} of the head alone {head:.3g}; less on {self.better} of the {frames}: {kept}"
         )
 
 
@@ -163,11 +170,13 @@ class Trial:
         tuner.observe_activations(keys, raised, store.get_targets(keys), info)
         tuner.fit_round(steps=self.steps, sampler=self.sampler)
 
-    def _loss(self, store: FeatureStore, samples: Activations, keys: Sequence[bytes]) -> float:
+    def _loss(self, store: FeatureStore, samples: Activations, keys: Sequence[bytes]) -> tuple[float, ...]:
         targets = store.get_targets(keys)
         assert isinstance(targets, Tensor)
         with torch.no_grad():
-            return float(score_loss(self.split.head(self.lower)(samples), targets, torch.ones(len(keys))))
+            scores = self.split.head(self.lower)(samples)
+            each = zip(torch.split(scores, 1), torch.split(targets, 1), strict=True)
+            return tuple(float(score_loss(found, wanted, torch.ones(1))) for found, wanted in each)
 
 
 def tries(config: TrackerConfig) -> bool:
