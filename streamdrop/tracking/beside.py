@@ -254,3 +254,4 @@ class BesideRounds(Rounds):
             if report is not None:
                 self._news.reports.append(report)
                 self._under_way = None
+                self._go_on()  # the first frame's may have to be done again

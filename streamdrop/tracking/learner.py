@@ -52,7 +52,8 @@ class Learner:
         self._resting: str | None = None
         tried = alone and tries(config)
         self._trials = Trials(config, self._split, self._cuts, self._network, self._keys) if tried else None
-        self.owed = 0  # steps of the first frame's training that are still to be done
+        self.owed = 0  # steps of the first frame's training that are still to be done …
+        self._again = 0  # … and how often they may be done again
 
     @property
     def layers(self) -> int:
@@ -182,7 +183,7 @@ class Learner:
     def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
         """A checkpoint's content, with the caller's plain data and tensors, as the tuner's ``snapshot`` has it."""
         drift = None if self._trials is None else dataclasses.asdict(self._trials.drift)
-        return self.tuner.snapshot({**extra, "owed": self.owed, "drift": drift}, tensors)
+        return self.tuner.snapshot({**extra, "owed": self.owed, "again": self._again, "drift": drift}, tensors)
 
     def round(self) -> Generator[None, None, RoundReport]:
         """``adapt`` in pieces; in one where the store has to move."""
@@ -194,13 +195,13 @@ class Learner:
         return untried(report, self._config)
 
     def first_round(self) -> Generator[None, None, RoundReport]:
-        """What is left of the training on the first frame, in pieces."""
+        """What is left of the training on the first frame, in pieces; ``owed`` says after it whether there is more."""
         steps = self.tuner.round_by_steps(self.owed, first_frame_sampler(self._config.first_frame.batch))
         while True:
             try:
                 next(steps)
             except StopIteration as ended:
-                self.owed = 0
+                self.owed = self._more()
                 report: RoundReport = ended.value
                 return report
             self.owed -= 1
@@ -216,7 +217,7 @@ class Learner:
         except BaseException:
             store.close()
             raise
-        self.owed = self._tuner.extra.get("owed", 0)
+        self.owed, self._again = (self._tuner.extra.get(name, 0) for name in ("owed", "again"))
         if self._trials is not None:
             self._trials.drift = Drift(**(self._tuner.extra.get("drift") or {}))
         return dict(self._tuner.extra)
@@ -244,14 +245,15 @@ class Learner:
     ) -> list[RoundReport]:
         reports, left = self._warm_up()
         realtime, first = self._config.realtime, self._config.first_frame
-        sampler = first_frame_sampler(first.batch)
+        sampler, self._again = first_frame_sampler(first.batch), first.again
         self.owed = 0 if realtime.in_line or realtime.first is None else left
         steps = left - self.owed
 
         def train() -> list[RoundReport]:
-            rounds = [self.tuner.fit_round(steps=steps, sampler=sampler)] if steps else []
-            while rounds and not self.owed and len(rounds) <= first.again and not self._finds():
-                rounds.append(self.tuner.fit_round(steps=first.steps, sampler=sampler))
+            rounds, more = [], steps
+            while more:
+                rounds.append(self.tuner.fit_round(steps=more, sampler=sampler))
+                more = self._more()
             return rounds
 
         if self._settled:
@@ -261,6 +263,13 @@ class Learner:
         reports += train()
         fit_boxes(self._upright_maps(examples))
         return reports
+
+    def _more(self) -> int:
+        """Steps that the first frame needs yet: all once more where the head finds nothing, so often as may be."""
+        if not self._again or self._finds():
+            return 0
+        self._again -= 1
+        return self._config.first_frame.steps
 
     def _finds(self) -> bool:
         """Whether the head leaves less of the loss than half of what one leaves that finds nothing."""

@@ -207,22 +207,26 @@ class SpareRounds(Rounds):
             self._under_way = None
 
     def _run(self, until: float, least: int = 0) -> list[RoundReport]:
-        """Pieces that should end before ``until``, and ``least`` of them anyhow; the round's report, if it ends."""
+        """Pieces that should end before ``until``, and ``least`` of them anyhow; the reports of rounds that end."""
         if self._under_way is None or not self._may(until, least):
             return []
         self._starving, ran, before = None, 0, self._clock()
-        while True:
+        reports: list[RoundReport] = []
+        while self._under_way is not None:
             try:
                 next(self._under_way)
             except StopIteration as ended:
+                reports.append(ended.value)
                 self._under_way = None
-                return [ended.value]
+                self._go_on()  # the first frame's may have to be done again
+                continue
             ran += 1
             now = self._clock()
             self._cost += (now - before - self._cost) * (_KNOWN if self._cost else 1.0)
             if ran >= least and not self._room(now, until):
-                return []
+                break
             before = now
+        return reports
 
     def _may(self, until: float, least: int) -> bool:
         """Whether a piece may begin: there is room, or there has been none for too long."""
