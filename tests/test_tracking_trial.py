@@ -104,6 +104,24 @@ def test_restore_goes_on_to_the_same_boxes(pays: None, on_disk: bool, stop: int,
     assert seen([again.update(image) for image in images[stop:]]) == whole[stop:]
 
 
+def test_a_trial_that_is_broken_off_leaves_no_trace(pays: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or a full disk, while the store is made anew: the weights are those that made what it holds."""
+    images, truth = moving_square(12)
+    tracker = small()
+    list(track(images[:4], tracker, truth[0]))
+    before = {name: weight.clone() for name, weight in tracker.learner.backbone.items()}
+
+    def broken(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "thaw_store", broken)
+    with pytest.raises(KeyboardInterrupt):
+        list(map(tracker.update, images[4:]))
+    assert all(torch.equal(weight, before[name]) for name, weight in tracker.learner.backbone.items())
+    store = tracker.learner.tuner.store
+    assert store.version == tracker.learner.tuner.split.version(store.cut)
+
+
 def test_rounds_that_make_way_for_frames_try_nothing_and_say_so() -> None:
     images, truth = moving_square(12)
     tracks = list(track(images, small(realtime={"fps": 1.0}), truth[0]))

@@ -37,6 +37,17 @@ def tuner(strategy="drop", **more) -> FineTuner:
     return small_tuner(batch=BATCH, policy=DropsOnce(), strategy=strategy, batch_size=4, calibrate=0, **more)
 
 
+def loaded(path, **more) -> FineTuner:
+    return FineTuner.load(
+        path,
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=lambda p: torch.optim.SGD(p, 0.02, 0.9, weight_decay=1e-3),
+        policy=DropsOnce(),
+        **more,
+    )
+
+
 def test_against_numpy():
     random = np.random.default_rng(0)
     steps = random.normal(size=(23, 5)).astype(np.float32)
@@ -117,13 +128,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(stop, tmp_path):
         if number == stop:
             whole.save(tmp_path / "checkpoint", extra="mine")  # so that it does not write another by itself
         whole.fit_round()
-    resumed = FineTuner.load(
-        tmp_path / "checkpoint",
-        SplitModel(SmallNet(), BATCH.images[:2]),
-        loss=functional.cross_entropy,
-        optimizer=lambda p: torch.optim.SGD(p, 0.02, 0.9, weight_decay=1e-3),
-        policy=DropsOnce(),
-    )
+    resumed = loaded(tmp_path / "checkpoint")
     assert resumed.cutting.mean.iterations == {1: 10, 5: 20, 6: 0, 8: 20}[stop]
     for _ in range(9 - stop):
         resumed.fit_round()
@@ -136,14 +141,7 @@ def test_a_checkpoint_without_means_begins_a_window_of_them(tmp_path):
     for _ in range(5):
         without.fit_round()
     without.save(tmp_path / "checkpoint")
-    resumed = FineTuner.load(
-        tmp_path / "checkpoint",
-        SplitModel(SmallNet(), BATCH.images[:2]),
-        loss=functional.cross_entropy,
-        optimizer=lambda p: torch.optim.SGD(p, 0.02, 0.9, weight_decay=1e-3),
-        policy=DropsOnce(),
-        average=True,
-    )
+    resumed = loaded(tmp_path / "checkpoint", average=True)
     assert (resumed.scores.iterations, resumed.cutting.mean.iterations) == (20, 0)
     assert resumed.fit_round().next_cut == 2
 

@@ -34,7 +34,7 @@ class Cuts:
 
 def warm_up_rounds(config: TrackerConfig) -> int:
     """Rounds on the first frame in which the upper backbone is trained, if the strategy trains it at all."""
-    if config.strategy == "drop" and config.drop.policy == IF_IT_PAYS:
+    if config.if_it_pays:
         return 0
     return config.drop.warm_up if config.strategy in ("drop", "freeze", "full") else 0
 
@@ -50,7 +50,7 @@ def engine_settings(config: TrackerConfig, cuts: Cuts) -> dict[str, object]:
 
 
 def _policy(config: TrackerConfig, cuts: Cuts) -> DropPolicy:
-    if config.drop.policy == IF_IT_PAYS:
+    if config.if_it_pays:
         return SchedulePolicy()
     if config.drop.policy == "after-warm-up":
         return SchedulePolicy({config.drop.warm_up: cuts.maps} if config.drop.warm_up else {})

@@ -355,6 +355,11 @@ class TrackerConfig:
             )
 
     @property
+    def if_it_pays(self) -> bool:
+        """Whether the stream is to be asked if training the backbone pays."""
+        return self.strategy == "drop" and self.drop.policy == IF_IT_PAYS
+
+    @property
     def from_file(self) -> bool:
         """Whether the backbone is an ONNX file."""
         return self.backbone.lower().endswith(".onnx")

@@ -167,8 +167,8 @@ class Learner:
         info = {key: SampleInfo(weight=weight, stream=self._config.name)}
         sources = {key: kept_crop(crop)} if self.tries and crop is not None else None
         self.tuner.observe_activations([key], activations, self._label(box)[None], info, sources)
-        keys = self.tuner.store.keys()
-        self.tuner.store.discard(leaving([one for one in keys if not self._keys.is_first(one)], self._config))
+        _, frames = self._keys.parted(self.tuner.store.keys())
+        self.tuner.store.discard(leaving(frames, self._config))
 
     def adapt(self) -> RoundReport:
         """One round on what is remembered; before it deeper training is tried, where that is due."""
@@ -279,7 +279,9 @@ class Learner:
         assert isinstance(targets, Tensor)
         with torch.no_grad():
             scores = self._split.head(store.cut)(store.get_many(keys))
-            return bool(score_loss(scores, targets, weights) < 0.5 * score_loss(0 * targets, targets, weights))
+            return bool(
+                score_loss(scores, targets, weights) < 0.5 * score_loss(torch.zeros_like(targets), targets, weights)
+            )
 
     def _warm_up(self) -> tuple[list[RoundReport], int]:
         """The rounds that train the upper backbone, and the one that stores at the new cut; how many steps are left."""

@@ -219,10 +219,10 @@ class SpareRounds(Rounds):
                 reports.append(ended.value)
                 self._under_way = None
                 self._go_on()  # the first frame's may have to be done again
-                continue
-            ran += 1
-            now = self._clock()
-            self._cost += (now - before - self._cost) * (_KNOWN if self._cost else 1.0)
+                now = self._clock()
+            else:
+                ran, now = ran + 1, self._clock()
+                self._cost += (now - before - self._cost) * (_KNOWN if self._cost else 1.0)
             if ran >= least and not self._room(now, until):
                 break
             before = now

@@ -28,13 +28,19 @@ class Keys:
         """The key of one of the first frame's crops."""
         return sample_key(self._name, self._first, number)
 
-    def number(self, key: bytes) -> int:
-        """The frame of a search crop's key."""
-        return int.from_bytes(key[-8:], "big")
-
     def is_first(self, key: bytes) -> bool:
         """Whether the key is one of the first frame's."""
         return key[:-8] == self._first_prefix
+
+    def parted(self, keys: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+        """The first frame's keys, and those of search crops, each in the order given."""
+        first = [key for key in keys if self.is_first(key)]
+        return first, [key for key in keys if not self.is_first(key)]
+
+
+def frame_of(key: bytes) -> int:
+    """The frame of a search crop's key."""
+    return int.from_bytes(key[-8:], "big")
 
 
 def new_store(config: TrackerConfig) -> FeatureStore:
@@ -66,8 +72,7 @@ def update_sampler(config: TrackerConfig, keys_of: Keys) -> Sampler:
     """Batches of remembered samples and the first frame's."""
 
     def sample(keys: list[bytes], iteration: int, generator: torch.Generator) -> Sequence[bytes]:
-        first = [key for key in keys if keys_of.is_first(key)]
-        recent = [key for key in keys if not keys_of.is_first(key)]
+        first, recent = keys_of.parted(keys)
         return [*_some(recent, config.update.recent, generator), *_some(first, config.update.first, generator)]
 
     return sample
@@ -76,7 +81,7 @@ def update_sampler(config: TrackerConfig, keys_of: Keys) -> Sampler:
 def leaving(keys: Sequence[bytes], config: TrackerConfig) -> list[bytes]:
     """Which of a target's remembered samples, oldest first, have to go."""
     update = config.update
-    frames = [int.from_bytes(key[-8:], "big") for key in keys]
+    frames = [frame_of(key) for key in keys]
     stay = set(kept(frames, update.memory, update.lasting, config.seed))
     return [key for index, key in enumerate(keys) if index not in stay]
 

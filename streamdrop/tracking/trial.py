@@ -24,18 +24,15 @@ from streamdrop.store import FeatureStore, MemoryStore, decode_source, encode_so
 from streamdrop.thawing import thaw_store
 from streamdrop.tracking.arms import Cuts, optimizer_maker
 from streamdrop.tracking.backbones import TappedNetwork
-from streamdrop.tracking.config import HELD, IF_IT_PAYS, TrackerConfig
+from streamdrop.tracking.config import HELD, TrackerConfig
 from streamdrop.tracking.eye import as_input
 from streamdrop.tracking.labels import score_loss
 from streamdrop.tracking.network import TrackerNetwork
-from streamdrop.tracking.samples import Keys, update_sampler
+from streamdrop.tracking.samples import Keys, frame_of, update_sampler
 from streamdrop.types import Activations, Image, RoundReport
 
 _LEARNED = 8  # remembered frames to learn from, at least: with fewer a trial tells nothing
-
-MOST = 16
-"""Remembered frames, and crops of the first one, that a trial looks at, at most: each passes the lower backbone."""
-
+_MOST = 16  # of these, and of the first frame's crops, at most: each passes the lower backbone
 _CHUNK = 4
 _MARGIN = 0.98  # of the head's loss: what is closer than that is chance
 _RISE = 1.5  # of the least loss since the last trial: the stream has drifted
@@ -129,21 +126,27 @@ class Trial:
     seed: int
 
     def __call__(self, store: FeatureStore, learned: Sequence[bytes], held: Sequence[bytes], cause: str) -> Verdict:
-        """Try it on the samples ``learned``, whose sources ``store`` has. Where it pays the weights stay as trained.
+        """Try it on the samples ``learned``, whose sources ``store`` has.
 
-        Raises StoreError, TrainingError.
+        Where it pays the weights stay as trained, and the store's activations are made anew by them; else, and where
+        the trial is broken off, all is as before. Raises StoreError, TrainingError.
         """
-        began = time.perf_counter()
+        began, kept = time.perf_counter(), False
         parameters = self.split.head_parameters(self.lower)
-        before = _copied(parameters)
-        samples, unseen = (self._lowered(store, keys) for keys in (learned, held))
-        self._train(store, learned, samples, self.maps)
-        head = self._loss(store, unseen, held)
-        _put_back(parameters, before)
-        self._train(store, learned, samples, self.lower)
-        verdict = Verdict(self.steps, head, self._loss(store, unseen, held), cause, time.perf_counter() - began)
-        if not verdict.pays:
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            samples, unseen = (self._lowered(store, keys) for keys in (learned, held))
+            self._train(store, learned, samples, self.maps)
+            head = self._loss(store, unseen, held)
             _put_back(parameters, before)
+            self._train(store, learned, samples, self.lower)
+            verdict = Verdict(self.steps, head, self._loss(store, unseen, held), cause, time.perf_counter() - began)
+            if verdict.pays:
+                thaw_store(store, self.split, self.maps, _CHUNK, prepared)
+            kept = verdict.pays
+        finally:
+            if not kept:
+                _put_back(parameters, before)
         return verdict
 
     def _lowered(self, store: FeatureStore, keys: Sequence[bytes]) -> Activations:
@@ -164,8 +167,7 @@ class Trial:
             cut=cut,
             average=False,
         )
-        with torch.no_grad():
-            raised = samples if cut == self.lower else run_in_chunks(self.split.step(self.lower, cut), samples, _CHUNK)
+        raised = samples if cut == self.lower else run_in_chunks(self.split.step(self.lower, cut), samples, _CHUNK)
         info = dict(zip(keys, store.get_info(keys), strict=True))
         tuner.observe_activations(keys, raised, store.get_targets(keys), info)
         tuner.fit_round(steps=self.steps, sampler=self.sampler)
@@ -181,8 +183,7 @@ class Trial:
 
 def tries(config: TrackerConfig) -> bool:
     """Whether deeper training is tried: the policy says so, and rounds run whole, with no clock to end them."""
-    wanted = config.strategy == "drop" and config.drop.policy == IF_IT_PAYS
-    return wanted and config.realtime.in_line and config.update.deadline is None
+    return config.if_it_pays and config.realtime.in_line and config.update.deadline is None
 
 
 class Trials:
@@ -192,7 +193,7 @@ class Trials:
         self, config: TrackerConfig, split: SplitModel, cuts: Cuts, network: TrackerNetwork | TappedNetwork, keys: Keys
     ) -> None:
         self.drift = Drift()
-        self._config, self._split, self._cuts, self._keys = config, split, cuts, keys
+        self._keys, self._enough = keys, min(_LEARNED + HELD, config.update.memory)  # all that a small memory holds
         self._trial = Trial(
             split=split,
             lower=cuts.frozen,
@@ -204,19 +205,14 @@ class Trials:
         )
 
     def before_round(self, store: FeatureStore) -> Verdict | None:
-        """A trial, where one is due and enough is remembered. Where it pays the store follows. Raises StoreError."""
-        keys = store.keys()
-        first = [key for key in keys if self._keys.is_first(key)]
-        frames = [key for key in keys if not self._keys.is_first(key)]
-        enough = min(_LEARNED + HELD, self._config.update.memory)  # all that a small memory has room for, if need be
-        newest = self._keys.number(frames[-1]) if frames else 0
-        cause = self.drift.due(newest) if len(frames) >= enough else None
+        """A trial, where one is due and enough is remembered. Raises StoreError, TrainingError."""
+        first, frames = self._keys.parted(store.keys())
+        newest = frame_of(frames[-1]) if frames else 0
+        cause = self.drift.due(newest) if len(frames) >= self._enough else None
         if cause is None:
             return None
-        verdict = self._trial(store, [*first[:MOST], *frames[-MOST - HELD : -HELD]], frames[-HELD:], cause)
+        verdict = self._trial(store, [*first[:_MOST], *frames[-_MOST - HELD : -HELD]], frames[-HELD:], cause)
         self.drift.judged(newest, verdict.pays)
-        if verdict.pays:
-            thaw_store(store, self._split, self._cuts.maps, _CHUNK, prepared)
         return verdict
 
     def after_round(self, report: RoundReport, verdict: Verdict | None) -> RoundReport:
@@ -230,7 +226,7 @@ class Trials:
 
 def untried(report: RoundReport, config: TrackerConfig) -> RoundReport:
     """The report of a round for which there are no trials; where they are wanted it says why not."""
-    if config.strategy == "drop" and config.drop.policy == IF_IT_PAYS:
+    if config.if_it_pays:
         return dataclasses.replace(report, why="deeper training is not tried: rounds make way for frames")
     return report
 
@@ -243,10 +239,6 @@ def kept_crop(crop: Image) -> bytes:
 def prepared(crop: object) -> Tensor:
     """A crop that was kept as a source, uint8 [S, S, 3] → one sample as the network takes it."""
     return as_input([torch.as_tensor(crop).numpy()])[0]
-
-
-def _copied(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 @torch.no_grad()
