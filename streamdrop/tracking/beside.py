@@ -79,7 +79,7 @@ class BesideRounds(Rounds):
         self._stop()
         reports = self._learner.start(examples, fit_boxes, backbone)
         self._go_on()
-        ran, least, until = 0, least_first(self._learner.owed), began + (self._config.realtime.first or 0.0)
+        ran, least, until = 0, least_first(self._learner.first.owed), began + (self._config.realtime.first or 0.0)
         while self._under_way is not None and (ran < least or time.perf_counter() < until):
             self._run_piece()
             ran += 1
@@ -185,8 +185,8 @@ class BesideRounds(Rounds):
                 self._changed.notify_all()
 
     def _go_on(self) -> None:
-        if self._learner.owed:
-            self._under_way = self._learner.first_round()
+        if self._learner.first.owed:
+            self._under_way = self._learner.first.round()
 
     def _check(self) -> None:
         error = self._error

@@ -15,19 +15,19 @@ from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.anchor import Anchor
-from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker, warm_up_rounds
+from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker
 from streamdrop.tracking.backbones import network_of, split_of
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.first_frame import Example, upright
+from streamdrop.tracking.first_training import FirstTraining
 from streamdrop.tracking.labels import gaussian_label, score_loss
-from streamdrop.tracking.samples import Keys, first_frame_sampler, leaving, new_store, open_store, update_sampler
+from streamdrop.tracking.samples import Keys, leaving, new_store, open_store, update_sampler
 from streamdrop.tracking.threads import both, cores, in_order
 from streamdrop.tracking.trial import Drift, Trials, kept_crop, prepared, tries, untried
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
 _CHUNK = 4
-_PROBES = 8  # of the first frame's crops tell whether the head has learned them
 
 
 class Learner:
@@ -49,11 +49,10 @@ class Learner:
         engine_settings(config, self._cuts)  # a policy that is none is refused before there is a target
         self._keys = Keys(config)
         self._tuner: FineTuner | None = None
+        self._first: FirstTraining | None = None
         self._resting: str | None = None
         tried = alone and tries(config)
         self._trials = Trials(config, self._split, self._cuts, self._network, self._keys) if tried else None
-        self.owed = 0  # steps of the first frame's training that are still to be done …
-        self._again = 0  # … and how often they may be done again
 
     @property
     def layers(self) -> int:
@@ -65,6 +64,12 @@ class Learner:
         """The target's FineTuner; only after ``start``."""
         assert self._tuner is not None
         return self._tuner
+
+    @property
+    def first(self) -> FirstTraining:
+        """The target's training on the first frame; only after ``start``."""
+        assert self._first is not None
+        return self._first
 
     @property
     def tries(self) -> bool:
@@ -104,7 +109,7 @@ class Learner:
 
         It begins with ``backbone``, another learner's; None: the pretrained one. ``fit_boxes`` is given the maps of the
         ``upright`` examples; where no round changes those any more it works beside the last one, on a second core.
-        Where ``realtime.first`` is set that round is left to ``first_round``: ``owed`` is how many steps it has.
+        Where ``realtime.first`` is set that round is left to ``first.round``.
         """
         self.close()
         self._network.load_state_dict({**self._pretrained, **(backbone or {})})
@@ -112,6 +117,7 @@ class Learner:
         if self._trials is not None:
             self._trials.drift = Drift()
         self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
+        self._first = FirstTraining(self._config, self._split, self._tuner)
         keys = [self._keys.first(index) for index in range(len(examples))]
         starts = range(0, len(examples), _CHUNK)
         parts = [examples[at : at + _CHUNK] for at in starts]
@@ -183,7 +189,7 @@ class Learner:
     def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
         """A checkpoint's content, with the caller's plain data and tensors, as the tuner's ``snapshot`` has it."""
         drift = None if self._trials is None else dataclasses.asdict(self._trials.drift)
-        return self.tuner.snapshot({**extra, "owed": self.owed, "again": self._again, "drift": drift}, tensors)
+        return self.tuner.snapshot({**extra, **self.first.state(), "drift": drift}, tensors)
 
     def round(self) -> Generator[None, None, RoundReport]:
         """``adapt`` in pieces; in one where the store has to move."""
@@ -193,19 +199,6 @@ class Learner:
         sampler = update_sampler(self._config, self._keys)
         report = yield from self.tuner.round_by_steps(update.steps, sampler, update.deadline)
         return untried(report, self._config)
-
-    def first_round(self) -> Generator[None, None, RoundReport]:
-        """What is left of the training on the first frame, in pieces; ``owed`` says after it whether there is more."""
-        steps = self.tuner.round_by_steps(self.owed, first_frame_sampler(self._config.first_frame.batch))
-        while True:
-            try:
-                next(steps)
-            except StopIteration as ended:
-                self.owed = self._more()
-                report: RoundReport = ended.value
-                return report
-            self.owed -= 1
-            yield
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a checkpoint; returns the caller's data. Raises CheckpointError, StoreError."""
@@ -217,7 +210,8 @@ class Learner:
         except BaseException:
             store.close()
             raise
-        self.owed, self._again = (self._tuner.extra.get(name, 0) for name in ("owed", "again"))
+        self._first = FirstTraining(self._config, self._split, self._tuner)
+        self._first.restore(self._tuner.extra)
         if self._trials is not None:
             self._trials.drift = Drift(**(self._tuner.extra.get("drift") or {}))
         return dict(self._tuner.extra)
@@ -226,7 +220,7 @@ class Learner:
         """Let go of the target and its store."""
         if self._tuner is not None:
             self._tuner.store.close()
-            self._tuner = None
+            self._tuner = self._first = None
         self._resting = None
 
     def _options(self) -> dict[str, Any]:
@@ -243,57 +237,14 @@ class Learner:
     def _train_first_frame(
         self, examples: Sequence[Example], fit_boxes: Callable[[Activations], None]
     ) -> list[RoundReport]:
-        reports, left = self._warm_up()
-        realtime, first = self._config.realtime, self._config.first_frame
-        sampler, self._again = first_frame_sampler(first.batch), first.again
-        self.owed = 0 if realtime.in_line or realtime.first is None else left
-        steps = left - self.owed
-
-        def train() -> list[RoundReport]:
-            rounds, more = [], steps
-            while more:
-                rounds.append(self.tuner.fit_round(steps=more, sampler=sampler))
-                more = self._more()
-            return rounds
-
+        reports = self.first.warm_up()
         if self._settled:
             maps = self._upright_maps(examples)
-            last, _ = both(train, lambda: fit_boxes(maps), self._workers)
+            last, _ = both(self.first.finish, lambda: fit_boxes(maps), self._workers)
             return [*reports, *last]
-        reports += train()
+        reports += self.first.finish()
         fit_boxes(self._upright_maps(examples))
         return reports
-
-    def _more(self) -> int:
-        """Steps that the first frame needs yet: all once more where the head finds nothing, so often as may be."""
-        if not self._again or self._finds():
-            return 0
-        self._again -= 1
-        return self._config.first_frame.steps
-
-    def _finds(self) -> bool:
-        """Whether the head leaves less of the loss than half of what one leaves that finds nothing."""
-        store = self.tuner.store
-        keys = store.keys()[:_PROBES]
-        targets, weights = store.get_targets(keys), torch.ones(len(keys))
-        assert isinstance(targets, Tensor)
-        with torch.no_grad():
-            scores = self._split.head(store.cut)(store.get_many(keys))
-            return bool(
-                score_loss(scores, targets, weights) < 0.5 * score_loss(torch.zeros_like(targets), targets, weights)
-            )
-
-    def _warm_up(self) -> tuple[list[RoundReport], int]:
-        """The rounds that train the upper backbone, and the one that stores at the new cut; how many steps are left."""
-        first, drop = self._config.first_frame, self._config.drop
-        sampler = first_frame_sampler(first.batch)
-        warm_up = range(warm_up_rounds(self._config))
-        reports = [self.tuner.fit_round(steps=drop.steps, sampler=sampler) for _ in warm_up]
-        left = first.steps - len(warm_up) * drop.steps
-        if self.tuner.settings.strategy == "drop" and self.tuner.store.cut < self.tuner.cut:
-            reports.append(self.tuner.fit_round(steps=1, sampler=sampler))  # it stores: its batches pass the tail
-            left -= 1
-        return reports, max(left, 0)
 
     @property
     def _settled(self) -> bool:

@@ -147,7 +147,8 @@ class SpareRounds(Rounds):
         self._end()
         reports = self._learner.start(examples, fit_boxes, backbone)
         self._go_on()
-        return [*reports, *self._run(began + (self._config.realtime.first or 0.0), least_first(self._learner.owed))]
+        until = began + (self._config.realtime.first or 0.0)
+        return [*reports, *self._run(until, least_first(self._learner.first.owed))]
 
     def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
         """Begin the round that is due, unless one is under way; run the pieces that fit.
@@ -198,8 +199,8 @@ class SpareRounds(Rounds):
         return (yield from self._learner.round())
 
     def _go_on(self) -> None:
-        if self._learner.owed:
-            self._under_way = self._learner.first_round()
+        if self._learner.first.owed:
+            self._under_way = self._learner.first.round()
 
     def _end(self) -> None:
         if self._under_way is not None:
