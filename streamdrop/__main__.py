@@ -1,7 +1,5 @@
 """``python -m streamdrop``."""
 
-import sys
+from streamdrop.cli import program
 
-from streamdrop.cli import main
-
-sys.exit(main())
+program()

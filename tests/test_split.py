@@ -8,6 +8,9 @@ from torch import nn
 from streamdrop.errors import DataError, ModelError, TraceError
 from streamdrop.split import SplitModel, run_in_chunks, transformer_blocks
 from streamdrop.testing.splits import check_split
+from streamdrop.tracing.observe import observe
+from streamdrop.tracing.trace import trace_modes
+from streamdrop.tracing.values import Values, storage_of, tensors
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -313,3 +316,42 @@ def test_chunks_restore_modes_and_refuse_nothing():
     assert all(part.training for part in tail.modules())
     with pytest.raises(DataError, match="no samples"):
         run_in_chunks(tail, (x[:0],), 2)
+
+
+def outline(net, run):
+    """A run's memory by order of appearance: which nodes share it, whatever its addresses."""
+    numbers = {storage_of(parameter): index for index, parameter in enumerate(net.parameters())}
+
+    def number(names):
+        return sorted(numbers.setdefault(name, len(numbers)) for name in sorted(names, key=lambda n: numbers.get(n, n)))
+
+    return [
+        (node.name, len(s.storages), number(s.storages | s.reads), number(s.writes), s.macs)
+        for node, s in run.seen.items()
+    ]
+
+
+@pytest.mark.parametrize("run", [in_place, alias, writes_input, twice])
+@pytest.mark.parametrize("count", [False, True])
+def test_memory_that_is_used_again_is_told_from_what_it_was(run, count, monkeypatch):
+    net, x = Net(run), torch.rand(2, 3, 8, 8)
+    (trace, _) = trace_modes(net, (x,), ["a", "b", "c"], [])
+    sparing = outline(net, observe(trace, net, (x,), False, count=count))
+    monkeypatch.setattr(Values, "let_go_after", lambda self, node: None)
+    assert sparing == outline(net, observe(trace, net, (x,), False, count=count))
+
+
+def test_a_split_does_not_hold_all_activations_at_once(monkeypatch):
+    most = [0]
+    real = Values.hold
+
+    def hold(self, node, value):
+        real(self, node, value)
+        held = {storage_of(t): t.untyped_storage().nbytes() for v in self.of.values() for t in tensors(v)}
+        most[0] = max(most[0], sum(held.values()))
+
+    monkeypatch.setattr(Values, "hold", hold)
+    layers = [layer for _ in range(12) for layer in (conv(4, 4), nn.BatchNorm2d(4), nn.ReLU())]
+    SplitModel(nn.Sequential(conv(3, 4), *layers), torch.rand(1, 3, 32, 32))
+    one = 3 * 4 * 32 * 32 * 4
+    assert one <= most[0] <= 4 * one

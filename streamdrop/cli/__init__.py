@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from streamdrop.cli.parser import build_parser, join_values
+from streamdrop.cli.process import leave
 from streamdrop.errors import ConfigError, StreamdropError
 
 INTERRUPTED = 130
@@ -44,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to tell it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def program() -> NoReturn:
+    """The command line as a process: ``main`` with its arguments, then the end."""
+    leave(main())
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -9,10 +9,10 @@ from streamdrop.cli.process import trim_process
 
 def evaluate(options: argparse.Namespace) -> int:
     """Run arms and peers over the sequences, print the table, write results.json."""
+    trim_process(options)
     from streamdrop.evaluation.arms import ARMS
     from streamdrop.evaluation.arms import evaluate as run
 
-    trim_process(options)
     run(
         options.folder,
         arms=options.arms or (() if options.peers else ARMS),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamdrop.cli.process import trim_process
 from streamdrop.cli.terminal import Progress
 from streamdrop.config import load
 from streamdrop.errors import ConfigError, TrainingError
@@ -25,6 +26,7 @@ def fit(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
+    trim_process(options, one_heap=False)
     from streamdrop.evaluation.curves import draw_curves
     from streamdrop.evaluation.experiment import FitConfig, run_experiment
     from streamdrop.evaluation.fit_report import write_fit_report

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def track(options: argparse.Namespace) -> int:
     """Track the target, or several, write what was asked for, print a summary."""
     _check_targets(options)
+    trim_process(options)
     from streamdrop.streams import Window, open_stream
 
     config, state = _configuration(options), _state(options)
@@ -37,7 +38,6 @@ def track(options: argparse.Namespace) -> int:
         stream = closing.enter_context(open_stream(options.source, verbose=options.verbose))
         begun = _begin(stream)
         boxes = _boxes(options, begun.first, window)
-        trim_process(options)
         recorder, session = (_of_one if len(boxes) == 1 else _of_several)(options, config, begun, boxes, state, closing)
         if options.resume:
             note(f"going on after {session.replayed} frames" if session.replayed else "nothing to resume: starting")

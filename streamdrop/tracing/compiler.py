@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
+import logging
+import sys
+from collections.abc import Iterator
 from types import FunctionType
 
 import torch
-from torch.utils import flop_counter
 
 
 def leave_out_compiler() -> None:
@@ -15,8 +19,10 @@ def leave_out_compiler() -> None:
     They import it at their first use, only to have it keep out of them: methods marked so (``torch._disable_dynamo``)
     get the answer beforehand, and ``step`` runs without gradients, as it does anyway, without a break in a graph that
     nobody compiles. For processes that compile nothing, as ``streamdrop serve``; results are the same. Where torch does
-    it otherwise, nothing changes.
+    it otherwise, nothing changes. To be called before a model is split: the counter then does without triton, too.
     """
+    with _no_triton():
+        flop_counter = importlib.import_module("torch.utils.flop_counter")
     optimizers = [kind for kind in vars(torch.optim).values() if isinstance(kind, type)]
     for owner in (*optimizers, *(kind for kind in vars(flop_counter).values() if isinstance(kind, type))):
         for method in tuple(vars(owner).values()):
@@ -27,3 +33,19 @@ def leave_out_compiler() -> None:
         step = vars(kind).get("step")
         if step is not None and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer:
             kind.step = torch.no_grad()(inspect.unwrap(step))  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _no_triton() -> Iterator[None]:
+    """Inside, triton cannot be imported: the counter wants it for kernels that no model here has, at 75 MB."""
+    if "triton" in sys.modules:
+        yield
+        return
+    log = logging.getLogger("torch.utils.flop_counter")  # it would say that triton was not found
+    disabled, log.disabled = log.disabled, True
+    sys.modules["triton"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        log.disabled = disabled
+        del sys.modules["triton"]

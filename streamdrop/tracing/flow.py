@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from streamdrop.tracing.observe import Run, asks_batch, fetch, storage_of, takes_batch
+from streamdrop.tracing.observe import Run, asks_batch, fetch, takes_batch
 from streamdrop.tracing.standin import about
 from streamdrop.tracing.trace import Trace
+from streamdrop.tracing.values import storage_of
 
 
 class Live(NamedTuple):

@@ -10,8 +10,9 @@ from torch import nn
 from streamdrop.errors import TraceError
 from streamdrop.tracing.flow import Flow
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
-from streamdrop.tracing.observe import batch_of, observe, tensors
+from streamdrop.tracing.observe import batch_of, observe
 from streamdrop.tracing.trace import trace_modes
+from streamdrop.tracing.values import tensors
 
 
 def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:

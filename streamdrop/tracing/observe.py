@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
 from streamdrop.tracing.standin import about, call
 from streamdrop.tracing.trace import Trace
+from streamdrop.tracing.values import Values, tensors
 
 
 @dataclass
@@ -89,19 +89,6 @@ def takes_batch(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors inside nested tuples, lists, dicts and slices."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors(item)
-    elif isinstance(value, dict):
-        yield from tensors(tuple(value.values()))
-    elif isinstance(value, slice):
-        yield from tensors((value.start, value.stop, value.step))
-
-
 def fetch(model: nn.Module, trace: Trace, target: str) -> Any:
     """What a get_attr node stands for."""
     if target in trace.constants:
@@ -113,13 +100,13 @@ def fetch(model: nn.Module, trace: Trace, target: str) -> Any:
 def _run(
     trace: Trace, model: nn.Module, inputs: tuple[torch.Tensor, ...], counter: FlopCounterMode | None, partly: bool
 ) -> Run:
-    run, values = Run(), dict[fx.Node, Any]()
+    run, values = Run(), Values(trace, model)
     given = iter(inputs)
     for node in trace.graph.nodes:
         seen = run.seen[node] = Seen(identity=-id(node))
         if node.op == "placeholder":
             value: Any = next(given).clone()  # the model may write to it
-        elif any(arg not in values for arg in node.all_input_nodes):
+        elif any(arg not in values.of for arg in node.all_input_nodes):
             continue
         else:
             try:
@@ -128,27 +115,28 @@ def _run(
                 if not partly:
                     raise
                 continue
-        values[node] = value  # all are kept to the end of the run, so that identities and storages stay distinct
-        seen.storages = frozenset(map(storage_of, tensors(value)))
+        values.hold(node, value)
+        seen.storages = frozenset(map(values.memory, tensors(value)))
         if isinstance(value, torch.Tensor):
-            seen.value, seen.identity = value, id(value)
+            seen.value, seen.identity = _outline(value), values.name(id(value))
         if node.op == "output":
             run.output = value
-    for seen in run.seen.values():
-        seen.value = None if seen.value is None else _outline(seen.value)
+        values.let_go_after(node)
     return run
 
 
-def _watch(node: fx.Node, trace: Trace, model: nn.Module, values: dict[fx.Node, Any], seen: Seen, counter: Any) -> Any:
+def _watch(
+    node: fx.Node, trace: Trace, model: nn.Module, values: Values, seen: Seen, counter: FlopCounterMode | None
+) -> Any:
     """Run one node and note in ``seen`` what it reads, writes, draws and computes."""
-    args = fx.node.map_arg(node.args, values.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    args = fx.node.map_arg(node.args, values.of.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, values.of.__getitem__)
     touched = list(tensors((args, kwargs)))
     versions = [t._version for t in touched]
     before, state = counter.get_total_flops() if counter else 0, _random_state(touched)
     value = fetch(model, trace, str(node.target)) if node.op == "get_attr" else call(node, model, args, kwargs)
-    seen.reads = frozenset(map(storage_of, touched))
-    seen.writes = frozenset(storage_of(t) for t, v in zip(touched, versions, strict=True) if t._version != v)
+    seen.reads = frozenset(map(values.memory, touched))
+    seen.writes = frozenset(values.memory(t) for t, v in zip(touched, versions, strict=True) if t._version != v)
     seen.random = not all(map(torch.equal, state, _random_state(touched)))
     seen.macs = (counter.get_total_flops() - before) // 2 if counter else 0
     return value
@@ -159,14 +147,6 @@ def _outline(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.layout != torch.strided:
         return tensor
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def storage_of(tensor: torch.Tensor) -> int:
-    """Which memory a tensor lies in, while it is alive."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse and other tensors without one storage
-        return id(tensor)
 
 
 def _random_state(touched: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,87 @@
+"""The values of a run of a traced model: each kept while a later node needs it, each with a name of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from streamdrop.tracing.trace import Trace
+
+_GENERATION = 64  # bits of an address, below the count of its uses
+
+
+class Values:
+    """What the nodes came to (``of``), and names for tensors and their memory.
+
+    A name is an address and how often that has been given back before, so that two values never share one though the
+    second lies where the first did. All of a network's activations at once would be many times its size.
+    """
+
+    def __init__(self, trace: Trace, model: nn.Module) -> None:
+        self.of: dict[fx.Node, Any] = {}
+        self._model = model
+        self._last = {arg: node for node in trace.graph.nodes for arg in node.all_input_nodes}
+        self._spent: dict[fx.Node, list[fx.Node]] = {}
+        for arg, node in self._last.items():
+            self._spent.setdefault(node, []).append(arg)
+        self._held, self._uses = Counter[int](), Counter[int]()
+
+    def name(self, address: int) -> int:
+        """The name of what lies at an address now."""
+        return address + (self._uses[address] << _GENERATION)
+
+    def memory(self, tensor: torch.Tensor) -> int:
+        """The name of a tensor's memory."""
+        return self.name(storage_of(tensor))
+
+    def hold(self, node: fx.Node, value: Any) -> None:
+        """Keep the value of a node."""
+        self.of[node] = value
+        self._held.update(_addresses(value))
+
+    def let_go_after(self, node: fx.Node) -> None:
+        """Forget the values that no node after this one needs."""
+        for spent in (*self._spent.get(node, ()), *(() if node in self._last else (node,))):
+            if spent in self.of and self._is_ours(spent):
+                addresses = _addresses(self.of.pop(spent))
+                self._held.subtract(addresses)
+                self._uses.update(address for address in set(addresses) if not self._held[address])
+
+    def _is_ours(self, node: fx.Node) -> bool:
+        """Whether nobody else can hold a node's value: a module of the model's own, or a hook, may keep it."""
+        if node.op == "call_module":
+            module = self._model.get_submodule(str(node.target))
+            return type(module).__module__.startswith("torch.nn.") and not module._forward_hooks
+        if node.op == "call_function":
+            return (getattr(node.target, "__module__", None) or "torch").split(".")[0] in ("torch", "_operator")
+        return node.op in ("placeholder", "call_method")
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors inside nested tuples, lists, dicts and slices."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, dict):
+        yield from tensors(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from tensors((value.start, value.stop, value.step))
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Which memory a tensor lies in, while it is alive."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and other tensors without one storage
+        return id(tensor)
+
+
+def _addresses(value: Any) -> list[int]:
+    """Of the tensors in a value, and of their memory."""
+    return [address for tensor in tensors(value) for address in (id(tensor), storage_of(tensor))]
