@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from streamdrop.errors import DataError
+from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.testing.targets import moving_square
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # not a package: its programs import their parts so
 
 import conditions
 import long_video
+import played
 from conditionbench import backbones, verdicts
 from conditionbench.frames import FRAMES, Seen, changed
 
@@ -187,3 +190,21 @@ def test_loops_of_a_long_video_are_compared(tmp_path: Path) -> None:
     assert found["auc"] == pytest.approx(loops[2].auc - loops[0].auc)
     assert "MB per 1,000 frames" in long_video.in_words(found)
     assert len(long_video.table(loops).splitlines()) == 5
+
+
+def test_a_video_is_played_from_its_first_known_box_either_way() -> None:
+    truth = np.array([[i, 0, 4, 4] for i in range(9)], float)
+    truth[7:] = np.nan
+    frames = tuple(Path(f"{i}.jpg") for i in range(9))
+    sequence = VideoSequence("a", frames, truth, np.isnan(truth).any(1))
+    shown = {play: [int(path.stem) for path in played.played(sequence, play).frames] for play in played.PLAYS}
+    assert shown["forwards"] == list(range(9))
+    assert shown["backwards"] == [6, 5, 4, 3, 2, 1, 0]
+    assert shown["forwards, every 3rd"] == [0, 3, 6]
+    assert shown["backwards, every 2nd"] == [6, 4, 2, 0]
+    turned = played.played(sequence, "backwards, every 4th")
+    assert turned.first_box == (4, 0, 4, 4)
+    assert turned.truth[:, 0].tolist() == [4, 0]
+    assert not turned.absent.any()
+    with pytest.raises(DataError, match="a, backwards: fewer"):
+        played.played(sequence.head(1), "backwards")
