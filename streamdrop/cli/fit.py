@@ -26,7 +26,7 @@ def fit(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    trim_process(options, one_heap=False)
+    trim_process(options, heaps=None)
     from streamdrop.evaluation.curves import draw_curves
     from streamdrop.evaluation.experiment import FitConfig, run_experiment
     from streamdrop.evaluation.fit_report import write_fit_report

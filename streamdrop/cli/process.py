@@ -10,25 +10,26 @@ import sys
 from typing import NoReturn
 
 
-def trim_process(options: argparse.Namespace, one_heap: bool = True) -> None:
+def trim_process(options: argparse.Namespace, heaps: int | None = 1) -> None:
     """Do with a second and 150 MB less, unless a program called ``main`` in its own process.
 
-    One heap for all threads is enough where one tracker computes at a time. To be called before streamdrop.tracking or
-    the engine is imported, and before there are threads.
+    One of the C library's ``heaps`` for all threads is enough where one tracker computes at a time; None: as many as it
+    likes. To be called before streamdrop.tracking or the engine is imported, and before there are threads.
     """
     if options.own_process:
         from streamdrop.service.memory import few_heaps
         from streamdrop.tracing.compiler import leave_out_compiler
 
-        if one_heap:
-            few_heaps(1)
+        if heaps is not None:
+            few_heaps(heaps)
         leave_out_compiler()
 
 
 def leave(status: int) -> NoReturn:
     """End this process, its exit handlers run, without taking it apart.
 
-    Where torch is loaded that takes 0.3 s and, for a moment, 125 MB more than the command ever needed.
+    Where torch is loaded that takes 0.3 s and, for a moment, 125 MB more than the command ever needed; seconds where
+    the cores are busy, and for ever where a thread hangs in a driver.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -16,9 +16,7 @@ from typing import Any
 from streamdrop.errors import ConfigError, StreamdropError
 from streamdrop.service.daemon import Daemon
 from streamdrop.service.logs import start_logging
-from streamdrop.service.memory import few_heaps
 from streamdrop.service.settings import DaemonConfig, load_daemon
-from streamdrop.tracing.compiler import leave_out_compiler
 
 log = logging.getLogger("streamdrop")
 
@@ -76,8 +74,6 @@ class Server:
 def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
     """Run until SIGTERM (0) or Ctrl-C (130); SIGHUP reloads. Raises ConfigError, OutputError before anything starts."""
     sys.setswitchinterval(_SWITCH)
-    leave_out_compiler()
-    few_heaps(2)
     server = Server(path, overrides)
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     for name in _SIGNALS:
