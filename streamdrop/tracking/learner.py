@@ -213,7 +213,7 @@ class Learner:
         self._first = FirstTraining(self._config, self._split, self._tuner)
         self._first.restore(self._tuner.extra)
         if self._trials is not None:
-            self._trials.drift = Drift(**(self._tuner.extra.get("drift") or {}))
+            self._trials.drift = Drift.restored(self._tuner.extra.get("drift") or {})
         return dict(self._tuner.extra)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class Drift:
     """When a trial is due, in plain numbers: once early, then when the rounds' loss has risen (the drift monitor).
 
     ``of_late``: the loss of late; ``least``: its least since the last trial; ``quiet``: the frame before which no
-    trial is due; ``refused``: trials in a row that did not pay; ``tried``: trials in all; ``kept``: those that paid.
+    trial is due; ``refused``: trials in a row that did not pay; ``tried``: trials in all.
     """
 
     of_late: float | None = None
@@ -85,7 +86,11 @@ class Drift:
     quiet: int = 0
     refused: int = 0
     tried: int = 0
-    kept: int = 0
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Drift:
+        """From ``dataclasses.asdict``."""
+        return cls(**{field.name: state[field.name] for field in dataclasses.fields(cls) if field.name in state})
 
     def note(self, loss: float) -> None:
         """A round's loss."""
@@ -104,7 +109,7 @@ class Drift:
 
     def judged(self, frame: int, pays: bool) -> None:
         """A trial has ended: the monitor starts anew."""
-        self.tried, self.kept = self.tried + 1, self.kept + pays
+        self.tried += 1
         self.refused = 0 if pays else self.refused + 1
         self.quiet = frame + _QUIET * 2**self.refused
         self.of_late = self.least = None
