@@ -200,9 +200,9 @@ def test_a_video_is_played_from_its_first_known_box_either_way() -> None:
     shown = {play: [int(path.stem) for path in played.played(sequence, play).frames] for play in played.PLAYS}
     assert shown["forwards"] == list(range(9))
     assert shown["backwards"] == [6, 5, 4, 3, 2, 1, 0]
-    assert shown["forwards, every 3rd"] == [0, 3, 6]
-    assert shown["backwards, every 2nd"] == [6, 4, 2, 0]
-    turned = played.played(sequence, "backwards, every 4th")
+    assert shown["every 3rd"] == [0, 3, 6]
+    assert shown["every 2nd backwards"] == [6, 4, 2, 0]
+    turned = played.played(sequence, "every 4th backwards")
     assert turned.first_box == (4, 0, 4, 4)
     assert turned.truth[:, 0].tolist() == [4, 0]
     assert not turned.absent.any()

@@ -23,7 +23,7 @@ tracker = sd.Tracker.from_config(SMALL)
 images, boxes = moving_square(14)
 tracks = list(sd.track(images, tracker, boxes[0]))
 print(hashlib.sha256(repr([(t.box, t.score, t.report and t.report.loss) for t in tracks]).encode()).hexdigest())
-print("torch._dynamo" in sys.modules or sys.argv[1] == "without" and "triton" in sys.modules)
+print("torch._dynamo" in sys.modules or (sys.argv[1] == "without" and "triton" in sys.modules))
 """
 
 FREED = """

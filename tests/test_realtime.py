@@ -64,6 +64,10 @@ class Hands:
     def first(self) -> Hands:
         return self
 
+    @property
+    def least(self) -> int:
+        return (self.owed + 1) // 2
+
     def start(self, examples: Any, fit_boxes: Any, backbone: Any = None) -> list[Any]:
         self.now += 0.3
         return []

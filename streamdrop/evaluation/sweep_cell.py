@@ -40,6 +40,9 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from streamdrop.tracing.compiler import leave_out_compiler
+
+    leave_out_compiler()
     from streamdrop.config import load
     from streamdrop.errors import StreamdropError
     from streamdrop.evaluation.experiment import FitConfig, run_experiment

@@ -24,10 +24,10 @@ class Values:
     def __init__(self, trace: Trace, model: nn.Module) -> None:
         self.of: dict[fx.Node, Any] = {}
         self._model = model
-        self._last = {arg: node for node in trace.graph.nodes for arg in node.all_input_nodes}
-        self._spent: dict[fx.Node, list[fx.Node]] = {}
-        for arg, node in self._last.items():
-            self._spent.setdefault(node, []).append(arg)
+        last = {arg: node for node in trace.graph.nodes for arg in node.all_input_nodes}
+        self._spent: dict[fx.Node, list[fx.Node]] = {node: [] for node in trace.graph.nodes}
+        for node in trace.graph.nodes:
+            self._spent[last.get(node, node)].append(node)
         self._held, self._uses = Counter[int](), Counter[int]()
 
     def name(self, address: int) -> int:
@@ -45,7 +45,7 @@ class Values:
 
     def let_go_after(self, node: fx.Node) -> None:
         """Forget the values that no node after this one needs."""
-        for spent in (*self._spent.get(node, ()), *(() if node in self._last else (node,))):
+        for spent in self._spent[node]:
             if spent in self.of and self._is_ours(spent):
                 addresses = _addresses(self.of.pop(spent))
                 self._held.subtract(addresses)

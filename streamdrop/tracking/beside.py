@@ -22,7 +22,7 @@ from streamdrop.tracking.eye import Eye, Look
 from streamdrop.tracking.first_frame import Example
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
-from streamdrop.tracking.rounds import Pieces, Rounds, Turn, least_first
+from streamdrop.tracking.rounds import Pieces, Rounds, Turn
 from streamdrop.types import Activations, Image, RoundReport
 
 
@@ -79,7 +79,7 @@ class BesideRounds(Rounds):
         self._stop()
         reports = self._learner.start(examples, fit_boxes, backbone)
         self._go_on()
-        ran, least, until = 0, least_first(self._learner.first.owed), began + (self._config.realtime.first or 0.0)
+        ran, least, until = 0, self._learner.first.least, began + (self._config.realtime.first or 0.0)
         while self._under_way is not None and (ran < least or time.perf_counter() < until):
             self._run_piece()
             ran += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from streamdrop.tracking.labels import score_loss
 from streamdrop.tracking.samples import first_frame_sampler
 from streamdrop.types import RoundReport
 
+_LEAST = 0.5  # share of what is owed before the first box
 _PROBES = 8  # of the first frame's crops tell whether the head has learned them
 
 
@@ -30,6 +32,11 @@ class FirstTraining:
         self._sampler = first_frame_sampler(config.first_frame.batch)
         self._again = config.first_frame.again  # how often the steps may be done again
         self.owed = config.first_frame.steps
+
+    @property
+    def least(self) -> int:
+        """How many of the steps ``owed`` run before the first box, whatever the time: fewer do not find the target."""
+        return math.ceil(_LEAST * self.owed)
 
     def warm_up(self) -> list[RoundReport]:
         """The rounds that train the upper backbone, and the one that stores at the new cut."""

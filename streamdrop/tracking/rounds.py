@@ -25,14 +25,8 @@ Pieces: TypeAlias = Generator[None, None, RoundReport]
 
 _SHARE = 0.9  # of a frame's time that may be used: a box that comes late counts for nothing
 _PATIENCE = 0.2  # seconds without room for a piece, after which one runs all the same
-_LEAST = 0.5  # share of the first frame's steps before the first box, whatever the time
 _ALL = 1 << 30  # pieces: more than a round has
 _KNOWN = 0.2  # share of a new piece in what pieces are known to take
-
-
-def least_first(steps: int) -> int:
-    """How many of the first frame's steps run before the first box, whatever the time: fewer do not find the target."""
-    return math.ceil(_LEAST * steps)
 
 
 @dataclass(frozen=True)
@@ -148,7 +142,7 @@ class SpareRounds(Rounds):
         reports = self._learner.start(examples, fit_boxes, backbone)
         self._go_on()
         until = began + (self._config.realtime.first or 0.0)
-        return [*reports, *self._run(until, least_first(self._learner.first.owed))]
+        return [*reports, *self._run(until, self._learner.first.least)]
 
     def turn(self, due: bool, regression: BoxRegression, began: float, lost: bool = False) -> Turn:
         """Begin the round that is due, unless one is under way; run the pieces that fit.
