@@ -74,6 +74,18 @@ def test_track_writes_everything_it_was_asked_for(video, tmp_path, capsys):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("at_once", ["", "1"])
+def test_an_answer_that_cannot_be_written_is_a_failure(at_once, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", at_once)
+    command = [sys.executable, "-m", "streamdrop", "weights", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("streamdrop: error: the output cannot be written (No space left on device): ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_what_a_policy_says_is_told(video, tmp_path, capsys):
     source, box = video
     asks = ("--set", "drop.policy=if-it-pays", "--fps", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import signal
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from streamdrop.cli.parser import build_parser, join_values
-from streamdrop.cli.process import leave
-from streamdrop.errors import ConfigError, StreamdropError
+from streamdrop.cli.process import leave, unsaid
+from streamdrop.errors import ConfigError, OutputError, StreamdropError
 
 INTERRUPTED = 130
 
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to tell it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # files that we write raise OutputError, so it was the output
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(OutputError(unsaid(error)), 1)
 
 
 def program() -> NoReturn:

@@ -32,7 +32,17 @@ def leave(status: int) -> NoReturn:
     the cores are busy, and for ever where a thread hangs in a driver.
     """
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the reader has gone, or it was closed
-            stream.flush()
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        pass  # the reader has gone; nothing is left to tell it
+    except OSError as error:
+        status = status or 1
+        with contextlib.suppress(OSError):
+            print(f"streamdrop: error: {unsaid(error)}", file=sys.stderr, flush=True)
     os._exit(status)
+
+
+def unsaid(error: OSError) -> str:
+    """What to say where the output cannot be written."""
+    return f"the output cannot be written ({error.strerror}): send it elsewhere, or free some space"
