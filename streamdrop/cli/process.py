@@ -37,9 +37,10 @@ def leave(status: int) -> NoReturn:
     except BrokenPipeError:
         pass  # the reader has gone; nothing is left to tell it
     except OSError as error:
-        status = status or 1
-        with contextlib.suppress(OSError):
-            print(f"streamdrop: error: {unsaid(error)}", file=sys.stderr, flush=True)
+        if not status:  # else what failed has been said
+            status = 1
+            with contextlib.suppress(OSError):
+                print(f"streamdrop: error: {unsaid(error)}", file=sys.stderr, flush=True)
     os._exit(status)
 
 
