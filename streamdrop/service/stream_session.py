@@ -9,6 +9,7 @@ from typing import Any
 
 from streamdrop.boxes import Box, check_inside
 from streamdrop.errors import ConfigError, ConflictError, UnknownError
+from streamdrop.service import orders
 from streamdrop.service.capture import Signal
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings
@@ -117,25 +118,25 @@ class StreamSession:
 
     def _forget(self, key: int) -> None:
         self._worker.wanted.give_up(key)
-        self._do(lambda: self._worker.forget(key))
+        self._do(lambda: orders.forget(self._worker, key))
 
     def pause(self) -> None:
         """Stop tracking and learning; a file stands still."""
         self._worker.capture.hold("paused")
-        self._do(lambda: self._worker.set_paused(True))
+        self._do(lambda: orders.set_paused(self._worker, True))
 
     def resume(self) -> None:
         """Go on."""
-        self._do(lambda: self._worker.set_paused(False))
+        self._do(lambda: orders.set_paused(self._worker, False))
         self._worker.capture.release("paused")
 
     def thaw(self) -> None:
         """Train all trainable layers again: the target is learned anew where it now is. Raises ConflictError."""
-        self._do(self._worker.thaw)
+        self._do(lambda: orders.thaw(self._worker))
 
     def checkpoint(self) -> None:
         """Save now. Raises ConflictError without a target, OutputError."""
-        self._do(self._worker.save_now)
+        self._do(lambda: orders.save_now(self._worker))
 
     @property
     def signal(self) -> Signal:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamdrop.boxes import as_box, check_inside
-from streamdrop.errors import BoxError, CheckpointError, ConflictError, StoreFullError, StreamdropError
+from streamdrop.errors import BoxError, CheckpointError, StoreFullError, StreamdropError
 from streamdrop.service.broadcast import Broadcast, round_events, stream_events
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
@@ -35,8 +35,8 @@ _STUBBORN = 3  # failures in a row after which the checkpoint is taken for their
 class Worker:
     """Owns all that one stream is made of; its thread runs ``run`` from ``start`` to ``stop``.
 
-    ``wanted`` holds targets to learn next, ``commands`` are run between two frames. Raises OutputError where
-    ``folder`` cannot be used.
+    ``wanted`` holds targets to learn next, ``commands`` (see ``orders``) are run between two frames. Raises OutputError
+    where ``folder`` cannot be used.
     """
 
     def __init__(self, settings: SessionSettings, folder: Path, share: Share) -> None:
@@ -248,39 +248,6 @@ class Worker:
         for event in events:
             self.broadcast.tell(event)
         self.broadcast.record(arrival, tracks, film)
-
-    # ---------------------------------------------------------------- commands, in the worker's thread
-
-    def forget(self, key: int) -> None:
-        """Let go of a target; of one that is not there there is nothing to be done."""
-        self.wanted.forgotten(key)
-        if key in self.state.targets:
-            self.following.forget(key)
-            self.broadcast.tell({"event": "cleared", "target": key, "frame": max(self.furthest, 0)})
-
-    def set_paused(self, paused: bool) -> None:
-        """Stop to track, or go on."""
-        if self.state.paused != paused:
-            self.state.paused = paused
-            self._quietly(self.following.write)
-            self.broadcast.tell({"event": "paused" if paused else "resumed", "frame": max(self.furthest, 0)})
-
-    def thaw(self) -> None:
-        """Learn the targets in sight anew where they are. Raises ConflictError where there is none."""
-        state, arrival = self.state, self.last
-        if arrival is None or not self.following.learned:
-            raise ConflictError(f"{self.name}: has no target that was learned: draw one first")
-        seen = [key for key in self.following.ids if not state.targets[key].lost]
-        if not seen:
-            raise ConflictError(f"{self.name}: the target is lost: thaw when it is in sight, or draw it anew")
-        for key in seen:
-            self.wanted.ask(Wanted(as_box(state.targets[key].box), arrival, "thaw", key))
-
-    def save_now(self) -> None:
-        """Save. Raises ConflictError without a target."""
-        if not self.following.learned:
-            raise ConflictError(f"{self.name}: has no target that was learned: draw one first")
-        self.following.save()
 
     # ---------------------------------------------------------------- what survives
 
