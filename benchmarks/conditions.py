@@ -37,6 +37,7 @@ from conditionbench.verdicts import RULE, summarise, table
 from safetensors.torch import save_file
 
 from streamdrop.atomic import replace_text
+from streamdrop.cli.arguments import names, wholes
 from streamdrop.errors import StreamdropError
 from streamdrop.evaluation.arms import tracker_builder
 from streamdrop.evaluation.hardware import describe_hardware
@@ -139,11 +140,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = os.environ.get("STREAMDROP_DATA")
     parser.add_argument("folder", nargs="?", default=data and f"{data}/sequences")
-    parser.add_argument("--conditions", type=words, default=list(CONDITIONS), help="of " + ", ".join(CONDITIONS))
-    parser.add_argument("--arms", type=words, default=["none", "fixed", "drop"], help="of " + ", ".join(ARMS))
-    parser.add_argument("--sequences", type=words)
+    parser.add_argument("--conditions", type=names, default=list(CONDITIONS), help="of " + ", ".join(CONDITIONS))
+    parser.add_argument("--arms", type=names, default=["none", "fixed", "drop"], help="of " + ", ".join(ARMS))
+    parser.add_argument("--sequences", type=names)
     parser.add_argument("--frames", type=int, default=100, help="the first so many of each sequence")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in words(text)], default=[0])
+    parser.add_argument("--seeds", type=wholes, default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="key=value")
     parser.add_argument("--output", type=Path, default=Path("runs/conditions"))
     options = parser.parse_args()
@@ -154,10 +155,6 @@ def parse() -> argparse.Namespace:
             parser.error(f"{', '.join(sorted(unknown))}: not known; choose from {', '.join(known)}")
     torch.set_num_threads(1)
     return options
-
-
-def words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 if __name__ == "__main__":

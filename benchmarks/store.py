@@ -39,6 +39,7 @@ from storebench.promotion import promotion
 from storebench.rivals import EXTRA, RIVALS
 from storebench.transfer import transfer
 
+from streamdrop.cli.arguments import names, wholes, words
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.tracking.threads import cores
 
@@ -89,15 +90,15 @@ def save(rows: list[Row], options: argparse.Namespace, hardware: str) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=numbers, default=[4, 64, 512], help="KB of a sample, separated by commas")
+    parser.add_argument("--sizes", type=wholes, default=[4, 64, 512], help="KB of a sample, separated by commas")
     parser.add_argument("--total-mb", type=int, default=512, help="data for each size")
     parser.add_argument("--max-samples", type=int, default=32768, help="most samples of a size: files take their time")
     parser.add_argument("--memory-mb", type=int, default=256, help="TieredStore's ring, at most half the data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn of warm reading; the most of a cold one")
-    parser.add_argument("--only", type=words, default=USUAL, help=f"of {', '.join((*TRANSFER, *SECTIONS))}")
+    parser.add_argument("--only", type=names, default=USUAL, help=f"of {', '.join((*TRANSFER, *SECTIONS))}")
     parser.add_argument("--rivals", type=words, default=list(RIVALS), help="of " + ", ".join(RIVALS))
-    parser.add_argument("--stores", type=words, default=list(STORES), help="of " + ", ".join(STORES))
+    parser.add_argument("--stores", type=names, default=list(STORES), help="of " + ", ".join(STORES))
     parser.add_argument("--million", action="store_true", help="also open a store of 1,000,000 samples")
     parser.add_argument("--million-bytes", type=int, default=1024, help="bytes of each of the million samples")
     parser.add_argument("--threads", type=int, default=cores(), help="torch's threads in promotion")
@@ -120,14 +121,6 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> arg
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
     return options
-
-
-def words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in words(text)]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from streamdrop.cli.arguments import names, wholes, words
 from streamdrop.errors import StreamdropError
 from streamdrop.evaluation.arms import evaluate
 from streamdrop.evaluation.sequences import read_sequences
@@ -62,11 +63,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = os.environ.get("STREAMDROP_DATA")
     parser.add_argument("folder", nargs="?", default=data and f"{data}/sequences")
-    parser.add_argument("--arms", type=words, default=["drop", "full", "fixed", "none"])
+    parser.add_argument("--arms", type=names, default=["drop", "full", "fixed", "none"])
     parser.add_argument("--peers", type=words, default=["csrt"])
-    parser.add_argument("--sequences", type=words)
+    parser.add_argument("--sequences", type=names)
     parser.add_argument("--frames", type=int)
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in words(text)], default=[0, 1, 2])
+    parser.add_argument("--seeds", type=wholes, default=[0, 1, 2])
     parser.add_argument("--base", default="drop", help="the arm that the others are compared with")
     parser.add_argument("--config")
     parser.add_argument("--set", action="append", default=[], metavar="key=value")
@@ -76,10 +77,6 @@ def parse() -> argparse.Namespace:
     if options.folder is None:
         parser.error("no FOLDER and STREAMDROP_DATA is not set: give a folder of sequences")
     return options
-
-
-def words(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
 
 
 def paired(results: dict[str, Any], base: str, other: str) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class Hands:
                 yield
         return REPORT
 
+    def rest(self) -> Generator[None, None, Any] | None:
+        return self.round() if self.owed else None
+
     @property
     def first(self) -> Hands:
         return self

@@ -52,8 +52,13 @@ def wholes(text: str) -> list[int]:
 
 
 def names(text: str) -> list[str]:
-    """Names, separated by commas."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
+    """Names, separated by commas; at least one."""
+    found = words(text)
     if not found:
         raise argparse.ArgumentTypeError("is empty: give names separated by commas")
     return found
+
+
+def words(text: str) -> list[str]:
+    """Names, separated by commas; there may be none."""
+    return [part.strip() for part in text.split(",") if part.strip()]

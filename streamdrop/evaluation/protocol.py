@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -108,20 +108,27 @@ def summarise_run(tracks: list[Track], ms: list[float], cpu_s: float) -> Run:
 
     Rounds count from the first ``update`` on: what ``init`` trains is part of ``init_s``.
     """
-    rounds = [(i, report) for i, t in enumerate(tracks) if i for report in t.reports]
     return Run(
         boxes=hold_last([t.box for t in tracks], [t.lost for t in tracks]),
         scores=np.array([t.score for t in tracks], float),
         lost=np.array([t.lost for t in tracks], bool),
         ms=np.array(ms, float),
         cpu_s=cpu_s,
-        round_ms=tuple(r.seconds * 1000 for _, r in rounds),
-        round_frames=tuple(i for i, _ in rounds),
-        cuts=tuple(r.cut for _, r in rounds),
-        first_cuts=tuple(r.cut for r in tracks[0].reports),
-        cut_short=sum(r.cut_short for _, r in rounds),
-        put_off=sum(t.put_off for t in tracks),
+        **told(list(enumerate(tracks))),
     )
+
+
+def told(tracks: Sequence[tuple[int, Track]]) -> dict[str, Any]:
+    """A Run's fields about rounds, from the tracks of the frames that were seen, by index; the first is ``init``'s."""
+    rounds = [(frame, report) for frame, track in tracks[1:] for report in track.reports]
+    return {
+        "round_ms": tuple(report.seconds * 1000 for _, report in rounds),
+        "round_frames": tuple(frame for frame, _ in rounds),
+        "cuts": tuple(report.cut for _, report in rounds),
+        "first_cuts": tuple(report.cut for report in tracks[0][1].reports),
+        "cut_short": sum(report.cut_short for _, report in rounds),
+        "put_off": sum(track.put_off for _, track in tracks),
+    }
 
 
 def hold_last(boxes: list[Box], lost: list[bool]) -> Array:

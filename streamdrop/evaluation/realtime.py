@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from streamdrop.boxes import Box
-from streamdrop.evaluation.protocol import OnFrame, OnlineTracker, Run, hold_last, read_image
+from streamdrop.evaluation.protocol import OnFrame, OnlineTracker, Run, hold_last, read_image, told
 from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.types import Track
 
@@ -119,17 +119,11 @@ def realtime_run(said: Sequence[Said], frames: int, fps: float, cpu_s: float) ->
     counted = standing(said, frames, fps)
     ms = np.full(frames, np.nan)
     ms[[one.frame for one in said]] = [one.ms for one in said]
-    rounds = [(one.frame, report) for one in said[1:] for report in one.track.reports]
     return Run(
         boxes=boxes[counted],
         scores=np.array([said[i].track.score for i in counted], float),
         lost=np.array([said[i].track.lost for i in counted], bool),
         ms=ms,
         cpu_s=cpu_s,
-        round_ms=tuple(report.seconds * 1000 for _, report in rounds),
-        round_frames=tuple(frame for frame, _ in rounds),
-        cuts=tuple(report.cut for _, report in rounds),
-        first_cuts=tuple(report.cut for report in said[0].track.reports),
-        cut_short=sum(report.cut_short for _, report in rounds),
-        put_off=sum(one.track.put_off for one in said),
+        **told([(one.frame, one.track) for one in said]),
     )

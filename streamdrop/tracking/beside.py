@@ -20,9 +20,10 @@ from streamdrop.errors import StreamdropError, TrainingError
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look
 from streamdrop.tracking.first_frame import Example
+from streamdrop.tracking.first_training import Pieces
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
-from streamdrop.tracking.rounds import Pieces, Rounds, Turn
+from streamdrop.tracking.rounds import Rounds, Turn
 from streamdrop.types import Activations, Image, RoundReport
 
 
@@ -78,7 +79,7 @@ class BesideRounds(Rounds):
         """As far as the first frame's time goes; the thread goes on from there."""
         self._stop()
         reports = self._learner.start(examples, fit_boxes, backbone)
-        self._go_on()
+        self._under_way = self._learner.first.rest()
         ran, least, until = 0, self._learner.first.least, began + (self._config.realtime.first or 0.0)
         while self._under_way is not None and (ran < least or time.perf_counter() < until):
             self._run_piece()
@@ -142,7 +143,7 @@ class BesideRounds(Rounds):
         self._stop()
         extra = super().restore(path)
         self._eye = self._learner.eye.copied()
-        self._go_on()
+        self._under_way = self._learner.first.rest()
         return extra
 
     def close(self) -> None:
@@ -183,10 +184,6 @@ class BesideRounds(Rounds):
             with self._changed:
                 self._held = False
                 self._changed.notify_all()
-
-    def _go_on(self) -> None:
-        if self._learner.first.owed:
-            self._under_way = self._learner.first.round()
 
     def _check(self) -> None:
         error = self._error
@@ -253,5 +250,4 @@ class BesideRounds(Rounds):
             self._news.eye = eye or self._news.eye
             if report is not None:
                 self._news.reports.append(report)
-                self._under_way = None
-                self._go_on()  # the first frame's may have to be done again
+                self._under_way = self._learner.first.rest()  # the first frame's may have to be done again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,12 +17,15 @@ from streamdrop.tracking.labels import score_loss
 from streamdrop.tracking.samples import first_frame_sampler
 from streamdrop.types import RoundReport
 
+Pieces: TypeAlias = Generator[None, None, RoundReport]
+"""A round whose ``next`` runs a piece of it, and which returns its report."""
+
 _LEAST = 0.5  # share of what is owed before the first box
 _PROBES = 8  # of the first frame's crops tell whether the head has learned them
 
 
 class FirstTraining:
-    """One target's training on its first frame: ``warm_up``, then ``finish`` or, where frames may not wait, ``round``.
+    """One target's training on its first frame: ``warm_up``, then ``finish`` or, where frames may not wait, ``rest``.
 
     ``owed``: steps that are still to be done.
     """
@@ -51,15 +54,26 @@ class FirstTraining:
         return reports
 
     def finish(self) -> list[RoundReport]:
-        """What is ``owed``, now; where ``realtime.first`` is set that is left to ``round``."""
+        """What is ``owed``, now; where ``realtime.first`` is set that is left to ``rest``."""
         realtime, reports = self._config.realtime, list[RoundReport]()
         while self.owed and (realtime.in_line or realtime.first is None):
             reports.append(self._tuner.fit_round(steps=self.owed, sampler=self._sampler))
             self.owed = self._more()
         return reports
 
-    def round(self) -> Generator[None, None, RoundReport]:
-        """What is ``owed``, in pieces; after it there may be more."""
+    def rest(self) -> Pieces | None:
+        """What is ``owed``, in pieces; after it there may be more. None: nothing is."""
+        return self._pieces() if self.owed else None
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` takes, as plain data."""
+        return {"owed": self.owed, "again": self._again}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken; without it nothing is owed."""
+        self.owed, self._again = (state.get(name, 0) for name in ("owed", "again"))
+
+    def _pieces(self) -> Pieces:
         steps = self._tuner.round_by_steps(self.owed, self._sampler)
         while True:
             try:
@@ -70,14 +84,6 @@ class FirstTraining:
                 return report
             self.owed -= 1
             yield
-
-    def state(self) -> dict[str, Any]:
-        """What ``restore`` takes, as plain data."""
-        return {"owed": self.owed, "again": self._again}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken; without it nothing is owed."""
-        self.owed, self._again = (state.get(name, 0) for name in ("owed", "again"))
 
     def _more(self) -> int:
         """Steps that are needed yet: all once more where the head finds nothing, so often as may be."""

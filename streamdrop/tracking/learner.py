@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from streamdrop.tracking.backbones import network_of, split_of
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Eye, Look, as_input
 from streamdrop.tracking.first_frame import Example, upright
-from streamdrop.tracking.first_training import FirstTraining
+from streamdrop.tracking.first_training import FirstTraining, Pieces
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.samples import Keys, leaving, new_store, open_store, update_sampler
 from streamdrop.tracking.threads import both, cores, in_order
@@ -109,7 +109,7 @@ class Learner:
 
         It begins with ``backbone``, another learner's; None: the pretrained one. ``fit_boxes`` is given the maps of the
         ``upright`` examples; where no round changes those any more it works beside the last one, on a second core.
-        Where ``realtime.first`` is set that round is left to ``first.round``.
+        Where ``realtime.first`` is set that round is left to ``first.rest``.
         """
         self.close()
         self._network.load_state_dict({**self._pretrained, **(backbone or {})})
@@ -191,7 +191,7 @@ class Learner:
         drift = None if self._trials is None else dataclasses.asdict(self._trials.drift)
         return self.tuner.snapshot({**extra, **self.first.state(), "drift": drift}, tensors)
 
-    def round(self) -> Generator[None, None, RoundReport]:
+    def round(self) -> Pieces:
         """``adapt`` in pieces; in one where the store has to move."""
         if self.tuner.moving:
             return self.adapt()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor
 
@@ -16,12 +16,10 @@ from streamdrop.checkpoint import Snapshot
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.eye import Look
 from streamdrop.tracking.first_frame import Example
+from streamdrop.tracking.first_training import Pieces
 from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.types import Activations, Image, RoundReport
-
-Pieces: TypeAlias = Generator[None, None, RoundReport]
-"""A round whose ``next`` runs a piece of it, and which returns its report."""
 
 _SHARE = 0.9  # of a frame's time that may be used: a box that comes late counts for nothing
 _PATIENCE = 0.2  # seconds without room for a piece, after which one runs all the same
@@ -140,7 +138,7 @@ class SpareRounds(Rounds):
         """As far as the first frame's time goes; what is left goes on after later frames."""
         self._end()
         reports = self._learner.start(examples, fit_boxes, backbone)
-        self._go_on()
+        self._under_way = self._learner.first.rest()
         until = began + (self._config.realtime.first or 0.0)
         return [*reports, *self._run(until, self._learner.first.least)]
 
@@ -179,7 +177,7 @@ class SpareRounds(Rounds):
         """Training on the first frame goes on; a round that was under way is given up."""
         self._end()
         extra = self._learner.restore(path)
-        self._go_on()
+        self._under_way = self._learner.first.rest()
         return extra
 
     def close(self) -> None:
@@ -191,10 +189,6 @@ class SpareRounds(Rounds):
         regression.adapt()
         yield
         return (yield from self._learner.round())
-
-    def _go_on(self) -> None:
-        if self._learner.first.owed:
-            self._under_way = self._learner.first.round()
 
     def _end(self) -> None:
         if self._under_way is not None:
@@ -212,8 +206,7 @@ class SpareRounds(Rounds):
                 next(self._under_way)
             except StopIteration as ended:
                 reports.append(ended.value)
-                self._under_way = None
-                self._go_on()  # the first frame's may have to be done again
+                self._under_way = self._learner.first.rest()  # the first frame's may have to be done again
                 now = self._clock()
             else:
                 ran, now = ran + 1, self._clock()
