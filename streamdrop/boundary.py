@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from streamdrop.errors import ModelError
+from streamdrop.errors import ConfigError, ModelError
 from streamdrop.growth import growth, scale_rates
 from streamdrop.rounds import forget_parameters
 from streamdrop.settings import TunerSettings
@@ -18,7 +19,7 @@ class Boundary:
     """Where the head begins. Its parameters are in the ``optimizer``, in execution order; those below are not.
 
     ``optimizer(parameters)`` is called once with all trainable parameters, ``scheduler(optimizer)`` once if given.
-    Raises ModelError when nothing can be trained.
+    Raises ModelError when nothing can be trained, ConfigError for an optimiser that calls for a closure.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Boundary:
             raise ModelError("no parameter of the model requires a gradient: nothing can be trained")
         self._split, self._settings, self.cut = split, settings, cut
         self.optimizer = optimizer(trainable)
+        _check_step(self.optimizer)
         self.scheduler = scheduler(self.optimizer) if scheduler else None
         self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
         self._grown = 1
@@ -48,6 +50,13 @@ class Boundary:
     def rate(self) -> float:
         """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
         return float(self.optimizer.param_groups[0].get("lr", 0.0))
+
+    def schedule(self, loss: float) -> None:
+        """A round of mean ``loss`` is over: the scheduler's next step, if there is one."""
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(loss)
+        elif self.scheduler is not None:
+            self.scheduler.step()
 
     def advance(self, cut: int) -> None:
         """Layers below ``cut`` leave the optimiser for good or until a thaw; the batch may grow."""
@@ -68,3 +77,12 @@ class Boundary:
         if grown != self._grown:
             scale_rates(self.optimizer, self.scheduler, grown / self._grown)
             self._grown = grown
+
+
+def _check_step(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} computes the loss several times a step, from a closure: a round reads each "
+            "batch once; choose an optimiser whose step() needs none"
+        )

@@ -50,9 +50,10 @@ class FineTuner:
 
     ``loss(output, target)`` gives a scalar; if it takes ``sample_weight``, it gets the stored weights [N] too.
     ``optimizer(parameters)`` is called once with the trainable parameters in execution order; ``scheduler(optimizer)``,
-    if given, makes a learning-rate scheduler stepped once a round. ``policy`` decides (default: AutoPolicy);
-    ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the tuner and each round's report.
-    ``thaw`` plans when dropped layers are trained again, from sources that ``prepare`` turns into the model's input.
+    if given, makes a learning-rate scheduler stepped once a round (ReduceLROnPlateau by the round's loss). ``policy``
+    decides (default: AutoPolicy); ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the
+    tuner and each round's report. ``thaw`` plans when dropped layers are trained again, from sources that ``prepare``
+    turns into the model's input.
     ``scoring`` forces gradient scores on or off (default: when the policy needs them). ``autocast`` is a dtype for
     mixed precision in the head (inexact), off by default. ``settings`` are the fields of TunerSettings: ``warm_up``,
     ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``, ``batch_norm`` (train or frozen), ``cut`` (layers
@@ -306,6 +307,8 @@ class FineTuner:
         keys = self.store.keys()
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")
+        if steps is not None and steps < 1:
+            raise TrainingError(f"a round of {steps} steps: give at least 1, or None for one pass over the store")
         self._checkpoint_before_storing()
         self.round += 1
         self.cutting.begin_round(self.round)
@@ -343,8 +346,7 @@ class FineTuner:
         """Decide what to drop after a round, and report."""
         self._feed.round_done()
         self.decisions.last_iterations = len(began.losses)
-        if self.scheduler is not None:
-            self.scheduler.step()
+        self._boundary.schedule(began.loss)
         scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
         whole, head = self.split.macs(began.source), self.split.macs(began.cut)
         trained = max(began.clock.seconds()["train_seconds"], 1e-9)

@@ -60,9 +60,11 @@ class Feed:
         if len(set(keys)) != len(keys):
             raise DataError("a key stands twice in one batch: every sample needs a key of its own")
         samples = _unbatched(keys, activations)
-        stored = _unbatched(keys, parts)
-        by_key = {key: value if isinstance(targets, tuple) else value[0] for key, value in stored.items()}
-        self.store.put_many(samples, by_key if parts else None, info, sources)
+        by_key: dict[bytes, Target] | None = None
+        if parts:
+            wanted = _unbatched(keys, parts)
+            by_key = {key: value if isinstance(targets, tuple) else value[0] for key, value in wanted.items()}
+        self.store.put_many(samples, by_key, info, sources)
 
     def read(
         self, order: Iterable[Sequence[bytes]], depth: int, info: bool, clock: Clock

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from streamdrop.errors import DataError, ModelError, TraceError
 from streamdrop.tracing.flow import Flow, Live
@@ -46,6 +47,8 @@ class SplitModel:
     In eval mode ``head(c)(tail(c)(x))`` equals ``model(x)`` bit for bit, and ``step(a, b)(tail(a)(x))`` equals
     ``tail(b)(x)``. The pieces share the model's submodules, so a mode set on one is set on all that share; a module
     without parameters that the model uses on both sides (one Dropout for all) has one mode: set it before each use.
+    No cut lies above what in eval mode mixes the samples of a batch, draws random numbers or writes to a buffer: a tail
+    gives a sample the same activations in any batch, whenever it runs.
     Raises TraceError for a model that cannot be followed or cut, ModelError for layers that are not there.
     """
 
@@ -53,6 +56,7 @@ class SplitModel:
         self, model: nn.Module, example: Any, layers: Layers | None = None, leaves: Sequence[str] = ()
     ) -> None:
         self.model = model
+        _check_weights(model)
         inputs = _inputs(example)
         names = _layer_names(model, layers if layers is not None else convolutions)
         leaves = _canonical(model, leaves)
@@ -181,6 +185,15 @@ class SplitModel:
                 first.setdefault(identity, index)
         named = [(name, id(p)) for name, p in self.model.named_parameters()]
         return [name for name, _ in sorted(named, key=lambda pair: first.get(pair[1], len(self._flow.steps)))]
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raises TraceError for weights that are not there yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise TraceError(f"{name!r} has no shape yet: run the model on a batch before it is split")
+        if tensor.is_meta:
+            raise TraceError(f"{name!r} is on the meta device, without values: load the model's weights first")
 
 
 def _inputs(example: Any) -> tuple[torch.Tensor, ...]:

@@ -424,6 +424,44 @@ def test_scheduler_and_callbacks_follow_the_rounds():
 # ---------------------------------------------------------------- bad input
 
 
+def test_a_plateau_of_the_rounds_loss_lowers_the_rate_and_resumes(tmp_path):
+    def plateau(optimizer):
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=9)
+
+    options = {"optimizer": lambda p: torch.optim.SGD(p, 0.02), "loss": functional.cross_entropy}
+    tuner = FineTuner(SplitModel(SmallNet(), BATCH.images[:2]), policy=NEVER, scheduler=plateau, **options)
+    tuner.observe(BATCH)
+    rates = [report.lr for report in run(tuner, 3)]
+    assert rates == pytest.approx([0.02, 0.002, 0.0002])
+    tuner.save(tmp_path / "checkpoint")
+    split = SplitModel(SmallNet(), BATCH.images[:2])
+    again = FineTuner.load(
+        tmp_path / "checkpoint", split, store=tuner.store, policy=NEVER, scheduler=plateau, **options
+    )
+    assert run(again, 2)[-1].lr == run(tuner, 2)[-1].lr
+    assert torch.equal(weights(again), weights(tuner))
+
+
+def test_an_optimiser_that_calls_for_the_loss_again_is_refused():
+    with pytest.raises(ConfigError, match=r"LBFGS.*closure"):
+        FineTuner(SplitModel(SmallNet(), BATCH.images[:2]), loss=functional.cross_entropy, optimizer=torch.optim.LBFGS)
+
+
+def test_samples_without_targets_train_a_loss_that_needs_none():
+    tuner = small_tuner(batch=Batch(BATCH.keys, BATCH.images, None), policy=NEVER)
+    tuner.loss = lambda output, target: output.square().mean()
+    first, last = (report.loss for report in run(tuner, 2))
+    assert last < first
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_round_of_no_steps_is_refused_before_it_begins(steps):
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    with pytest.raises(TrainingError, match="at least 1"):
+        tuner.fit_round(steps=steps)
+    assert tuner.round == 0
+
+
 def test_a_round_without_samples_is_refused():
     tuner = FineTuner(
         SplitModel(SmallNet(), BATCH.images[:2]), loss=functional.cross_entropy, optimizer=torch.optim.SGD

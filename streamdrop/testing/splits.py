@@ -15,7 +15,9 @@ from streamdrop.types import Activations
 def check_split(
     model: nn.Module, example: Any, layers: Layers | None = None, leaves: Sequence[str] = (), batch: int = 3
 ) -> SplitModel:
-    """Split ``model`` and assert the laws at every cut, on ``batch`` random samples shaped like ``example``'s.
+    """Split ``model`` and assert the laws at every cut, on ``batch`` random samples of ``example``'s shape and dtype.
+
+    Whole numbers, such as tokens, are drawn from those in ``example``.
 
     Bit for bit in eval mode: head after tail is the model, step after tail is the tail, nothing given is written to,
     parameters are partitioned, stored copies do as well; in train mode head(0) is the model. Returns the split.
@@ -25,7 +27,7 @@ def check_split(
     assert modes == {name: module.training for name, module in model.named_modules()}, "splitting changed a mode"
     examples = (example,) if isinstance(example, torch.Tensor) else example
     generator = torch.Generator().manual_seed(batch)
-    inputs = tuple(torch.randn(batch, *x.shape[1:], generator=generator).to(x.device) for x in examples)
+    inputs = tuple(_random_like(x, batch, generator) for x in examples)
     model.eval()
     with torch.no_grad():
         _check_cuts(split, inputs)
@@ -34,6 +36,13 @@ def check_split(
     with torch.no_grad():
         assert_same(split.head(0)(inputs), model(*copies(inputs)), "eval mode after train mode")
     return split
+
+
+def _random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
+    shape = (batch, *x.shape[1:])
+    if x.is_floating_point() or x.is_complex():
+        return torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
+    return x.flatten()[torch.randint(x.numel(), shape, generator=generator).to(x.device)]
 
 
 def copies(activations: Activations) -> Activations:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from streamdrop.tracing.observe import Run, asks_batch, fetch, takes_batch
+from streamdrop.tracing.observe import Run, Seen, asks_batch, fetch, takes_batch
 from streamdrop.tracing.standin import about
 from streamdrop.tracing.trace import Trace
 from streamdrop.tracing.values import storage_of
@@ -46,6 +46,7 @@ class Step:
     dims: int = 1
     batched: bool = False
     dense: bool = False
+    varies: bool = False  # in eval mode, by the other samples of a batch, by chance, or by runs before
 
     @property
     def node(self) -> fx.Node:
@@ -68,6 +69,7 @@ class Flow:
         self._free(runs[:2])
         self._put_off()
         self._link()
+        self._steady = next((i for i, step in enumerate(self.steps) if step.varies), len(self.steps))
 
     def _describe(self, runs: tuple[Run, Run, Run], sizes: tuple[int, int]) -> None:
         for step in self.steps:
@@ -83,6 +85,7 @@ class Flow:
                 continue
             other = runs[2].seen[step.nodes[0]]
             step.macs = other.macs // sizes[1]
+            step.varies = _varies(seen[0], other)
             if seen[0].value is not None and other.value is not None:
                 value = seen[0].value
                 step.batched = batched(value, other.value, sizes) and step.nodes[1] is not None
@@ -182,7 +185,12 @@ class Flow:
         return set()
 
     def live(self, position: int) -> tuple[Live, ...] | None:
-        """What crosses the cut before step ``position``; None if not all of it is one tensor row per sample."""
+        """What crosses the cut before step ``position``; None if not all of it is one tensor row per sample.
+
+        None too where what is below would not give a sample the same row in any batch, whenever it is run.
+        """
+        if position > self._steady:
+            return None
         later = [s for s in self.steps[position:] if not s.free]
         used = sorted({u for s in later for u in s.uses if u < position})
         if any(not self.steps[u].batched for u in used):
@@ -196,6 +204,19 @@ class Flow:
         if sum(map(len, storages)) > len(frozenset().union(*storages)):
             return None  # two of them are one memory that is written later: they would part ways in a store
         return (*crossing, *(Live(u, sizes=True) for u in sorted(sized)))
+
+
+def _varies(one: Seen, other: Seen) -> bool:
+    """Whether a step in eval mode draws, writes to the model, or gives one sample something else among others."""
+    if one.random or one.lasting:
+        return True
+    a, b = one.sample, other.sample
+    if a is None or b is None or a.shape != b.shape or one.value is None:
+        return False
+    a, b = torch.nan_to_num(a), torch.nan_to_num(b)
+    rounding = torch.finfo(one.value.dtype).eps if one.value.is_floating_point() else 0.0  # differs with batch size
+    off = (a - b).abs() > min(2**13 * rounding, 0.1) * a.abs().max()
+    return int(off.sum()) > len(a) // 50  # where rounding decides, as in a tie, single values may be others
 
 
 def batched(value: torch.Tensor, other: torch.Tensor, sizes: tuple[int, int]) -> bool:

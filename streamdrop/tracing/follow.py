@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -10,15 +11,17 @@ from torch import nn
 from streamdrop.errors import TraceError
 from streamdrop.tracing.flow import Flow
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
-from streamdrop.tracing.observe import batch_of, observe
-from streamdrop.tracing.trace import trace_modes
+from streamdrop.tracing.observe import Run, batch_around, batch_of, observe
+from streamdrop.tracing.trace import Trace, trace_modes
 from streamdrop.tracing.values import tensors
+
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, TraceError)
 
 
 def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
     """Trace and observe the model; raises TraceError where the trace does not do exactly what the model does."""
     sizes = (2, 3)
-    small, large = batch_of(inputs, sizes[0]), batch_of(inputs, sizes[1])
+    small = batch_of(inputs, sizes[0])
     truth = _truth(model, small, False)
     if isinstance(truth, str):
         raise TraceError(
@@ -32,15 +35,22 @@ def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str],
     runs.append(observe(traces[1], model, small, True, partly=isinstance(truth, str)))
     if not isinstance(truth, str):
         _compare(model, truth, runs[1].output, True)
+    runs.append(_observe_larger(traces[0], model, inputs, sizes[1]))
+    return Flow(model, traces, (runs[0], runs[1], runs[2]), sizes)
+
+
+def _observe_larger(trace: Trace, model: nn.Module, inputs: tuple[torch.Tensor, ...], size: int) -> Run:
+    """A run in eval mode among other samples; of copies, where the model does not take others."""
+    with contextlib.suppress(*_FAILURES):
+        return observe(trace, model, batch_around(inputs, size), False, count=True)
     try:
-        runs.append(observe(traces[0], model, large, False, count=True))
-    except (RuntimeError, ValueError, TypeError, IndexError, TraceError) as error:
+        return observe(trace, model, batch_of(inputs, size), False, count=True)
+    except _FAILURES as error:
         reason = " ".join(str(error).split())[:200]
         raise TraceError(
             f"{type(model).__name__} depends on the batch size where a trace cannot: {reason}: "
             "name the module that does so in leaves= or layers="
         ) from error
-    return Flow(model, traces, (runs[0], runs[1], runs[2]), sizes)
 
 
 def _truth(model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool) -> list[torch.Tensor] | str:

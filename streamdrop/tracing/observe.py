@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
 from streamdrop.tracing.standin import about, call
 from streamdrop.tracing.trace import Trace
-from streamdrop.tracing.values import Values, tensors
+from streamdrop.tracing.values import Values, storage_of, tensors
+
+_PICKED = 256
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Seen:
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()
     random: bool = False
+    lasting: bool = False  # it wrote to the model's own state
+    sample: torch.Tensor | None = None  # some of the last sample's values, where each has a row
     macs: int = 0
 
 
@@ -40,6 +44,19 @@ class Run:
 def batch_of(inputs: tuple[torch.Tensor, ...], size: int) -> tuple[torch.Tensor, ...]:
     """The inputs' samples, repeated to ``size`` of them."""
     return tuple(x[torch.arange(size, device=x.device) % len(x)] for x in inputs)
+
+
+def batch_around(inputs: tuple[torch.Tensor, ...], size: int) -> tuple[torch.Tensor, ...]:
+    """The last sample of ``batch_of(inputs, 2)`` behind ``size - 1`` others, of much the same values."""
+    batches = []
+    for x in batch_of(inputs, 2):
+        last = x[-1:]
+        turned = last.flip(tuple(range(1, x.dim())))
+        if x.is_floating_point() and torch.equal(turned, last):  # such as zeros
+            turned = last + torch.linspace(0, 1, last.numel(), dtype=x.dtype, device=x.device).reshape(last.shape)
+        others = [turned.roll(i, -1) if x.dim() > 1 else turned for i in range(size - 1)]
+        batches.append(torch.cat([*others, last]))
+    return tuple(batches)
 
 
 def observe(
@@ -119,6 +136,7 @@ def _run(
         seen.storages = frozenset(map(values.memory, tensors(value)))
         if isinstance(value, torch.Tensor):
             seen.value, seen.identity = _outline(value), values.name(id(value))
+            seen.sample = _last_sample(value)
         if node.op == "output":
             run.output = value
         values.let_go_after(node)
@@ -131,15 +149,32 @@ def _watch(
     """Run one node and note in ``seen`` what it reads, writes, draws and computes."""
     args = fx.node.map_arg(node.args, values.of.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.of.__getitem__)
-    touched = list(tensors((args, kwargs)))
+    touched, state_before = list(tensors((args, kwargs))), _versions(node, model)
     versions = [t._version for t in touched]
-    before, state = counter.get_total_flops() if counter else 0, _random_state(touched)
+    before, drawn = counter.get_total_flops() if counter else 0, _random_state(touched)
     value = fetch(model, trace, str(node.target)) if node.op == "get_attr" else call(node, model, args, kwargs)
     seen.reads = frozenset(map(values.memory, touched))
     seen.writes = frozenset(values.memory(t) for t, v in zip(touched, versions, strict=True) if t._version != v)
-    seen.random = not all(map(torch.equal, state, _random_state(touched)))
+    seen.random = not all(map(torch.equal, drawn, _random_state(touched)))
+    written = {storage_of(t) for t, v in zip(touched, versions, strict=True) if t._version != v}
+    seen.lasting = state_before != _versions(node, model) or bool(written & {storage_of(b) for b in model.buffers()})
     seen.macs = (counter.get_total_flops() - before) // 2 if counter else 0
     return value
+
+
+def _versions(node: fx.Node, model: nn.Module) -> list[tuple[int, int]]:
+    """Which buffers a node's module has, and how often each was written to."""
+    if node.op != "call_module":
+        return []
+    return [(id(buffer), buffer._version) for buffer in model.get_submodule(str(node.target)).buffers()]
+
+
+def _last_sample(value: torch.Tensor) -> torch.Tensor | None:
+    """Values from all over the last row, at most ``_PICKED``, as float64."""
+    if value.dim() == 0 or value.layout != torch.strided or not len(value) or value.is_complex():
+        return None
+    row = value[-1].flatten()
+    return row[:: max(1, row.numel() // _PICKED)].to(torch.float64, copy=True)
 
 
 def _outline(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,11 @@ _ABOUT_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating
 
 
 class NotTraceableError(Exception):
-    """Why a forward cannot be traced, found by us."""
+    """Why a forward cannot be traced, found by us. ``where``: whose it is, None: that of the innermost module."""
+
+    def __init__(self, why: str, where: str | None = None) -> None:
+        super().__init__(why)
+        self.where = where
 
 
 def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -62,6 +66,18 @@ def unchanged(value: Any, expected: Any) -> None:
             f"the model's forward decides on a size that was {expected} for the example and is {value} now: "
             "split again with an example of this size, or name the deciding module in leaves= or layers="
         )
+
+
+def detached(value: Any) -> Any:
+    """What a forward makes under torch.no_grad: its tensors without their history."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return type(value)((key, detached(item)) for key, item in value.items())
+    if isinstance(value, (tuple, list)):
+        parts = [detached(item) for item in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 class _Known:

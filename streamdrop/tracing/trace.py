@@ -1,15 +1,15 @@
 """A model as fx graphs, one for eval and one for train mode where they differ, with nothing frozen that may change.
 
 Plain symbolic tracing runs ``forward`` once with stand-ins, so every Python value it meets becomes a constant. What
-that would silently break is caught here: reads of ``training``, writes to a module's own state and switches of the
-gradient mode turn a module into one opaque node (a leaf); tensor factories such as ``torch.randn`` are recorded.
+that would silently break is caught here: reads of ``training``, writes to a module's own state, random numbers and
+switches of the gradient mode turn a module into one opaque node (a leaf); of a module that holds layers they are
+written into the graph (torch.no_grad) or refused. Tensor factories such as ``torch.randn`` are recorded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,8 @@ from torch import fx, nn
 
 from streamdrop.errors import TraceError
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
-from streamdrop.tracing.standin import NotTraceableError, StandIn, about_sizes, call, unchanged
-
-_FACTORIES = ("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "tensor", "as_tensor")
-_RANDOM = ("rand", "randn", "randint", "randperm", "normal", "bernoulli")
+from streamdrop.tracing.standin import NotTraceableError, StandIn, about_sizes, call, detached, unchanged
+from streamdrop.tracing.watch import Draws, watched
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def trace_modes(
         traces: list[Trace] = []
         marks: set[str] = set()
         for training in (False, True):
-            tracer = _Tracer(names, opaque)
+            tracer = Tracer(names, opaque)
             trace, failure = _trace(tracer, model, inputs, training)
             new = {name for name in tracer.sensitive if name and not _holds(name, names)} - opaque
             marks |= new
@@ -66,7 +64,7 @@ def _holds(name: str, layers: Iterable[str]) -> bool:
     return any(layer.startswith(f"{name}.") for layer in layers)
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Symbolic tracing that notes what must not be frozen."""
 
     def __init__(self, layers: set[str], leaves: set[str]) -> None:
@@ -79,7 +77,7 @@ class _Tracer(fx.Tracer):
         self.inputs: tuple[torch.Tensor, ...] = ()
         self.values: dict[fx.Node, Any] = {}
         self.evaluating = False
-        self.with_grad = torch.is_grad_enabled()
+        self.draws = Draws()
         self.attributes: dict[int, str] = {}
 
     @property
@@ -88,8 +86,8 @@ class _Tracer(fx.Tracer):
         return next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Named leaves, layers without layers inside, and torch's own modules."""
-        if module_qualified_name in self.leaves:
+        """Named leaves, layers without layers inside, scripted and torch's own modules."""
+        if module_qualified_name in self.leaves or isinstance(m, torch.jit.ScriptModule):
             return True
         if module_qualified_name in self.holders:
             return False
@@ -117,13 +115,30 @@ class _Tracer(fx.Tracer):
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=stand_in)
         return parameter_proxy_cache[name]
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """A node; modules that switch the gradient mode are noted, for a graph does not record the switch."""
-        if torch.is_grad_enabled() != self.with_grad:
-            self.sensitive.add(self.inside)
-            if not self.inside or self.inside in self.holders:
-                raise NotTraceableError("switches the gradient mode (torch.no_grad) around layers: use .detach()")
-        return super().create_node(*args, **kwargs)
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """A stand-in for what a function or method gives, without gradients where they are switched off."""
+        made = super().create_proxy(kind, *args, **kwargs)
+        return self._graded(made) if kind in ("call_function", "call_method") else made
+
+    def _graded(self, made: fx.Proxy) -> fx.Proxy:
+        """``made``, detached under torch.no_grad: a graph does not record the switch."""
+        if torch.is_grad_enabled() or about_sizes(made.node):
+            return made
+        self.sensitive.add(self.inside)
+        if made.node.op == "call_method" and re.fullmatch(r"[^_].*[^_]_", str(made.node.target)):
+            self.lost(self.inside, "writes in place under torch.no_grad, beside layers")
+        return super().create_proxy("call_function", detached, (made,), {})
+
+    def lost(self, name: str, why: str) -> None:
+        """A trace cannot hold what module ``name`` does: it is run as one piece, or refused where it holds layers."""
+        self.sensitive.add(name)
+        if not name or name in self.holders:
+            raise NotTraceableError(why, name)
+
+    def note_draws(self, name: str) -> None:
+        """Random numbers drawn up to now, other than by nodes, were drawn by module ``name``."""
+        if self.draws.made():
+            self.lost(name, "draws random numbers that a trace would not draw again: call torch.rand… by that name")
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A stand-in that knows its sizes."""
@@ -158,6 +173,7 @@ class _Tracer(fx.Tracer):
 
     def value(self, node: fx.Node) -> Any:
         """What a node gives on the example, found by running what it depends on."""
+        self.note_draws(self.inside)
         todo = [node]
         while todo:
             missing = [arg for arg in todo[-1].all_input_nodes if arg not in self.values]
@@ -165,6 +181,7 @@ class _Tracer(fx.Tracer):
                 todo += missing
             else:
                 self._evaluate(todo.pop())
+        self.draws.made()  # by the evaluation
         return self.values[node]
 
     def _evaluate(self, node: fx.Node) -> None:
@@ -183,20 +200,28 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A node for a leaf, the module's own forward for others."""
-        return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        name = self.path_of_module(m)
+        self.note_draws(self.inside)
+        result = super().call_module(m, forward, args, kwargs)
+        self.note_draws(name)
+        return self._graded(result) if self.is_leaf_module(m, name) else result
 
 
 def _trace(
-    tracer: _Tracer, model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool
+    tracer: Tracer, model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool
 ) -> tuple[Trace, None] | tuple[None, TraceError]:
     tracer.inputs = inputs
     tracer.attributes = {id(p): n for n, p in (*model.named_buffers(), *model.named_parameters())}
     before = {id(module): dict(module.__dict__) for module in model.modules()}
-    with modes_kept(model), state_kept(model), rng_kept(inputs):
+    with modes_kept(model), state_kept(model), rng_kept(inputs), torch.enable_grad():
         model.train(training)
+        tracer.draws.made()
         try:
-            with _watched(tracer):
+            with watched(tracer):
                 graph = tracer.trace(model)
+                tracer.note_draws("")
         except Exception as error:  # whatever the model's own code raised on a stand-in
             return None, _explain(tracer, model, error)
         finally:
@@ -208,8 +233,8 @@ def _trace(
     return Trace(graph, {n: v for n, v in constants.items() if isinstance(v, torch.Tensor)}), None
 
 
-def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> TraceError:
-    name = tracer.inside
+def _explain(tracer: Tracer, model: nn.Module, error: Exception) -> TraceError:
+    name = error.where if isinstance(error, NotTraceableError) and error.where is not None else tracer.inside
     reason = " ".join(str(error).split()) or type(error).__name__
     if not name:
         where = f"the model's own forward ({type(model).__name__}) cannot be traced"
@@ -218,52 +243,3 @@ def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> TraceError:
         where = f"module {name!r} ({type(model.get_submodule(name)).__name__}) cannot be traced"
         remedy = f"run it as one piece with leaves=[{name!r}], or name it as a unit in layers="
     return TraceError(f"{where}: {reason[:200]}: {remedy}")
-
-
-@contextlib.contextmanager
-def _watched(tracer: _Tracer) -> Iterator[None]:
-    """While tracing: reads of ``training``, writes of attributes and tensor factories are seen."""
-
-    def read(module: nn.Module) -> bool:
-        if tracer.inside not in tracer.leaves and not tracer.evaluating:
-            tracer.sensitive.add(tracer.inside)
-            tracer.reads_training = True
-        return bool(module.__dict__["training"])
-
-    def write(module: nn.Module, value: bool) -> None:
-        module.__dict__["training"] = value
-
-    assign = nn.Module.__setattr__
-
-    def noting_assign(module: nn.Module, name: str, value: Any) -> None:
-        if name != "training" and not tracer.evaluating:
-            tracer.sensitive.add(tracer.inside)
-        assign(module, name, value)
-
-    originals = {name: getattr(torch, name) for name in (*_FACTORIES, *_RANDOM)}
-    nn.Module.training = property(read, write)  # type: ignore[assignment]
-    nn.Module.__setattr__ = noting_assign  # type: ignore[method-assign, assignment]
-    for name, original in originals.items():
-        setattr(torch, name, _recording(tracer, original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
-        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
-        del nn.Module.training
-
-
-def _recording(tracer: _Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A tensor factory that becomes a node: its result may be random, or depend on sizes and devices."""
-
-    @functools.wraps(original)
-    def record(*args: Any, **kwargs: Any) -> Any:
-        if tracer.evaluating:
-            return original(*args, **kwargs)
-        try:
-            return tracer.create_proxy("call_function", original, args, kwargs)
-        except NotImplementedError:  # arguments that no graph can hold, such as arrays
-            return original(*args, **kwargs)
-
-    return record
