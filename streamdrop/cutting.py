@@ -62,8 +62,9 @@ class Cutting:
         if cut is not None and cut < self.cut:
             with clock.part("tail"):
                 self.thaw(cut)
+            self.decisions.why = f"thawed: all from cut {cut} on is trained again"
         elif cut is not None:
-            self.decisions.settling = True
+            self.decisions.settling, self.decisions.why = True, f"the thaw is over: back to cut {cut}"
             return self._drop(cut, number, clock)
         elif self.thawing.back is None:
             count = self.decisions.after_round(number, self.cut, self.scores, self.store, macs_per_second)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop.errors import ConfigError
-from streamdrop.policies import DropPolicy, Evidence, Offer
+from streamdrop.policies import DropPolicy, Evidence, Offer, ask, check_policy
 from streamdrop.rounds import has_normalisation
 from streamdrop.scores import GradientScores
 from streamdrop.settings import TunerSettings
@@ -31,15 +31,15 @@ OTHER_RATE = 1.5
 class Decisions:
     """A policy's decisions about a split model, and what has to be remembered from one to the next.
 
-    ``settling``: the next round stores, and no scored decision follows it. ``dropped_scores``: the P' that dropped
-    layers had when they were dropped. ``waited``: rounds since the last drop after which the policy dropped nothing.
+    ``settling``: the next round stores, and no scored decision follows it. ``dropped_scores``: by layer, the P' that it
+    had when it was dropped. ``waited``: rounds since the last drop after which the policy dropped nothing.
     ``why``: what the policy says about its last answer. ``back``: the cut to return to, where a drop is taken back.
     """
 
     def __init__(self, policy: DropPolicy, settings: TunerSettings, split: SplitModel) -> None:
         self.policy, self.settings, self.split = policy, settings, split
         self.settling = False
-        self.dropped_scores: list[float] = []
+        self.dropped_scores: dict[str, float] = {}
         self.last_iterations = 0
         self.waited = 0
         self.asked: int | None = None  # the first round after which the policy was asked
@@ -61,6 +61,7 @@ class Decisions:
 
     def check(self) -> None:
         """Raise ConfigError for what cannot work for this model; warn of what works badly."""
+        check_policy(self.policy)
         layers, asked = len(self.split.layers), self.settings.strategy != "sgd"
         check = getattr(self.policy, "check", None)
         if check is not None and asked:
@@ -84,6 +85,7 @@ class Decisions:
 
     def begin_round(self, scores: GradientScores, round_: int, rate: float) -> None:
         """Start a new window where the last is over, or the learning rate is another than at its start."""
+        self.why = ""
         moved = self._rate > 0 and rate > 0 and not 1 / OTHER_RATE < rate / self._rate < OTHER_RATE
         if moved:
             self._previous = {}
@@ -116,14 +118,13 @@ class Decisions:
         if self._too_early(evidence):
             return 0
         self.asked = round_ if self.asked is None else self.asked
-        count = self.policy(evidence)
-        if not 0 <= count <= room:
-            raise ConfigError(f"the policy asked to drop {count} of {room + 1} layers: the last one must stay")
+        count = ask(self.policy, evidence)
         explain = getattr(self.policy, "explain", None)
         self.why = str(explain(evidence)) if explain is not None else ""
         self.waited = 0 if count else self.waited + 1
         if count:
-            self.dropped_scores += evidence.standardised[:count].tolist()
+            layers = self.split.layers[cut : cut + count]
+            self.dropped_scores.update(zip(layers, evidence.standardised[:count].tolist(), strict=False))
             self.settling, self._came_from = True, cut
         return count
 
@@ -158,7 +159,7 @@ class Decisions:
         self, round_: int, cut: int, scores: GradientScores, store: FeatureStore, macs_per_second: float
     ) -> Evidence:
         """What the policy sees after a round; scores and costs only if it needs scores."""
-        layers, dropped = len(self.split.layers), tuple(self.dropped_scores)
+        layers, dropped = len(self.split.layers), tuple(self.dropped_scores.values())
         if not self.needs_scores:
             return Evidence(round_, cut, layers, (), dropped, scores.iterations)
         importance = scores.importance()
@@ -183,14 +184,15 @@ class Decisions:
 
     def forget(self, cut: int) -> None:
         """Layers from ``cut`` on are trained again: what they had when they were dropped counts no more."""
-        del self.dropped_scores[max(0, cut - self.settings.cut) :]
-        self._previous, self.settling, self.waited = {}, False, 0
+        below = self.split.layers[:cut]
+        self.dropped_scores = {name: score for name, score in self.dropped_scores.items() if name in below}
+        self._previous, self.settling, self.waited, self._came_from = {}, False, 0, None
 
     def state(self) -> dict[str, Any]:
         """What ``restore`` takes, as plain data."""
         return {
             "settling": self.settling,
-            "dropped_scores": list(self.dropped_scores),
+            "dropped_scores": [[name, score] for name, score in self.dropped_scores.items()],
             "last_iterations": self.last_iterations,
             "waited": self.waited,
             "asked": self.asked,
@@ -204,7 +206,7 @@ class Decisions:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        self.settling, self.dropped_scores = state["settling"], list(state["dropped_scores"])
+        self.settling, self.dropped_scores = state["settling"], dict(state["dropped_scores"])
         self.last_iterations, self.waited = state["last_iterations"], state["waited"]
         self.asked, self._rate = state["asked"], state["rate"]
         self._previous = {name: float(p) for name, p in state["previous"]}

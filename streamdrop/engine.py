@@ -6,7 +6,6 @@ The only caller of ``backward()``.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -35,6 +34,7 @@ from streamdrop.rounds import (
     round_batches,
     seed_of,
     seeded,
+    takes_weights,
 )
 from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
@@ -96,7 +96,7 @@ class FineTuner:
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         scoring = self.decisions.needs_scores if scoring is None else scoring
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
-        self._takes_weights = "sample_weight" in inspect.signature(loss).parameters if callable(loss) else False
+        self._takes_weights = takes_weights(loss)
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
         self._held: int | None = None  # its store mark, while what earlier ones need is kept
 
@@ -296,8 +296,7 @@ class FineTuner:
 
         Where checkpoints carry something of the caller's, only the caller can write one that fits: see ``save``.
         """
-        pending = self.settings.strategy == "drop" and self.store.cut < self.cut
-        if pending and self._saved is not None and self._saved[1] != self.cut and self.extra is None:
+        if self.moving and self._saved is not None and self._saved[1] != self.cut and self.extra is None:
             self.save(self._saved[0])
 
     # ---------------------------------------------------------------- inside a round

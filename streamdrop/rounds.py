@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from streamdrop.errors import TrainingError
+from streamdrop.errors import ConfigError, TrainingError
 
 Sampler: TypeAlias = Callable[[list[bytes], int, torch.Generator], Sequence[bytes]]
 """(stored keys, iteration from 0, generator) → the keys of one batch."""
@@ -192,6 +193,17 @@ def one_sample_explained() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise TrainingError("BatchNorm cannot train on one sample: observe more, or batch_norm='frozen'") from None
+
+
+def takes_weights(loss: Callable[..., Any]) -> bool:
+    """Whether a loss, a function or a module, takes ``sample_weight``. Raises ConfigError for what is neither."""
+    if not callable(loss):
+        raise ConfigError(f"loss is {type(loss).__name__}: give a function (output, target) → a scalar tensor")
+    called = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        return "sample_weight" in inspect.signature(called).parameters
+    except ValueError:  # functions in C may not tell
+        return False
 
 
 @torch.no_grad()

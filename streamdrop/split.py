@@ -115,9 +115,7 @@ class SplitModel:
 
     def live_bytes(self, cut: int) -> int:
         """Bytes per sample crossing ``cut``."""
-        steps = self._flow.steps
-        live = self._cuts[self._check(cut)][1]
-        return sum(8 * (steps[one.step].dims - 1) if one.sizes else steps[one.step].bytes for one in live)
+        return self._flow.bytes_of(self._cuts[self._check(cut)][1])
 
     def macs(self, cut: int) -> int:
         """Forward multiply-adds per sample of ``head(cut)`` in eval mode."""
@@ -262,9 +260,8 @@ def _best(flow: Flow, positions: list[int]) -> int | None:
         live = flow.live(position)
         if live is None:
             continue
-        steps = [flow.steps[one.step] for one in live if not one.sizes]
-        size = sum(step.bytes for step in steps) + sum(8 * (flow.steps[o.step].dims - 1) for o in live if o.sizes)
-        rank = (size, sum(not step.dense for step in steps), -position)
+        gaps = sum(not flow.steps[one.step].dense for one in live if not one.sizes)
+        rank = (flow.bytes_of(live), gaps, -position)
         best = min(best, (rank, position)) if best is not None else (rank, position)
     return best[1] if best is not None else None
 

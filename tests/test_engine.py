@@ -219,6 +219,30 @@ def test_weights_of_samples_reach_a_loss_that_takes_them():
     assert sorted(seen[0].tolist()) == [0.25, 1, 1, 1]
 
 
+def test_weights_of_samples_reach_a_loss_that_is_a_module():
+    class Weighted(nn.Module):
+        def forward(self, output, target, sample_weight):
+            seen.append(sample_weight.tolist())
+            return functional.cross_entropy(output, target)
+
+    seen = []
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=Weighted(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.02),
+        policy=NEVER,
+    )
+    tuner.observe(BATCH, {key: SampleInfo(weight=0.5) for key in BATCH.keys})
+    tuner.fit_round()
+    assert seen == [[0.5] * len(BATCH.keys)]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", None])
+def test_a_loss_that_cannot_be_called_is_refused(loss):
+    with pytest.raises(ConfigError, match="loss is"):
+        FineTuner(SplitModel(SmallNet(), BATCH.images[:2]), loss=loss, optimizer=torch.optim.SGD)
+
+
 def test_sampler_steps_and_deadline():
     tuner = small_tuner(batch=BATCH, policy=NEVER)
     calls = []

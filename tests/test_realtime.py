@@ -242,6 +242,20 @@ def test_rounds_beside_follow_the_target_and_report() -> None:
     assert threading.active_count() == 1 or all(t.name != "rounds" for t in threading.enumerate())
 
 
+def test_a_round_that_the_caller_runs_makes_the_thread_wait() -> None:
+    tracker = beside()
+    tracks, own = [tracker.init(IMAGES[0], TRUTH[0])], []
+    for image in IMAGES[1:]:
+        tracks.append(tracker.update(image))
+        own += tracker.adapt()
+    assert any(report.iterations == tracker.config.update.steps for report in own)
+    quiet(tracker)
+    tracks.append(tracker.update(IMAGES[-1]))
+    tracker.close()
+    told = [report.round for track in tracks for report in track.reports] + [r.round for r in own]
+    assert sorted(told) == list(range(1, len(told) + 1))
+
+
 def test_the_copy_holds_one_state_of_the_learner_never_parts_of_two() -> None:
     tracker = beside()
     learner = tracker._learner

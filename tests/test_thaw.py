@@ -51,6 +51,7 @@ def test_a_plan_alternates_head_only_rounds_with_whole_model_rounds():
     assert [r.cut for r in reports] == [0, 2, 4, 4, 4, 0, 0, 4, 4, 4, 0]
     assert [r.thawed for r in reports] == [r.round in (6, 7, 11) for r in reports]
     assert [r.stored for r in reports] == [r.round in (2, 3, 8) for r in reports]
+    assert [r.why.split(":")[0] for r in reports[3:8]] == ["", "thawed", "", "the thaw is over", ""]
 
 
 def test_a_plan_may_wait_for_a_plateau_and_ends_after_most():
@@ -274,6 +275,29 @@ def test_a_drop_that_makes_the_loss_rise_is_taken_back_and_tried_again_later(kin
     assert "taken back" in drop[1].why
     assert "asked again" in drop[2].why
     assert [r.loss for r in drop] == [r.loss for r in freeze]
+
+
+def test_a_thaw_ends_a_trial():
+    tuner = make(policy=Hasty())
+    assert tuner.fit_round().next_cut == 2
+    tuner.thaw(1)
+    report = tuner.fit_round()  # its loss is above the tolerance, yet nothing is on trial
+    assert (report.cut, report.next_cut) == (1, 3)
+
+
+def test_what_dropped_layers_had_is_forgotten_by_layer():
+    store = MemoryStore()
+    tuner = make(store=store, policy=SchedulePolicy({1: 3}))
+    for _ in range(2):
+        tuner.fit_round()
+    torch.manual_seed(0)
+    again = FineTuner(
+        tuner.split, loss=functional.cross_entropy, optimizer=torch.optim.SGD, store=store, policy=SchedulePolicy()
+    )
+    assert again.cut == 3
+    again.decisions.dropped_scores = {again.split.layers[3]: 0.5, again.split.layers[4]: 0.7}
+    again.decisions.forget(4)
+    assert again.decisions.dropped_scores == {again.split.layers[3]: 0.5}
 
 
 def test_a_trial_is_resumed_wherever_it_was_saved(tmp_path):

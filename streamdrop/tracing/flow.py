@@ -7,7 +7,7 @@ sizes, constants) are *free*: they are done again on whichever side of a cut nee
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -183,6 +183,10 @@ class Flow:
             if isinstance(value, nn.Parameter) or (mode, storage_of(value)) in written:
                 return {id(value)}
         return set()
+
+    def bytes_of(self, live: Iterable[Live]) -> int:
+        """Bytes per sample of what crosses a cut."""
+        return sum(8 * (self.steps[one.step].dims - 1) if one.sizes else self.steps[one.step].bytes for one in live)
 
     def live(self, position: int) -> tuple[Live, ...] | None:
         """What crosses the cut before step ``position``; None if not all of it is one tensor row per sample.

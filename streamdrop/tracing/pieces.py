@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from streamdrop.errors import DataError
 from streamdrop.tracing.flow import Flow, Live, is_dense
+from streamdrop.tracing.kept import modes_kept
 from streamdrop.tracing.standin import about
 from streamdrop.types import Activations
 
@@ -272,13 +273,8 @@ def run_in_chunks(module: nn.Module, activations: Activations, size: int) -> Act
 
 
 def _evaluated(module: nn.Module, chunks: Sequence[Activations]) -> Activations:
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            results = [module(*chunk) for chunk in chunks]
-    finally:
-        for part, flag in flags:
-            part.training = flag
+    with torch.no_grad(), modes_kept(module):
+        module.eval()
+        results = [module(*chunk) for chunk in chunks]
     tuples = [(result,) if isinstance(result, torch.Tensor) else tuple(result) for result in results]
     return tuples[0] if len(tuples) == 1 else tuple(join(parts) for parts in zip(*tuples, strict=True))

@@ -127,6 +127,17 @@ class BesideRounds(Rounds):
             regression.take(correction)
         return Turn(begun, due and not begun, reports)
 
+    def whole(self, regression: BoxRegression) -> tuple[RoundReport, ...]:
+        """What is under way is brought to its end first; the thread waits meanwhile."""
+        with self._holding():
+            self._remember_all()
+            while self._under_way is not None:
+                self._run_piece()
+            reports = super().whole(regression)
+            with self._changed:
+                reports, self._news = (*self._news.reports, *reports), _News(eye=self._learner.eye.copied())
+        return reports
+
     def snapshot(self, extra: dict[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
         """Taken between two pieces of a round, of the newest weights."""
         with self._holding():

@@ -220,7 +220,7 @@ class Tracker:
     def snapshot(self) -> Snapshot:
         """What ``save`` writes. Any thread may write a copy of it; then call ``written`` in this one.
 
-        Frames may be tracked in between, but no round may begin. Raises StoreError.
+        Frames may be tracked in between, but no round that stores at a new cut may begin. Raises StoreError.
         """
         target = self._followed()
         extra = {
