@@ -7,6 +7,9 @@ from typing import Literal
 
 from streamdrop.errors import ConfigError
 from streamdrop.evidence import Evidence, Offer
+from streamdrop.values import check_fields
+
+NOT_NEGATIVE = ("learned", "fitted", "patience", "settle", "break_even", "worth", "max_bytes", "tolerance")
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,11 @@ class AutoPolicy:
     scored_weights = 32_768  # of a parameter: enough for the test, and little work
 
     def __post_init__(self) -> None:
-        rate = self.break_even
-        if isinstance(rate, str) and rate != "measured":
-            raise ConfigError(f"policy auto: break_even {rate!r}: give multiply-adds per byte, or measured")
-        for name in ("patience", "settle", "worth", *(("break_even",) if rate != "measured" else ())):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"policy auto: {name} is {getattr(self, name)}: give a number of at least 0")
+        check_fields(self, "policy auto: ")
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and value < 0:
+                raise ConfigError(f"policy auto: {name} is {value}: give a number of at least 0")
 
     @property
     def measures(self) -> bool:

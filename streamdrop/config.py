@@ -1,7 +1,8 @@
 """YAML to frozen dataclasses: the only reader of YAML.
 
 A schema is any frozen dataclass, nested as deep as needed, or a tuple of them; it stands beside the code it configures.
-Unknown keys, wrong types and unset ``${VARIABLES}`` are refused with file, line, path and the nearest valid key.
+Unknown keys, wrong types, numbers that are not finite and unset ``${VARIABLES}`` are refused with file, line, path and
+the nearest valid key.
 A field made by ``overrides_of`` holds some keys of another schema as plain values, one made by ``secret`` is not shown.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import os
 import re
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from streamdrop.errors import ConfigError
+from streamdrop.values import UnfitValue, fitted
 
 T = TypeVar("T")
 KeyPath = tuple[str, ...]
@@ -245,19 +245,12 @@ def _field(
 
 
 def _leaf(kind: Any, value: Any, path: KeyPath, document: _Document, problems: list[str]) -> Any:
-    if isinstance(value, bool) and kind in (int, float):
-        problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
-        return None
     try:
-        return _adapter(kind).validate_python(value)
-    except ValidationError:
-        problems.append(f"{document.where(path)}: expected {_called(kind)}, got {value!r}")
+        return fitted(kind, value)
+    except UnfitValue as unfit:
+        where = document.where((*path, *unfit.path))
+        problems.append(f"{where}: expected {unfit.wanted}, got {unfit.value!r}")
         return None
-
-
-@functools.cache  # making one takes milliseconds
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _dataclass_in(kind: Any) -> Any:
@@ -279,11 +272,3 @@ def _items_in(kind: Any) -> Any:
 
 def _names(kind: Any) -> str:
     return ", ".join(field.name for field in dataclasses.fields(kind))
-
-
-def _called(kind: Any) -> str:
-    """A type in a user's words."""
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(str(option) for option in typing.get_args(kind))
-    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return plain.get(kind, str(kind).replace("typing.", "").replace("NoneType", "nothing").replace("None", "nothing"))

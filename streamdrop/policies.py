@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import inspect
+import operator
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from streamdrop.auto import AutoPolicy
+from streamdrop.config import load
 from streamdrop.errors import ConfigError
 from streamdrop.evidence import DropPolicy, Evidence, Offer
 from streamdrop.scores import best_prefix, first_crossing
+from streamdrop.values import UnfitValue, check_fields, fitted
 
 __all__ = [
     "AutoPolicy",
@@ -33,6 +35,12 @@ def passes_median_test(candidates: torch.Tensor, dropped: tuple[float, ...], wai
     return waived or not dropped or statistics.median(candidates.tolist()) >= statistics.median(dropped)
 
 
+def _check_patience(policy: PaperPolicy | PrefixSumPolicy, name: str) -> None:
+    check_fields(policy, f"policy {name}: ")
+    if policy.patience is not None and policy.patience < 0:
+        raise ConfigError(f"policy {name}: patience is {policy.patience}: give a whole number of at least 0")
+
+
 @dataclass(frozen=True)
 class PaperPolicy:
     """The paper, literally: Eq. 4's first sign change, at least two layers (Algorithm 1: n* > 1), median test.
@@ -43,6 +51,9 @@ class PaperPolicy:
 
     patience: int | None = None
     needs_scores = True
+
+    def __post_init__(self) -> None:
+        _check_patience(self, "paper")
 
     def check(self, layers: int) -> None:
         """Works for any number of layers."""
@@ -61,6 +72,9 @@ class PrefixSumPolicy:
 
     patience: int | None = None
     needs_scores = True
+
+    def __post_init__(self) -> None:
+        _check_patience(self, "prefix-sum")
 
     def check(self, layers: int) -> None:
         """Works for any number of layers."""
@@ -81,6 +95,7 @@ class SchedulePolicy:
     needs_scores = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         cuts = [self.schedule[r] for r in sorted(self.schedule)]
         if any(r < 1 for r in self.schedule) or any(c < 0 for c in cuts) or cuts != sorted(cuts):
             raise ConfigError(
@@ -101,7 +116,40 @@ class SchedulePolicy:
         return max(0, self.schedule.get(evidence.round, evidence.cut) - evidence.cut)
 
 
-_NAMES: dict[str, Callable[..., DropPolicy]] = {
+def check_policy(policy: Any) -> None:
+    """Raise ConfigError for what is no policy: a name (``policy_from`` takes those), a class, anything not callable."""
+    if isinstance(policy, type) or not callable(policy):
+        shown = policy.__name__ if isinstance(policy, type) else repr(policy)
+        raise ConfigError(
+            f"policy is {shown}: give an object such as AutoPolicy(), called with Evidence after a round for the "
+            "number of layers to drop"
+        )
+
+
+def ask(policy: DropPolicy, evidence: Evidence) -> int:
+    """How many layers a policy drops now. Raises ConfigError unless the answer leaves at least one to train."""
+    answer: Any = policy(evidence)
+    most = evidence.layers - evidence.cut - 1
+    try:
+        count = int(operator.index(answer))
+    except TypeError:  # None, a fraction, a tensor of several
+        raise ConfigError(
+            f"policy {_called(policy)} returned {answer!r} after round {evidence.round}: it must return how many "
+            f"layers to drop, a whole number from 0 to {most}"
+        ) from None
+    if not 0 <= count <= most:
+        raise ConfigError(
+            f"the policy asked to drop {count} of {most + 1} layers: the last one must stay: {_called(policy)} must "
+            f"return a whole number from 0 to {most}"
+        )
+    return count
+
+
+def _called(policy: DropPolicy) -> str:
+    return str(getattr(policy, "__name__", type(policy).__name__))
+
+
+_NAMES: dict[str, type[DropPolicy]] = {
     "auto": AutoPolicy,
     "paper": PaperPolicy,
     "prefix-sum": PrefixSumPolicy,
@@ -128,23 +176,19 @@ def policy_from(spec: str | Mapping[str, Any], others: Sequence[str] = ()) -> Dr
     raise ConfigError(f"policy {spec!r} is not known: {hint} (a schedule is written {{schedule: {{4: 10, 5: 19}}}})")
 
 
-def _with_options(kind: Callable[..., DropPolicy], name: str, options: Mapping[str, Any]) -> DropPolicy:
-    valid = list(inspect.signature(kind).parameters)
-    for key in options:
-        if key not in valid:
-            near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"valid: {', '.join(valid)}"
-            raise ConfigError(f"policy {name}: {key!r} is not an option of it: {hint}")
+def _with_options(kind: type[DropPolicy], name: str, options: Mapping[str, Any]) -> DropPolicy:
     try:
-        return kind(**options)
-    except TypeError:
-        raise ConfigError(f"policy {name}: {dict(options)!r}: options are numbers: see configs/advanced.yaml") from None
+        return load(options, kind)
+    except ConfigError as error:
+        own = f"policy {name}: "  # what the policy itself refuses begins with it already
+        problems = [own + problem.removeprefix("configuration: ").removeprefix(own) for problem in error.problems]
+        raise ConfigError("; ".join(problems), problems=problems) from None
 
 
 def _schedule(cuts: Mapping[Any, Any]) -> SchedulePolicy:
     try:
-        return SchedulePolicy({int(r): int(c) for r, c in cuts.items()})
-    except (TypeError, ValueError):
+        return SchedulePolicy({fitted(int, r): fitted(int, c) for r, c in cuts.items()})
+    except UnfitValue:
         raise ConfigError(
             f"policy {{'schedule': {dict(cuts)!r}}}: rounds and cuts are whole numbers: give {{schedule: {{4: 10}}}}"
         ) from None

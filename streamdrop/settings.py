@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from streamdrop.config import check_above
 from streamdrop.errors import ConfigError
+from streamdrop.values import check_fields
+
+LEAST = {
+    "warm_up": 0,
+    "batch_size": 1,
+    "seed": 0,
+    "cut": 0,
+    "accumulate": 1,
+    "chunk": 2,
+    "read_ahead": 0,
+    "grow_batch": 1,
+    "calibrate": 0,
+}
+"""The least that a whole number among the settings may be."""
 
 
 @dataclass(frozen=True)
@@ -34,30 +49,26 @@ class TunerSettings:
     grow_batch: int = 1
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("sgd", "freeze", "drop"):
-            raise ConfigError(f"strategy {self.strategy!r} is not known: choose sgd, freeze or drop")
-        if self.batch_norm not in ("train", "frozen"):
-            raise ConfigError(f"batch_norm {self.batch_norm!r} is not known: choose train or frozen")
-        for name, least in (
-            ("warm_up", 0),
-            ("batch_size", 1),
-            ("seed", 0),
-            ("cut", 0),
-            ("accumulate", 1),
-            ("chunk", 2),
-            ("read_ahead", 0),
-            ("grow_batch", 1),
-            ("calibrate", 0),
-        ):
+        _check_choices(self)
+        check_fields(self)
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")
+        if self.clip_norm is not None:
+            check_above("clip_norm", self.clip_norm, 0.0)
+
+
+def _check_choices(settings: TunerSettings) -> None:
+    if settings.strategy not in ("sgd", "freeze", "drop"):
+        raise ConfigError(f"strategy {settings.strategy!r} is not known: choose sgd, freeze or drop")
+    if settings.batch_norm not in ("train", "frozen"):
+        raise ConfigError(f"batch_norm {settings.batch_norm!r} is not known: choose train or frozen")
 
 
 def settings_from(given: dict[str, Any]) -> TunerSettings:
     """Settings from keyword arguments. Raises TypeError for an unknown name, ConfigError for a bad value."""
-    try:
-        return TunerSettings(**given)
-    except TypeError:
-        valid = list(TunerSettings.__dataclass_fields__)
-        wrong = [name for name in given if name not in valid]
-        raise TypeError(f"FineTuner has no setting {', '.join(wrong)}: choose from {', '.join(valid)}") from None
+    valid = list(TunerSettings.__dataclass_fields__)
+    wrong = [name for name in given if name not in valid]
+    if wrong:
+        raise TypeError(f"FineTuner has no setting {', '.join(wrong)}: choose from {', '.join(valid)}")
+    return TunerSettings(**given)

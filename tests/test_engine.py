@@ -582,3 +582,44 @@ def test_scored_policies_warn_without_normalisation():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small_tuner(model, batch=BATCH, policy=NEVER)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_norm": -1.0},
+        {"clip_norm": 0.0},
+        {"clip_norm": float("nan")},
+        {"warm_up": "3"},
+        {"batch_size": 8.5},
+        {"accumulate": 1.5},
+        {"policy": 3},
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        small_tuner(batch=BATCH, **{"policy": NEVER, **settings})
+
+
+@pytest.mark.parametrize("answer", [None, 1.5])
+def test_an_answer_that_is_no_count_of_layers_is_refused(answer):
+    class Wrong:
+        needs_scores = False
+
+        def __call__(self, evidence):
+            return answer
+
+    with pytest.raises(ConfigError, match="Wrong returned"):
+        small_tuner(batch=BATCH, policy=Wrong()).fit_round()
+
+
+def test_a_count_may_be_a_tensor():
+    class Tensors:
+        needs_scores = False
+
+        def __call__(self, evidence):
+            return torch.tensor(evidence.round % 2)
+
+    report = small_tuner(batch=BATCH, policy=Tensors()).fit_round()
+    assert report.next_cut == 1
+    assert type(report.next_cut) is int

@@ -85,3 +85,19 @@ def test_policies_by_name():
 def test_unknown_policies_are_refused_with_a_hint(spec):
     with pytest.raises(ConfigError, match=r"did you mean|valid|whole numbers"):
         policy_from(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"auto": {"critical": "high"}},
+        {"auto": {"learned": float("nan")}},
+        {"auto": {"max_bytes": "abc"}},
+        {"auto": {"worth": -1}},
+        {"paper": {"patience": "soon"}},
+        {"schedule": {4: "ten"}},
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused_when_a_policy_is_made(spec):
+    with pytest.raises(ConfigError, match="policy"):
+        policy_from(spec)

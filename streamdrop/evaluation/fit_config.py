@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from streamdrop.config import check_above
 from streamdrop.errors import ConfigError
 from streamdrop.evaluation.views import ViewsConfig
 from streamdrop.policies import policy_from
@@ -22,6 +23,22 @@ STRATEGIES = ("sgd", "freeze", "freeze-full", "drop", "sgd-same-time")
 """``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind)."""
 
 SAME_TIME = "sgd-same-time"
+LEAST = {
+    "image_size": 1,
+    "train": 2,
+    "test": 1,
+    "epochs": 1,
+    "warm_up": 0,
+    "batch_size": 1,
+    "seed": 0,
+    "grow_batch": 1,
+    "calibrate": 0,
+}
+"""The least that a whole number of FitConfig may be."""
+
+MOST = {"image_size": 16_384, "seed": 2**64 - 1, "threads": 1024}
+"""The most: an image of that size takes 3 GB as floats; torch's seeds end there; more threads find no stack."""
+
 RULES: dict[str, Layers] = {"convolutions": convolutions, "transformer_blocks": transformer_blocks}
 
 
@@ -33,6 +50,13 @@ class OptimizerConfig:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 0.0005
+
+    def __post_init__(self) -> None:
+        check_above("lr", self.lr, 0.0)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum:g}: give a number of at least 0, below 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay is {self.weight_decay:g}: give a number of at least 0")
 
     def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser over ``parameters``."""
@@ -57,8 +81,7 @@ class ScheduleConfig:
             raise ConfigError(f"milestones mean nothing to a {self.kind} schedule: give kind: step")
         if any(epoch < 1 for epoch in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
             raise ConfigError(f"milestones {list(self.milestones)}: give rising epochs of at least 1")
-        if self.factor <= 0:
-            raise ConfigError(f"factor is {self.factor:g}: give a positive number")
+        check_above("factor", self.factor, 0.0)
 
     def scaled(self, share: float) -> ScheduleConfig:
         """The same schedule over ``share`` of the epochs; milestones that fall together become one."""
@@ -116,11 +139,12 @@ class FitConfig:
     average: bool = True
 
     def __post_init__(self) -> None:
-        least = {"image_size": 1, "train": 2, "test": 1, "epochs": 1, "warm_up": 0, "batch_size": 1, "seed": 0}
-        least |= {"grow_batch": 1, "calibrate": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {bound}")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")
+        for name, most in MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at most {most}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give a whole number of at least 1")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):

@@ -11,7 +11,7 @@ from typing import Any
 
 from streamdrop.config import load, merged
 from streamdrop.errors import ConfigError
-from streamdrop.evaluation.fit_config import FitConfig, checked_strategies
+from streamdrop.evaluation.fit_config import MOST, FitConfig, checked_strategies
 from streamdrop.evaluation.networks import network_names
 
 Keys = dict[str, Any]
@@ -45,8 +45,8 @@ class SweepConfig:
             if not given or len(set(given)) < len(given):
                 raise ConfigError(f"{name} is {given}: give at least one, each once")
         for name in ("jobs", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
+            if not 1 <= getattr(self, name) <= MOST["threads"]:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number from 1 to {MOST['threads']}")
         wrong = [key for key in self.per_dataset if key not in self.data]
         if wrong:
             raise ConfigError(f"per_dataset: {', '.join(wrong)} is not in the grid: it holds {', '.join(self.data)}")
