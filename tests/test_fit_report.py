@@ -160,6 +160,15 @@ def test_every_figure_is_drawn_as_png_and_svg(result, agreement, tmp_path):
     assert all(path.stat().st_size > 5000 for path in written)
 
 
+def test_nothing_positive_and_odd_names_warn_nobody(tmp_path, recwarn):
+    result = make_result(dataset="数据 $x_$", strategies=("drop",), layers=2, epochs=2)
+    for row in result["strategies"]["drop"]["epochs"]:
+        row["magnitude"] = dict.fromkeys(row["magnitude"], 0.0)
+    assert layers_figure(result).axes[0].get_yscale() == "linear"
+    assert draw_curves(result, tmp_path)
+    assert not [str(warning.message) for warning in recwarn]
+
+
 @pytest.mark.slow
 def test_the_pair_of_figure_3_shares_its_scale(tmp_path):
     pair = make_result("vgg11_bn"), make_result("vgg11", batch_norm=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -70,7 +71,10 @@ def _save(figure: Figure, folder: Path, name: str) -> Iterator[Path]:
     for suffix in ("png", "svg"):
         path = folder / f"{name}.{suffix}"
         try:
-            figure.savefig(path, dpi=130)
+            with warnings.catch_warnings():
+                # A data set may be named in any script; a box in its title is no reason to alarm anyone.
+                warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+                figure.savefig(path, dpi=130)
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written ({error.strerror}): free space or give a folder you may write"
@@ -86,7 +90,7 @@ def values(rows: Rows, key: str, factor: float = 1.0) -> list[float]:
 
 def _figure(title: str, columns: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(5.4 * columns, 4.2), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
     for axis in axes:
         axis.grid(alpha=0.25)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -27,13 +28,13 @@ def layers_figure(result: Result) -> Figure:
     """Fig. 1: magnitude (Eq. 1) and importance (Eq. 2) of each layer over the epochs."""
     name, rows = _scored_arm(result, "importance")
     figure = _wide()
-    figure.suptitle(f"{result['model']} on {result['dataset']}: layers under {name}", fontsize=11)
+    figure.suptitle(f"{result['model']} on {result['dataset']}: layers under {name}", fontsize=11, parse_math=False)
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     layers = layer_names(result)
     draw_layers(left, rows, layers, "magnitude")
     draw_layers(right, rows, layers, "importance")
     left.set_ylabel("magnitude (Eq. 1)")
-    if left.lines:
+    if any(value > 0 for line in left.lines for value in np.asarray(line.get_ydata())):
         left.set_yscale("log")
     right.set_ylabel("importance P (Eq. 2)")
     _colour_bar(figure, [left, right], layers)
@@ -49,7 +50,7 @@ def importance_pair_figure(with_bn: Result, without_bn: Result) -> Figure:
         _, rows = _scored_arm(result, "importance")
         layers = layer_names(result)
         draw_layers(axis, rows, layers, "importance")
-        axis.set_title(f"{result['model']} on {result['dataset']}, {what}", fontsize=10)
+        axis.set_title(f"{result['model']} on {result['dataset']}, {what}", fontsize=10, parse_math=False)
         axis.set_ylabel("importance P (Eq. 2)")
         _colour_bar(figure, [axis], layers)
     return figure
@@ -64,7 +65,9 @@ def agreement_figure(result: Result) -> Figure | None:
     axis = figure.add_subplot()
     layers = layer_names(result)
     draw_layers(axis, rows, layers, "agreement")
-    axis.set_title(f"{result['model']} on {result['dataset']}: gradients' agreement under {name}", fontsize=10)
+    axis.set_title(
+        f"{result['model']} on {result['dataset']}: gradients' agreement under {name}", fontsize=10, parse_math=False
+    )
     axis.set_ylabel("agreement z (0: noise)")
     _compress(axis)
     threshold = agreement_threshold(result)
