@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -331,6 +332,20 @@ def test_a_baseline_pays_for_scores_only_where_it_is_all_there_is(data, tmp_path
         ({"layers": "convs"}, "transformer_blocks"),
         ({"device": "gpu"}, "cpu, cuda or cuda:N"),
         ({"device": "cuda:"}, "cpu, cuda or cuda:N"),
+        ({"optimizer": {"lr": -1}}, r"optimizer: lr is -1.0: give a number above 0"),
+        ({"optimizer": {"lr": 0}}, "lr"),
+        ({"optimizer": {"lr": math.nan}}, r"optimizer\.lr: expected a finite number"),
+        ({"optimizer": {"momentum": -3}}, "momentum is -3"),
+        ({"optimizer": {"momentum": 1}}, "momentum is 1: .* below 1"),
+        ({"optimizer": {"momentum": math.inf}}, r"optimizer\.momentum"),
+        ({"optimizer": {"weight_decay": -1}}, "weight_decay is -1"),
+        ({"optimizer": {"weight_decay": math.nan}}, r"optimizer\.weight_decay"),
+        ({"schedule": {"kind": "step", "milestones": [3], "factor": math.inf}}, r"schedule\.factor"),
+        ({"seed": 2**64}, "seed .* at most 18446744073709551615"),
+        ({"threads": 99_999}, "threads .* at most 1024"),
+        ({"image_size": 100_000}, "image_size .* at most 16384"),
+        ({"policy": {"auto": {"critical": "x"}}}, "policy auto: critical: expected a number, got 'x'"),
+        ({"policy": {"auto": {"learned": math.nan}}}, r"policy\.auto\.learned: expected a finite number"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused_at_once(data, more, words):
@@ -338,7 +353,44 @@ def test_a_configuration_that_cannot_work_is_refused_at_once(data, more, words):
         config(data, **more)
 
 
-@pytest.mark.parametrize(("count", "device", "words"), [(0, "cuda", "finds no GPU"), (2, "cuda:2", "cuda:0 to cuda:1")])
+def test_the_largest_seed_is_one_for_torch_too(data, tmp_path, monkeypatch):
+    given = replace(small(config(data), monkeypatch), seed=2**64 - 1, epochs=1)
+    assert run_experiment(given, ["drop"], tmp_path)["seed"] == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 240000000000 bytes"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+    ],
+    ids=["cpu", "gpu", "python"],
+)
+def test_memory_that_runs_out_names_what_to_lower(data, tmp_path, monkeypatch, error):
+    def fail(*given):
+        raise error
+
+    given = small(config(data), monkeypatch)
+    monkeypatch.setattr(fit_arm, "build_network", fail)
+    with pytest.raises(ConfigError, match="does not hold image_size 12 with batch_size 8: lower"):
+        run_experiment(given, ["drop"], tmp_path)
+
+
+def test_another_runtime_error_is_none_of_memory(data, tmp_path, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("a bug")
+
+    given = small(config(data), monkeypatch)
+    monkeypatch.setattr(fit_arm, "build_network", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_experiment(given, ["drop"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "words"),
+    [(0, "cuda", "finds no GPU"), (2, "cuda:2", "cuda:0 to cuda:1"), (2, f"cuda:{10**20}", "cuda:0 to cuda:1")],
+)
 def test_a_gpu_that_is_not_there_is_missed_before_work_starts(data, tmp_path, monkeypatch, count, device, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with pytest.raises(ConfigError, match=words):

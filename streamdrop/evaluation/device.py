@@ -10,16 +10,19 @@ import torch
 
 from streamdrop.errors import ConfigError
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+"""How torch says so of the CPU's, which has no error of its own: Linux and macOS, Windows."""
+
 
 def check_device(name: str) -> None:
     """Raises ConfigError where ``name`` (cpu, cuda, cuda:N) is a GPU that torch does not find."""
-    device = torch.device(name)
-    if device.type == "cpu":
+    if name == "cpu":
         return
+    index = int(name.partition(":")[2] or 0)  # torch.device takes no index of more than a few digits
     count = torch.cuda.device_count()
     if not count:
         raise ConfigError(f"device is {name}, but torch {torch.__version__} finds no GPU: give cpu")
-    if device.index is not None and device.index >= count:
+    if index >= count:
         raise ConfigError(f"device is {name}, but torch finds {count} GPUs: give cuda:0 to cuda:{count - 1}, or cpu")
 
 
@@ -39,3 +42,18 @@ def same_every_time(name: str) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.deterministic = before
+
+
+@contextlib.contextmanager
+def memory_explained(size: str) -> Iterator[None]:
+    """Where memory runs out inside, ConfigError; ``size`` says what was asked for, and names the settings to lower."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise ConfigError(
+            f"the GPU's memory does not hold {size}: lower one of these, or take a smaller model"
+        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        raise ConfigError(f"memory does not hold {size}: lower one of these, or take a smaller model") from None

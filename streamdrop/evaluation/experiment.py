@@ -19,7 +19,7 @@ from streamdrop.config import load
 from streamdrop.errors import ConfigError, StreamdropError
 from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.datasets import read_split
-from streamdrop.evaluation.device import check_device, same_every_time
+from streamdrop.evaluation.device import check_device, memory_explained, same_every_time
 from streamdrop.evaluation.fit_arm import Arm, FitData, Plan, open_arm, take_first_costs, weights_of
 from streamdrop.evaluation.fit_config import SAME_TIME, STRATEGIES, FitConfig, OptimizerConfig, checked_strategies
 from streamdrop.evaluation.fit_result import describe_arms, describe_run
@@ -56,7 +56,13 @@ def run_experiment(
     asked = checked_strategies(strategies, config.same_time)
     check_device(config.device)
     folder = Path(output)
-    with claimed(folder, patience), _threads(config.threads), same_every_time(config.device):
+    size = f"image_size {config.image_size} with batch_size {config.batch_size}"
+    with (
+        claimed(folder, patience),
+        _threads(config.threads),
+        same_every_time(config.device),
+        memory_explained(size),
+    ):
         kept = _kept(folder, config, asked) if resume else None
         if kept is not None and kept["finished"]:
             _tidy(folder)

@@ -44,9 +44,10 @@ class SweepConfig:
             given = list(getattr(self, name))
             if not given or len(set(given)) < len(given):
                 raise ConfigError(f"{name} is {given}: give at least one, each once")
-        for name in ("jobs", "threads"):
-            if not 1 <= getattr(self, name) <= MOST["threads"]:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number from 1 to {MOST['threads']}")
+        if self.jobs < 1:
+            raise ConfigError(f"jobs is {self.jobs}: give a whole number of at least 1")
+        if not 1 <= self.threads <= MOST["threads"]:
+            raise ConfigError(f"threads is {self.threads}: give a whole number from 1 to {MOST['threads']}")
         wrong = [key for key in self.per_dataset if key not in self.data]
         if wrong:
             raise ConfigError(f"per_dataset: {', '.join(wrong)} is not in the grid: it holds {', '.join(self.data)}")
