@@ -144,6 +144,15 @@ def test_whatever_it_sees_one_layer_stays_and_it_can_say_why(agreement, waited, 
         {"worth": -0.1},
         {"settle": -0.1},
         {"settle": float("nan")},
+        {"critical": "x"},
+        {"critical": float("inf")},
+        {"learned": float("nan")},
+        {"learned": -0.2},
+        {"fitted": True},
+        {"patience": 2.5},
+        {"max_bytes": "abc"},
+        {"max_bytes": -1},
+        {"tolerance": float("nan")},
     ],
 )
 def test_options_that_cannot_work_are_refused(options):
@@ -155,6 +164,9 @@ def test_policies_come_from_configuration_with_options():
     assert policy_from("auto") == AUTO
     assert policy_from({"auto": {"critical": 3.0}}) == AutoPolicy(critical=3.0)
     assert policy_from({"paper": {"patience": 2}}) == PaperPolicy(patience=2)
+    assert policy_from({"auto": {"critical": "1e-1", "break_even": "measured"}}) == AutoPolicy(
+        0.1, break_even="measured"
+    )
     with pytest.raises(ConfigError, match="did you mean critical"):
         policy_from({"auto": {"critica": 3.0}})
     with pytest.raises(ConfigError, match="did you mean auto"):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -23,6 +23,9 @@ class Outer:
     extra: Inner | None = None
     schedule: dict[int, int] = field(default_factory=dict)
     sizes: tuple[int, ...] = (1, 2)
+    span: tuple[float, float] = (0.0, 1.0)
+    more: dict[str, Any] = field(default_factory=dict)
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         if self.data == "bad":
@@ -62,6 +65,12 @@ def test_an_empty_file_gives_the_defaults(tmp_path):
         ("- 1\n", ["c.yaml:1", "expected keys"]),
         ("data: bad\n", ["c.yaml", "data is bad"]),
         ("rounds:\n  steps: true\n", ["c.yaml:2", "a whole number"]),
+        ("rounds:\n  rate: .nan\n", ["c.yaml:2", "rounds.rate", "a finite number", "nan"]),
+        ("rounds:\n  rate: -.inf\n", ["c.yaml:2", "rounds.rate", "a finite number", "-inf"]),
+        ("rounds:\n  rate: nan\n", ["c.yaml:2", "rounds.rate", "a finite number"]),
+        ("span:\n- 1\n- .inf\n", ["c.yaml:3", "span.1", "a finite number"]),
+        ("more: {below: {x: .nan}}\n", ["c.yaml:1", "more.below.x", "a finite number"]),
+        ("limit: true\n", ["c.yaml:1", "limit", "a number or nothing", "True"]),
     ],
 )
 def test_mistakes_say_where_and_what_to_do(tmp_path, text, parts):

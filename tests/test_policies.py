@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamdrop.errors import ConfigError
-from streamdrop.policies import Evidence, PaperPolicy, PrefixSumPolicy, SchedulePolicy, policy_from
-from streamdrop.testing.policies import check_policy
+from streamdrop.policies import (
+    Evidence,
+    PaperPolicy,
+    PrefixSumPolicy,
+    SchedulePolicy,
+    ask,
+    check_policy,
+    policy_from,
+)
+from streamdrop.testing.policies import check_policy as check_by_kit
 
 
 def see(importance, cut=0, dropped=(), round_=9):
@@ -15,7 +25,7 @@ def see(importance, cut=0, dropped=(), round_=9):
 
 @pytest.mark.parametrize("policy", [PaperPolicy(), PrefixSumPolicy(), SchedulePolicy({1: 2, 5: 4}), SchedulePolicy()])
 def test_every_policy_passes_the_kit(policy):
-    check_policy(policy)
+    check_by_kit(policy)
 
 
 @settings(deadline=None)
@@ -101,3 +111,54 @@ def test_unknown_policies_are_refused_with_a_hint(spec):
 def test_options_of_the_wrong_kind_are_refused_when_a_policy_is_made(spec):
     with pytest.raises(ConfigError, match="policy"):
         policy_from(spec)
+
+
+@pytest.mark.parametrize("schedule", [{"4": 10}, {4: 2.5}, {4: True}, {float("nan"): 1}, 3])
+def test_a_schedule_is_of_whole_numbers(schedule):
+    with pytest.raises(ConfigError, match="schedule"):
+        SchedulePolicy(schedule)
+
+
+def test_a_schedule_may_be_of_numpys_numbers():
+    assert SchedulePolicy({np.int64(2): np.int32(3)}) == SchedulePolicy({2: 3})
+
+
+@pytest.mark.parametrize("schedule", [{"4": 2.5}, {4: True}, {float("inf"): 1}, {4: None}])
+def test_a_schedule_from_configuration_is_not_rounded(schedule):
+    with pytest.raises(ConfigError, match="whole numbers"):
+        policy_from({"schedule": schedule})
+
+
+@pytest.mark.parametrize("kind", [PaperPolicy, PrefixSumPolicy])
+@pytest.mark.parametrize("patience", [-1, "soon", 1.5])
+def test_patience_is_a_count(kind, patience):
+    with pytest.raises(ConfigError, match="patience is"):
+        kind(patience)
+
+
+def test_a_mistake_is_said_once_and_with_its_option():
+    with pytest.raises(ConfigError) as caught:
+        policy_from({"auto": {"patience": -1}})
+    assert str(caught.value) == "policy auto: patience is -1: give a number of at least 0"
+
+
+@pytest.mark.parametrize("policy", [3, "auto", PaperPolicy, {"auto": {}}])
+def test_what_is_no_policy_is_refused(policy):
+    with pytest.raises(ConfigError, match="give an object such as AutoPolicy"):
+        check_policy(policy)
+
+
+@pytest.mark.parametrize("answer", [2, True, np.int64(2), np.uint8(1), torch.tensor(1)])
+def test_an_answer_may_be_any_whole_number(answer):
+    count = ask(lambda evidence: answer, see([0.5] * 4))
+    assert type(count) is int
+    assert count == int(answer)
+
+
+@pytest.mark.parametrize("answer", [None, 1.5, "2", torch.tensor(1.0), torch.tensor([1, 2]), 4, -1])
+def test_another_answer_is_refused_with_the_policys_name(answer):
+    def mine(evidence):
+        return answer
+
+    with pytest.raises(ConfigError, match=r"mine .*whole number from 0 to 3"):
+        ask(mine, see([0.5] * 4))
