@@ -244,6 +244,38 @@ def test_a_box_outside_the_first_frame_is_told_and_none_is_tracked(stage):
     assert session.status()["target"] is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["pause", "clear_target"])
+def test_what_is_refused_is_not_done_and_the_stream_goes_on(stage, monkeypatch, asked):
+    session = stage.session(start=False)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("streamdrop.service.stream_session._COMMAND", 0.0)
+        with pytest.raises(ConflictError, match="try again"):
+            getattr(session, asked)()
+    session.start()
+    tracked(session, 2)
+    assert [event["why"] for event in stage.events() if event.get("event") == "target"] == ["remembered"]
+
+
+@pytest.mark.slow
+def test_a_file_that_is_paused_stays_so_after_a_second_pause_that_is_refused(stage, monkeypatch):
+    session = stage.session(box=None)
+    until(lambda: session.status()["state"] == "waiting", "the stream")
+    session.pause()
+    stage.end(session)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("streamdrop.service.stream_session._COMMAND", 0.0)
+        with pytest.raises(ConflictError):
+            session.pause()
+    assert session.status()["paused"]
+    again = stage.session(box=None)
+    until(lambda: again.status()["state"] == "paused", "the pause")
+    assert again.stats.counters.frames == session.stats.counters.frames
+    again.resume()
+    until(lambda: again.status()["state"] == "waiting", "the stream")
+    until(lambda: again.stats.counters.frames > session.stats.counters.frames, "further frames")
+
+
 def test_a_stream_that_ends_while_it_learns_learns_again(stage, monkeypatch):
     """Interrupted between two iterations; the target is not forgotten."""
     session = stage.session(start=False)

@@ -242,6 +242,10 @@ def test_of_one_id_only_what_was_asked_for_last_waits():
     assert wanted.withdrawn(1)
     wanted.forgotten(1)
     assert not wanted.withdrawn(1)
+    wanted.give_up(1)
+    wanted.ask(second)
+    assert wanted.next() == second
+    assert not wanted.withdrawn(1)  # it is wanted anew
 
 
 def test_frames_to_catch_up_with_end_at_the_last_one():

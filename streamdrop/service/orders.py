@@ -17,9 +17,13 @@ def forget(worker: Worker, key: int) -> None:
 
 
 def set_paused(worker: Worker, paused: bool) -> None:
-    """Stop to track, or go on."""
+    """Stop to track, or go on; the reader of a file with it."""
     if worker.state.paused != paused:
         worker.state.paused = paused
+        if paused:
+            worker.capture.hold("paused")
+        else:
+            worker.capture.release("paused")
         worker.broadcast.written("state", worker.following.write)
         worker.broadcast.tell({"event": "paused" if paused else "resumed", "frame": max(worker.furthest, 0)})
 

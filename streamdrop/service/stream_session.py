@@ -118,17 +118,19 @@ class StreamSession:
 
     def _forget(self, key: int) -> None:
         self._worker.wanted.give_up(key)
-        self._do(lambda: orders.forget(self._worker, key))
+        try:
+            self._do(lambda: orders.forget(self._worker, key))
+        except ConflictError:
+            self._worker.wanted.forgotten(key)  # it stays, and may be learned
+            raise
 
     def pause(self) -> None:
         """Stop tracking and learning; a file stands still."""
-        self._worker.capture.hold("paused")
         self._do(lambda: orders.set_paused(self._worker, True))
 
     def resume(self) -> None:
         """Go on."""
         self._do(lambda: orders.set_paused(self._worker, False))
-        self._worker.capture.release("paused")
 
     def thaw(self) -> None:
         """Train all trainable layers again: the target is learned anew where it now is. Raises ConflictError."""

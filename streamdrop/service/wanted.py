@@ -31,6 +31,7 @@ class WantedTargets:
         """Have it learned, instead of what waits under its id."""
         with self._lock:
             self._waiting = [*(one for one in self._waiting if one.key != wanted.key), wanted]
+            self._given_up.discard(wanted.key)
 
     def next(self) -> Wanted | None:
         """The one to learn now, None: none."""
