@@ -234,6 +234,69 @@ def test_a_live_source_that_freezes_is_opened_again_and_missed_frames_have_numbe
     assert any("no frame for 0.05 s" in (error or "") for _, error in heard.signals)
 
 
+def test_a_live_source_that_freezes_is_closed_once_and_nobody_waits_for_it(monkeypatch):
+    closing, go_on = [], threading.Event()
+
+    class Hanging(Camera):
+        def close(self) -> None:
+            closing.append(threading.current_thread())
+            go_on.wait(30)
+            super().close()
+
+    monkeypatch.setattr("streamdrop.service.capture.open_stream", lambda source: Hanging())
+    with Heard(StreamConfig("a", 0, stale=0.05)) as heard:
+        until(lambda: heard.capture.check() or closing, "the end of a silent source", 20)
+        for _ in range(3):
+            heard.capture.check()
+        assert len(closing) == 1
+        assert closing[0] is not threading.current_thread()
+        go_on.set()
+
+
+def test_a_file_stands_still_where_one_reason_goes_while_another_comes(tmp_path):
+    make_folder(tmp_path / "a", 5)
+    heard = Heard(StreamConfig("a", str(tmp_path / "a"), fps=500))
+    capture = heard.capture
+    holding = threading.Thread(target=lambda: capture.hold("learning"))
+
+    class Watched(set):
+        """Between the last look at the reasons and what follows from it, another one may come."""
+
+        def __len__(self) -> int:
+            if holding.ident is None:
+                holding.start()
+                holding.join(0.1)
+                return 0
+            return super().__len__()
+
+    capture._holds = Watched(["starting"])
+    capture.hold("starting")
+    capture.release("starting")
+    holding.join(30)
+    with heard:
+        until(lambda: heard.shown, "a preview", 20)
+        assert not heard.frames
+        capture.release("learning")
+        until(lambda: heard.frames, "frames")
+
+
+def test_a_reader_that_is_held_once_more_when_it_is_to_end_ends(tmp_path):
+    make_folder(tmp_path / "a", 5)
+    heard = Heard(StreamConfig("a", str(tmp_path / "a"), fps=500))
+    capture = heard.capture
+
+    def end(arrival: Arrival) -> None:
+        """While it stands still, as a worker that was learning may do."""
+        capture.stop()
+        capture.hold("learning")
+
+    capture._preview = end
+    capture.hold("starting")
+    capture.start()
+    capture.join(10)
+    assert not capture._thread.is_alive()
+
+
 def test_whatever_a_decoder_raises_stays_in_the_reader_and_holds_no_secret(monkeypatch):
     def broken(source: object) -> Camera:
         raise ZeroDivisionError("at rtsp://u:secret@cam/x")
@@ -403,6 +466,17 @@ def test_a_clock_that_is_set_back_costs_no_video(tmp_path, monkeypatch):
         files.close()
     names = sorted(path.name for path in (tmp_path / "video").iterdir())
     assert names == ["20261025-020000-1.mp4", "20261025-020000-2.mp4", "20261025-020000.mp4"]
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_so_many_videos_are_kept_the_newest_among_them(tmp_path, monkeypatch, kept):
+    for number in range(4):
+        monkeypatch.setattr(time, "strftime", lambda *_, number=number: f"20261025-02000{number}")
+        files = OutputFiles(OutputsConfig(video_minutes=1, videos=kept), tmp_path, 10)
+        files.add(0, np.zeros((32, 32, 3), np.uint8), {1: Track(0, Box(1, 2, 3, 4), 1.0, False)})
+        files.close()
+    names = sorted(path.name for path in (tmp_path / "video").iterdir())
+    assert names == [f"20261025-02000{number}.mp4" for number in range(4 - kept, 4)]
 
 
 def test_a_video_that_did_not_fit_is_followed_by_another(tmp_path, monkeypatch):
@@ -602,12 +676,15 @@ def test_nothing_else_is(tmp_path):
         *(f"{root}/images/*.png", f"{root}/images/img_%05d.png", "a\0b", "x" * 5000, f"{root}x"),
         *("file:///etc/passwd", "concat:/etc/passwd", "http://cam/one/a", "rtsp://cam/two", "rtsp://cam.evil/one/"),
         *("rtsp://cam:99/one/", "rtsp://cam/one/../two", "rtsp://cam@evil/one/", 4, "0"),
+        *("rtsp://[cam/one/", "rtsp://cam:99999/one/", "rtsp://cam:x/one/", "rtsp://cam/one/%2e%2e/two"),
     ]
     for source in sources:
         with pytest.raises(ConfigError, match="they may name"):
             permitted_source(source, roots)
     with pytest.raises(ConfigError, match="set roots"):
         permitted_source(str(root / "a.mp4"), [])
+    with pytest.raises(ConfigError, match="they may name"):
+        permitted_source("rtsp://cam/one/a", ["rtsp://[cam/one/"])
 
 
 def test_a_refusal_holds_no_secret(tmp_path):

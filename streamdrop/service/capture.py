@@ -62,6 +62,7 @@ class Capture:
         self._stopping, self._running = threading.Event(), threading.Event()
         self._running.set()
         self._holds: set[str] = set()
+        self._changing = threading.Lock()  # of what other threads ask for: holds, the stream to be closed
         self._failures = self._skipped = 0
         self._last = time.monotonic()
         self._stream: Stream | None = None
@@ -73,9 +74,10 @@ class Capture:
 
     def stop(self) -> None:
         """End reading, without waiting for a source that hangs."""
-        self._stopping.set()
-        self._running.set()
-        threading.Thread(target=self._close, daemon=True).start()  # a device that hangs takes its time
+        with self._changing:
+            self._stopping.set()
+            self._running.set()
+        self._close_soon()
 
     def join(self, timeout: float) -> None:
         """Wait for the thread to end, at most ``timeout`` seconds."""
@@ -84,26 +86,33 @@ class Capture:
 
     def hold(self, why: str) -> None:
         """A file stands still until every reason is released; a live source is read on."""
-        self._holds.add(why)
-        self._running.clear()
+        with self._changing:
+            self._holds.add(why)
+            if not self._stopping.is_set():  # else the thread would not end
+                self._running.clear()
 
     def release(self, why: str) -> None:
         """That reason is gone."""
-        self._holds.discard(why)
-        if not self._holds:
-            self._running.set()
+        with self._changing:
+            self._holds.discard(why)
+            if not self._holds:
+                self._running.set()
 
     def check(self) -> None:
         """Take a live source that has been silent for too long for broken: it is opened again."""
         signal = self.signal
-        if signal.up and signal.live and time.monotonic() - self._last > self._config.stale:
+        if self._stream is None or not (signal.up and signal.live):
+            return
+        if time.monotonic() - self._last > self._config.stale:
             signal.error = f"{self._config.shown_source}: no frame for {self._config.stale:g} s: is it still on?"
-            self._close()
+            self._close_soon()
 
-    def _close(self) -> None:
-        stream = self._stream
+    def _close_soon(self) -> None:
+        """Close the stream, once, while nobody waits: a device that hangs takes its time."""
+        with self._changing:
+            stream, self._stream = self._stream, None
         if stream is not None:
-            stream.close()
+            threading.Thread(target=stream.close, daemon=True).start()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

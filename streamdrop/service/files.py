@@ -65,7 +65,8 @@ class OutputFiles:
         if self._video is None:
             videos = self._folder / "video"
             videos.mkdir(exist_ok=True)
-            for old in sorted(videos.glob("*.mp4"))[: -self._config.videos] if self._config.videos else []:
+            there = sorted(videos.glob("*.mp4"))
+            for old in there[: max(0, len(there) + 1 - self._config.videos)]:  # the new one counts
                 old.unlink(missing_ok=True)
             self._video = VideoWriter(_unused(videos), self._fps, (image.shape[1], image.shape[0]))
             self._until = time.monotonic() + 60 * self._config.video_minutes

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from streamdrop.errors import ConfigError
 from streamdrop.service.redact import redacted
@@ -35,19 +35,24 @@ def permitted_source(source: str | int, roots: Sequence[str | int]) -> str | int
 
 
 def _address(text: str, roots: Sequence[str | int]) -> str:
-    given = urlsplit(text)
+    given = _server_and_path(text)
     for root in roots:
-        if not isinstance(root, str) or not _ADDRESS.match(root):
+        allowed = _server_and_path(root) if isinstance(root, str) and _ADDRESS.match(root) else None
+        if given is None or allowed is None:
             continue
-        allowed = urlsplit(root)
-        same = (given.scheme.lower(), given.hostname, given.port) == (
-            allowed.scheme.lower(),
-            allowed.hostname,
-            allowed.port,
-        )
-        if same and ".." not in given.path.split("/") and given.path.startswith(allowed.path):
+        (server, path), (allowed_server, beginning) = given, allowed
+        if server == allowed_server and ".." not in path.split("/") and path.startswith(beginning):
             return text
     raise _refused(redacted(text), roots)
+
+
+def _server_and_path(address: str) -> tuple[tuple[str, str | None, int | None], str] | None:
+    """Scheme, host and port of an address, and its path; None for one that is malformed."""
+    try:
+        parts = urlsplit(address)
+        return (parts.scheme.lower(), parts.hostname, parts.port), unquote(parts.path)  # servers read %2e%2e as ..
+    except ValueError:  # half of an IPv6 address, or a port that is none
+        return None
 
 
 def _inside(text: str, roots: Sequence[str | int]) -> Path:
