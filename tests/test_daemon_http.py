@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from daemons import make_scene, until
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from small_tracker import SMALL
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.service.daemon import Daemon
+from streamdrop.service.http import problems
 from streamdrop.service.http.app import make_app
 from streamdrop.service.http.guard import Guard
 from streamdrop.service.http.live import Watchers
 from streamdrop.service.settings import HttpConfig, load_daemon
 from streamdrop.testing import make_folder
+from streamdrop.tracking import TrackerConfig
 
 
 class Running:
@@ -220,6 +224,8 @@ def test_streams_are_added_changed_and_removed_and_the_added_are_kept(running):
         {"name": "x", "source": "/etc/passwd"},
         {"name": "x", "source": "/etc"},
         {"name": "x", "source": "rtsp://inside/x"},
+        {"name": "x", "source": "rtsp://[x/"},
+        {"name": "x", "source": "rtsp://h:99999/"},
         {"name": "x", "source": 0},
         {"name": "../x", "source": "."},
         {"name": "\ud800", "source": "\ud800"},
@@ -236,6 +242,41 @@ def test_clients_name_no_files_outside_the_roots(running, values):
     assert "root:" not in detail
     problem(running.client.patch("/api/streams/gone", content=json.dumps({**values, "name": "gone", "fps": -1})), 422)
     assert {session.name for session in running.daemon.sessions()} == {"scene", "idle", "gone"}
+
+
+def texts(kind: type[Any] = TrackerConfig, *above: str) -> Iterator[tuple[str, ...]]:
+    """The keys of a configuration that take any text, and so may name a file."""
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from texts(hint, *above, name)
+        elif {str, Path} & {hint, *get_args(hint)}:
+            yield (*above, name)
+
+
+HARMLESS = {("name",), ("drop", "policy")}  # the daemon has its own name for it; one of a few names
+FILES = [keys for keys in texts() if keys not in HARMLESS]
+
+
+@pytest.mark.parametrize("keys", FILES, ids=".".join)
+@pytest.mark.parametrize("file", ["/srv/secret.onnx", "net.ONNX", "../net", "folder/net", "C:\\net", "net.pt", ""])
+def test_no_key_of_a_client_s_tracker_names_a_file(running, keys, file):
+    tracker: Any = file
+    for key in reversed(keys):
+        tracker = {key: tracker}
+    values = {"name": "x", "source": str(running.root / "other"), "tracker": tracker}
+    assert "clients may" in problem(running.client.post("/api/streams", json=values), 422)["detail"]
+    assert "clients may" in problem(running.client.patch("/api/streams/gone", json={"tracker": tracker}), 422)["detail"]
+
+
+def test_keys_that_name_files_are_known():
+    assert {("store",), ("weights",), ("backbone",), ("prior", "backbone"), ("prior", "head")} <= set(FILES)
+
+
+def test_a_client_may_choose_among_the_networks(running):
+    values = {"tracker": {"backbone": "resnet18", "drop": {"policy": "never"}}, "fps": -1}
+    detail = problem(running.client.patch("/api/streams/gone", json=values), 422)["detail"]
+    assert "fps" in detail
+    assert "backbone" not in detail
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "{" * 5000, "[" * 100_000, "\xff", '{"a": NaN}'])
@@ -263,6 +304,39 @@ def test_no_body_makes_a_server_error(running, values, path):
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400:
         problem(answer, answer.status_code)
+
+
+def test_what_nobody_foresaw_is_a_problem_too_and_its_traceback_logged(caplog):
+    app = FastAPI()
+    problems.install(app)
+
+    @app.get("/api/x")
+    async def broken() -> None:
+        raise ZeroDivisionError("at rtsp://u:secret@cam/x")
+
+    body = problem(TestClient(app).get("/api/x"), 500)
+    assert "ZeroDivisionError" in body["detail"]
+    assert "secret" not in json.dumps(body)
+    (record,) = [one for one in caplog.records if one.name == "streamdrop"]
+    assert "GET /api/x" in record.getMessage()
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_an_answer_that_breaks_off_is_none(caplog):
+    app = FastAPI()
+    problems.install(app)
+
+    def some() -> Iterator[bytes]:
+        yield b"some"
+        raise ZeroDivisionError
+
+    @app.get("/api/x")
+    async def broken() -> StreamingResponse:
+        return StreamingResponse(some())
+
+    with pytest.raises(ZeroDivisionError):
+        TestClient(app).get("/api/x")
+    assert not [one for one in caplog.records if one.name == "streamdrop"]  # the server logs it
 
 
 def test_pictures_are_jpeg_with_and_without_the_box(running):
@@ -453,6 +527,7 @@ def test_other_pages_may_neither_write_nor_listen():
         pass
     with client.websocket_connect("/api/ws", headers={"host": "127.0.0.1:8377", "origin": "http://127.0.0.1:8377"}):
         pass
+    assert client.post("/api/x", headers={"origin": "http://[evil"}).status_code == 403
     assert client.get("/", headers={"host": "evil.example"}).status_code == 421
     assert client.get("/", headers={"host": "[::1"}).status_code == 421
     assert client.get("/", headers={"host": "localhost:99"}).status_code == 200

@@ -96,7 +96,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or (scope["type"] == "http" and scope["method"] in _SAFE):
             return True
-        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower() or origin in self._config.origins
+        return _place(origin) == headers.get("host", "").lower() or origin in self._config.origins
 
     def _authorized(self, scope: Scope, headers: Headers) -> bool:
         if self._config.token is None:
@@ -146,6 +146,14 @@ def _from_hex(name: str) -> str:
         return bytes.fromhex(name.removeprefix(HEX)).decode("utf-8", "replace")
     except ValueError:
         return ""
+
+
+def _place(origin: str) -> str:
+    """Host and port of an origin; "?", which is none, for one that is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return "?"
 
 
 def _host_name(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamdrop.errors import (
     BoxError,
@@ -21,6 +23,8 @@ from streamdrop.errors import (
     UnknownError,
 )
 from streamdrop.service.redact import redacted
+
+log = logging.getLogger("streamdrop")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -66,6 +70,35 @@ def of_error(error: StreamdropError, where: str) -> Response:
     return problem(status, title, " ".join(str(error).split()), where)
 
 
+class Unforeseen:
+    """ASGI middleware: an error that is none of ours is answered too, and its traceback logged.
+
+    A handler of Starlette's would not do: after it the error goes on to the server, which logs it once more.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand everything on; answer for what raised before it did."""
+        answered = scope["type"] != "http"
+
+        async def noted(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if answered:
+                raise  # too late for another answer: the server breaks the connection off
+            where, kind = str(scope["path"]), type(error).__name__
+            log.exception("%s %s: %s", scope["method"], where, kind)
+            text = f"the request could not be answered ({kind}): see the daemon's log"
+            await problem(500, "Failed", text, where)(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
     """Have every error of the application answered by a problem document."""
 
@@ -92,6 +125,7 @@ def install(app: FastAPI) -> None:
             error.status_code, str(error.detail), text, where, remedy.get(error.status_code, ""), error.headers
         )
 
+    app.add_middleware(Unforeseen)
     app.add_exception_handler(StreamdropError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, plain)

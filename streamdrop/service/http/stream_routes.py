@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeAlias
 
 from fastapi import FastAPI, Query, Request
@@ -27,7 +28,8 @@ ACTIONS = (
 )
 """What can be asked of a stream without a body: methods of its session. The answer is its status."""
 
-_PRIVATE = ("store", "weights")  # keys of a tracker that name files
+_PRIVATE = ("store", "weights", "prior")  # keys of a tracker that name files, or have keys that do
+_NETWORK = re.compile(r"[A-Za-z0-9_]+")  # names of torchvision's networks: no file's ending, no folder
 
 Name = Annotated[str, Field(max_length=200)]
 _Id = Annotated[int, PathParameter(ge=1, lt=2**63)]
@@ -166,12 +168,22 @@ async def _mapping(request: Request) -> dict[str, Any]:
     return values
 
 
+def _check_private(tracker: dict[str, Any]) -> None:
+    """Raises ConfigError for a tracker's keys that name files."""
+    private = [f"tracker.{key}" for key in _PRIVATE if key in tracker]
+    if private:
+        raise ConfigError(f"{private[0]}: names a file, which clients may not: set it in the configuration")
+    if "backbone" in tracker and not _NETWORK.fullmatch(str(tracker["backbone"])):
+        raise ConfigError(
+            "tracker.backbone: is no network's name, and clients may name no file: set it in the configuration"
+        )
+
+
 def _permitted(values: dict[str, Any], daemon: Daemon) -> dict[str, Any]:
     """Values that name no file outside the roots. Raises ConfigError."""
     tracker = values.get("tracker")
-    private = [key for key in _PRIVATE if isinstance(tracker, dict) and key in tracker]
-    if private:
-        raise ConfigError(f"tracker.{private[0]}: names a file, which clients may not: set it in the configuration")
+    if isinstance(tracker, dict):
+        _check_private(tracker)
     if "source" not in values:
         return values
     source = values["source"]
