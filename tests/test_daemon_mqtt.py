@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import socket
 import subprocess
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from daemons import make_scene, until
@@ -17,7 +21,7 @@ from small_tracker import SMALL
 
 from streamdrop.errors import ConfigError
 from streamdrop.service.daemon import Daemon
-from streamdrop.service.settings import load_daemon
+from streamdrop.service.settings import load_daemon, load_stream
 
 BROKER = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 
@@ -67,6 +71,62 @@ def test_states_events_and_descriptions_are_published(port, tmp_path):
     assert described["state_topic"] == "streamdrop/a/state"
     client.disconnect()
     client.loop_stop()
+
+
+class Broker:
+    """Stands for the client library and the broker behind it: what it retains."""
+
+    def __init__(self, *_: object) -> None:
+        self.retained: dict[str, str] = {}
+        self.there = False
+
+    def is_connected(self) -> bool:
+        return self.there
+
+    def publish(self, topic: str, payload: str, retain: bool = False) -> Any:
+        assert self.there
+        if retain:
+            self.retained[topic] = payload
+        if not payload:
+            del self.retained[topic]
+        return SimpleNamespace(wait_for_publish=lambda timeout: None)
+
+    def connect(self) -> None:
+        self.there = True
+        self.on_connect(self, None, None, SimpleNamespace(is_failure=False), None)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+    def about(self, name: str) -> list[str]:
+        return [topic for topic in self.retained if name in topic]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("discovery", ["homeassistant", None])
+def test_a_broker_retains_nothing_of_a_stream_that_has_gone(tmp_path, monkeypatch, discovery):
+    monkeypatch.setattr("paho.mqtt.client.Client", Broker)
+    streams = [{"name": name, "source": str(tmp_path / "none")} for name in ("gone", "later", "stays")]
+    mqtt = {"host": "127.0.0.1", "discovery": discovery}
+    daemon = Daemon(load_daemon({"state": str(tmp_path / "run"), "tracker": SMALL, "streams": streams, "mqtt": mqtt}))
+    broker = daemon._mqtt._client
+    daemon.start()
+    broker.connect()
+    each = 3 if discovery else 1
+    assert [len(broker.about(name)) for name in ("gone", "later", "stays")] == [each] * 3
+    session = weakref.ref(daemon.get("gone"))
+    daemon.remove("gone")
+    assert broker.about("gone") == []
+    broker.there = False
+    daemon.remove("later")
+    assert len(broker.about("later")) == each
+    broker.connect()
+    assert [len(broker.about(name)) for name in ("gone", "later", "stays")] == [0, 0, each]
+    assert until(lambda: gc.collect() >= 0 and session() is None, "the end of the session", 20)
+    daemon.add(load_stream({"name": "gone", "source": str(tmp_path / "none")}))
+    broker.connect()
+    assert len(broker.about("gone")) == each
+    assert daemon.stop(20)
 
 
 def test_a_broker_that_is_away_holds_nobody_up(tmp_path):

@@ -1,1 +1,1 @@
-"""Runs and what they leave behind: recorded tracks, resumable sessions."""
+"""Runs and what they leave behind: recorded tracks, resumable sessions, and the daemon that follows many streams."""

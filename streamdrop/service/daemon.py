@@ -67,7 +67,7 @@ class Daemon:
             self._closing.callback(self._mqtt.stop)
         with self._changing:
             for stream in self._wanted(self.config).values():
-                self._start(stream)
+                self._start(_settings(self.config, stream))
 
     def _wanted(self, config: DaemonConfig) -> dict[str, StreamConfig]:
         """Streams by name: the configuration's, then those added; of two with one name, the configuration's."""
@@ -109,10 +109,15 @@ class Daemon:
             if len(self._sessions) >= self.config.limits.streams:
                 most = self.config.limits.streams
                 raise ConflictError(f"there are {most} streams, as many as limits.streams allows: remove one")
-            tracker_settings(self.config, stream)
-            session = self._start(stream)
-            self._keep({**self._added, stream.name: stream})
-            return session
+            settings, before = _settings(self.config, stream), self._added
+            self._keep({**before, stream.name: stream})  # first: one that runs and is not kept would be in the way
+            try:
+                return self._start(settings)
+            except BaseException:
+                if stream.name in self._sessions:
+                    self._stop(stream.name)
+                self._keep(before)
+                raise
 
     def change(self, name: str, values: Mapping[str, Any]) -> StreamSession:
         """Give some keys of a stream other values; it starts again where it was. Raises ConfigError, UnknownError.
@@ -127,24 +132,25 @@ class Daemon:
             plain = {key: value for key, value in known.items() if key != "outputs"}
             plain["targets"] = [dataclasses.asdict(target) for target in before.targets]
             stream = dataclasses.replace(load_stream({**plain, **values}), outputs=_outputs(before, values))
-            tracker_settings(self.config, stream)
+            settings = _settings(self.config, stream)
             if name in self._added:
                 self._keep({**self._added, name: stream})
-            return self._restart(stream)
+            return self._restart(settings)
 
     def remove(self, name: str, purge: bool = False) -> None:
-        """Stop a stream; with ``purge`` its folder goes too. Raises UnknownError."""
+        """Stop a stream; with ``purge`` its folder goes too. Raises UnknownError, OutputError."""
         with self._changing:
             self.get(name)
-            self._stop(name)
             self._keep({key: stream for key, stream in self._added.items() if key != name})
+            self._stop(name)
             if purge:
                 shutil.rmtree(self.state / name, ignore_errors=True)
 
     def reload(self, config: DaemonConfig) -> dict[str, list[str]]:
         """Take another configuration; only streams that differ are touched. Returns the names by what was done.
 
-        Raises ConfigError where http, state, logging or mqtt differ: they need a restart.
+        Raises ConfigError, and changes nothing, where http, state, logging or mqtt differ, which need a restart, and
+        where an added stream does not fit the configuration.
         """
         with self._changing:
             fixed = [
@@ -155,8 +161,8 @@ class Daemon:
             if fixed:
                 self.reload_failed = True
                 raise ConfigError(f"{', '.join(fixed)} changed, which needs a restart: nothing was reloaded")
+            wanted = {name: _settings(config, stream) for name, stream in self._wanted(config).items()}
             self.config = config
-            wanted = {stream.name: self._settings(stream) for stream in self._wanted(config).values()}
             before = {name: session.settings for name, session in self._sessions.items()}
             changed = [name for name in wanted if name in before and wanted[name] != before[name]]
             done = {
@@ -168,20 +174,15 @@ class Daemon:
             for name in done["stopped"]:
                 self._stop(name)
             for name in changed:
-                self._restart(wanted[name].stream)
+                self._restart(wanted[name])
             for name in done["started"]:
-                self._start(wanted[name].stream)
+                self._start(wanted[name])
             self.reloads, self.reload_failed = self.reloads + 1, False
             return done
 
-    def _settings(self, stream: StreamConfig) -> SessionSettings:
-        config = self.config
-        return SessionSettings(
-            stream, tracker_settings(config, stream), stream.outputs or config.outputs, config.limits
-        )
-
-    def _start(self, stream: StreamConfig) -> StreamSession:
-        session = StreamSession(self._settings(stream), self.state / stream.name, self.share)
+    def _start(self, settings: SessionSettings) -> StreamSession:
+        stream = settings.stream
+        session = StreamSession(settings, self.state / stream.name, self.share)
         self._sessions[stream.name] = session
         if self._mqtt is not None:
             self._mqtt.attach(session)
@@ -189,14 +190,16 @@ class Daemon:
         log.info("%s: started, from %s", stream.name, stream.shown_source)
         return session
 
-    def _restart(self, stream: StreamConfig) -> StreamSession:
+    def _restart(self, settings: SessionSettings) -> StreamSession:
         """Another session in the place of the one of that name, which answers until it has ended."""
-        self._end(stream.name)
-        return self._start(stream)
+        self._end(settings.stream.name)
+        return self._start(settings)
 
     def _stop(self, name: str) -> None:
         self._end(name)
         del self._sessions[name]
+        if self._mqtt is not None:
+            self._mqtt.detach(name)
 
     def _end(self, name: str) -> None:
         session = self._sessions[name]
@@ -216,6 +219,11 @@ class Daemon:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror}): free some space") from None
         self._added = added
+
+
+def _settings(config: DaemonConfig, stream: StreamConfig) -> SessionSettings:
+    """What a stream is made from under a configuration. Raises ConfigError."""
+    return SessionSettings(stream, tracker_settings(config, stream), stream.outputs or config.outputs, config.limits)
 
 
 def _plain(stream: StreamConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from typing import Any
 
@@ -15,6 +16,13 @@ from streamdrop.service.stream_session import StreamSession
 log = logging.getLogger("streamdrop")
 
 _STATE_SECONDS = 1.0  # a state that only its frame changes is published so often
+_DESCRIBED: dict[str, dict[str, str]] = {
+    "sensor": {"name": "state", "value_template": "{{ value_json.state }}"},
+    "binary_sensor": {
+        "name": "target in sight",
+        "value_template": "{{ 'ON' if value_json.state == 'tracking' else 'OFF' }}",
+    },
+}
 _SHOWN = ("state", "frame", "fps", "dropped_frames", "target", "targets", "cut", "layers", "round", "loss", "error")
 
 
@@ -35,6 +43,8 @@ class Publisher:
         self._config = config
         self._sessions: dict[str, StreamSession] = {}
         self._last: dict[str, tuple[float, str]] = {}
+        self._gone: set[str] = set()  # what the broker retains of these is still to be taken back
+        self._publishing = threading.RLock()  # by the client's thread, streams' and the API's
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.will_set(self._topic("status"), "offline", retain=True)
         if config.username is not None:
@@ -58,10 +68,29 @@ class Publisher:
         self._client.loop_stop()
 
     def attach(self, session: StreamSession) -> None:
-        """Publish what this session tells, until it ends."""
-        self._sessions[session.name] = session
+        """Publish what this session tells, until it is detached or another of its name attached."""
+        with self._publishing:
+            self._sessions[session.name] = session
+            self._gone.discard(session.name)
+            self._discover(session)
         session.broadcast.listeners.append(lambda event: self._heard(session, event))
-        self._discover(session)
+
+    def detach(self, name: str) -> None:
+        """Publish nothing more about the stream of that name, and have the broker forget what it retains of it."""
+        with self._publishing:
+            self._sessions.pop(name, None)
+            self._last.pop(name, None)
+            self._gone.add(name)
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Empty what is retained of streams that have gone; where there is no connection, once there is one."""
+        if not self._client.is_connected():
+            return
+        for name in self._gone:
+            for topic in (self._topic(name, "state"), *self._descriptions(name).values()):
+                self._client.publish(topic, "", retain=True)
+        self._gone.clear()
 
     def _topic(self, *parts: str) -> str:
         return "/".join((self._config.prefix, *parts))
@@ -72,23 +101,26 @@ class Publisher:
             return
         log.info("mqtt: connected to %s:%d", self._config.host, self._config.port)
         client.publish(self._topic("status"), "online", retain=True)
-        for session in tuple(self._sessions.values()):
-            self._discover(session)
-            self._state(session)
+        with self._publishing:
+            self._take_back()
+            for session in self._sessions.values():
+                self._discover(session)
+                self._state(session)
 
     def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             log.warning("mqtt: the connection to %s:%d is lost (%s)", self._config.host, self._config.port, reason)
 
     def _heard(self, session: StreamSession, event: dict[str, Any]) -> None:
-        if not self._client.is_connected():
-            return
-        frame = "score" in event
-        if not frame or self._config.frames:
-            self._client.publish(self._topic(session.name, "event"), json.dumps(event))
-        then, word = self._last.get(session.name, (0.0, ""))
-        if not frame or time.monotonic() - then > _STATE_SECONDS or word != session.status()["state"]:
-            self._state(session)
+        with self._publishing:
+            if self._sessions.get(session.name) is not session or not self._client.is_connected():
+                return
+            frame = "score" in event
+            if not frame or self._config.frames:
+                self._client.publish(self._topic(session.name, "event"), json.dumps(event))
+            then, word = self._last.get(session.name, (0.0, ""))
+            if not frame or time.monotonic() - then > _STATE_SECONDS or word != session.status()["state"]:
+                self._state(session)
 
     def _state(self, session: StreamSession) -> None:
         status = session.status()
@@ -96,9 +128,14 @@ class Publisher:
         values = {key: status[key] for key in _SHOWN}
         self._client.publish(self._topic(session.name, "state"), json.dumps(values), retain=True)
 
+    def _descriptions(self, name: str) -> dict[str, str]:
+        """Topics of the stream's descriptions by kind; none where nobody looks for them."""
+        place = self._config.discovery
+        return {} if place is None else {kind: f"{place}/{kind}/streamdrop-{name}/config" for kind in _DESCRIBED}
+
     def _discover(self, session: StreamSession) -> None:
         """Describe the stream to home automation that looks for such descriptions."""
-        if self._config.discovery is None or not self._client.is_connected():
+        if not self._client.is_connected():
             return
         name = session.name
         common = {
@@ -106,14 +143,6 @@ class Publisher:
             "state_topic": self._topic(name, "state"),
             "device": {"identifiers": [f"streamdrop-{name}"], "name": f"streamdrop {name}", "sw_version": __version__},
         }
-        kinds = {
-            "sensor": {"name": "state", "value_template": "{{ value_json.state }}"},
-            "binary_sensor": {
-                "name": "target in sight",
-                "value_template": "{{ 'ON' if value_json.state == 'tracking' else 'OFF' }}",
-            },
-        }
-        for kind, values in kinds.items():
-            body = {**common, **values, "unique_id": f"streamdrop-{name}-{kind}"}
-            topic = f"{self._config.discovery}/{kind}/streamdrop-{name}/config"
+        for kind, topic in self._descriptions(name).items():
+            body = {**common, **_DESCRIBED[kind], "unique_id": f"streamdrop-{name}-{kind}"}
             self._client.publish(topic, json.dumps(body), retain=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 from streamdrop import checkpoint
+from streamdrop.atomic import replace_text
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, OutputError, StreamError
 from streamdrop.types import RoundReport, Sample, Track
@@ -165,7 +166,7 @@ def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
     if not mark.exists():
         try:
             state.mkdir(parents=True, exist_ok=True)
-            mark.write_text(json.dumps(started), encoding="utf-8")
+            replace_text(mark, json.dumps(started))  # a torn one would be in the way of starting again
         except OSError as error:
             raise OutputError(f"{state}: cannot be written ({error.strerror}): choose another folder") from None
         return
