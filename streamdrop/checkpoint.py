@@ -3,10 +3,10 @@
 ::
 
     path/current             the name of the state folder that counts, replaced in one step
-    path/state-000007/       model, optimizer, scores (and store) .safetensors, state.json
+    path/state-000007/       model, optimizer, scores (and store) .safetensors, state.json; digests.json of them all
 
 A new state is written and made durable beside the old one before the pointer moves; killed at any point, the folder
-holds one whole state.
+holds one whole state. What has changed since it was written is refused; earlier releases wrote no digests.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from streamdrop.errors import CheckpointError, OutputError
+from streamdrop.store.digest import file_digest
 
 FORMAT = 2
+_DIGESTS = "digests.json"
 Parts = dict[str, dict[str, Tensor]]
 
 
@@ -74,6 +76,7 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
             save_file(tensors, folder / f"{name}.safetensors")
             _sync(folder / f"{name}.safetensors")
         _write(folder / "state.json", text)
+        _write(folder / _DIGESTS, json.dumps(_digests(folder)))
         _sync(folder)
         _write(root / "current.new", folder.name)
         os.replace(root / "current.new", root / "current")
@@ -91,15 +94,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Parts, dict[str, Any]
     """The tensors by part and the state of the current checkpoint. Raises CheckpointError."""
     root = Path(path)
     try:
-        folder = root / (root / "current").read_text(encoding="utf-8").strip()
+        folder = root / (root / "current").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         raise CheckpointError(f"{root}: no checkpoint here: give the folder that save() wrote") from None
     if (folder / "targets.json").is_file():
         raise CheckpointError(f"{root}: holds several targets: give the folder of one of them, such as {folder / '1'}")
     try:
+        _check_digests(folder)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         parts = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}): start anew or take a backup") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: not a checkpoint of format {FORMAT}: it needs another version of streamdrop")
@@ -136,6 +140,21 @@ def unpack(values: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: unpack(value, tensors) for key, value in inner}
     parts = [unpack(value, tensors) for value in inner]
     return tuple(parts) if kind == "tuple" else parts
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of every file of a state but their own."""
+    return {file.name: file_digest(file) for file in [*sorted(folder.glob("*.safetensors")), folder / "state.json"]}
+
+
+def _check_digests(folder: Path) -> None:
+    """Raise ValueError for files that are not as they were written, OSError where they cannot be read."""
+    file = folder / _DIGESTS
+    if not file.exists():  # of an earlier release
+        return
+    written, found = dict(json.loads(file.read_text(encoding="utf-8"))), _digests(folder)
+    if changed := sorted(name for name in written.keys() | found if written.get(name) != found.get(name)):
+        raise ValueError(f"{', '.join(changed)} changed since it was written")
 
 
 def _last_number(root: Path) -> int:
