@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -32,6 +33,8 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         **tuner.decisions.state(),
         "thawing": tuner.thawing.state(),
         "iterations": tuner.scores.iterations,
+        "kinds": {"optimizer": _kind(tuner.optimizer), "policy": _kind(tuner.policy)},
+        "groups": _groups(tuner),
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
         "scheduler": None if scheduler is None else checkpoint.pack(scheduler, optimizer, "scheduler"),
         "store": {"cut": tuner.store.cut, "count": len(tuner.store), "mark": mark},
@@ -52,8 +55,10 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
 
 
 def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
-    """The checkpoint at ``path``, its weights loaded into the split model. Raises CheckpointError."""
+    """The checkpoint at ``path``, which the state names too; its weights go into the model. Raises CheckpointError."""
     parts, state = checkpoint.read_checkpoint(str(path))
+    if lacking := sorted({"model", "optimizer", "scores"} - parts.keys()):
+        raise CheckpointError(f"{path}: the checkpoint lacks its {', '.join(lacking)}: start anew or take a backup")
     if state.get("layers") != list(split.layers):
         raise CheckpointError(f"{path}: saved from a model with other layers: build the model it was saved from")
     try:
@@ -61,21 +66,81 @@ def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{path}: the weights do not fit this model ({reason}): build the same model") from None
-    return parts, state
+    return parts, {**state, "path": path}
 
 
 def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
-    """Put the checkpoint's optimiser, scores and counters into a tuner built anew."""
+    """Put the checkpoint's optimiser, scores and counters into a tuner built anew. Raises CheckpointError."""
     tuner.round, tuner.extra, tuner.extra_tensors = state["round"], state["extra"], parts.get("extra", {})
     tuner.decisions.restore(state)
     tuner.thawing.restore(state["thawing"])
     tuner.cutting.advance(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
-    tuner.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"], parts["optimizer"]))
-    if tuner.scheduler is not None and state["scheduler"] is not None:
-        tuner.scheduler.load_state_dict(checkpoint.unpack(state["scheduler"], parts["optimizer"]))
-    if tuner.scores.layers:
-        tuner.scores.restore(parts["scores"], state["iterations"])
+    _restore_optimizer(tuner, parts, state)
+    _restore_scores(tuner, parts, state)
     tuner.cutting.mean.restore(parts.get("mean", {}), state["iterations"])
+
+
+def _restore_optimizer(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
+    saved = checkpoint.unpack(state["optimizer"], parts["optimizer"])
+    _check_optimizer(tuner, saved, state)
+    _load_state(tuner.optimizer, saved, f"{state['path']}: the optimiser's state")
+    if tuner.scheduler is not None and state["scheduler"] is not None:
+        schedule = checkpoint.unpack(state["scheduler"], parts["optimizer"])
+        _load_state(tuner.scheduler, schedule, f"{state['path']}: the scheduler's state")
+
+
+def _check_optimizer(tuner: FineTuner, saved: State, state: State) -> None:
+    """Raise CheckpointError for another class or other parameter groups; torch would find out in a round, or never."""
+    kind, kept = _kind(tuner.optimizer), state.get("kinds", {}).get("optimizer")  # earlier releases kept no kinds
+    if kept not in (None, kind):
+        raise CheckpointError(f"{state['path']}: saved with the optimiser {kept}, given {kind}: give load {kept}")
+    groups = _groups(tuner)
+    given, sizes = [len(group) for group in groups], [len(group["params"]) for group in saved["param_groups"]]
+    if given != sizes:
+        raise CheckpointError(
+            f"{state['path']}: saved with an optimiser whose groups have {sizes} parameters, given one with {given}: "
+            "make the parameter groups it was saved with"
+        )
+    for pair in zip(chain(*state.get("groups", ())), chain(*groups), strict=False):
+        if pair[0] != pair[1]:
+            raise CheckpointError(
+                f"{state['path']}: saved with {pair[0]} where the optimiser given has {pair[1]}: put the parameters "
+                "into the groups, and the order, that it was saved with"
+            )
+
+
+def _load_state(into: Any, saved: Any, what: str) -> None:
+    try:
+        into.load_state_dict(saved)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{what} does not fit {_kind(into)} ({error!r}): give load the one it was saved with"
+        ) from None
+
+
+def _restore_scores(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
+    """The window of scores, where this tuner keeps one. Raises CheckpointError where the checkpoint's is another."""
+    if not tuner.scores.layers:
+        return
+    here, there = ({name: t.shape for name, t in kept.items()} for kept in (tuner.scores.tensors(), parts["scores"]))
+    if here != there:
+        kept, given = state.get("kinds", {}).get("policy", "another"), _kind(tuner.policy)
+        raise CheckpointError(
+            f"{state['path']}: saved with the policy {kept}, without the gradient scores that the one given, {given}, "
+            "goes on from: give load the policy (and scoring) it was saved with"
+        )
+    tuner.scores.restore(parts["scores"], state["iterations"])
+
+
+def _kind(made: Any) -> str:
+    """What errors call an object: its class, or a function's name."""
+    return str(getattr(made, "__name__", type(made).__name__))
+
+
+def _groups(tuner: FineTuner) -> list[list[str]]:
+    """The names of the parameters in each of the optimiser's groups."""
+    names = {id(parameter): name for name, parameter in tuner.split.model.named_parameters()}
+    return [[names.get(id(p), "") for p in group["params"]] for group in tuner.optimizer.param_groups]
 
 
 def align_store(

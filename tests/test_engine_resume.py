@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -131,12 +132,134 @@ def test_damaged_checkpoints_are_refused(damage, tmp_path):
         resumed(tmp_path / "c", SchedulePolicy())
 
 
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.02, 0.9)
+
+
+def saved(path, optimizer=sgd, policy=None, old=False, **options):
+    """The folder of a state, after a round; ``old``: without what earlier releases did not keep."""
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=optimizer,
+        policy=SchedulePolicy() if policy is None else policy,
+        **options,
+    )
+    tuner.observe(BATCH)
+    tuner.fit_round()
+    tuner.save(path, extra={"frame": 7})
+    folder = path / (path / "current").read_text()
+    if old:
+        kept = json.loads((folder / "state.json").read_text())
+        text = json.dumps({key: value for key, value in kept.items() if key not in ("kinds", "groups")})
+        (folder / "state.json").write_text(text)
+        (folder / "digests.json").unlink()
+    return folder
+
+
+def flip(file, at):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 64
+    file.write_bytes(data)
+
+
+FILES = ["model.safetensors", "optimizer.safetensors", "store.safetensors", "state.json", "digests.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_one_changed_bit_anywhere_is_refused(file, tmp_path):
+    damaged = saved(tmp_path / "c") / file
+    size = damaged.stat().st_size
+    for at in (3, size // 2, size - 7):
+        flip(damaged, at)
+        with pytest.raises(CheckpointError, match="damaged"):
+            resumed(tmp_path / "c", SchedulePolicy())
+        flip(damaged, at)
+    assert resumed(tmp_path / "c", SchedulePolicy()).extra == {"frame": 7}
+
+
+def test_a_changed_pointer_is_refused(tmp_path):
+    saved(tmp_path / "c")
+    for content in (b"state-\xf0", b"state-\0"):
+        (tmp_path / "c" / "current").write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged"):
+            resumed(tmp_path / "c", SchedulePolicy())
+
+
+def test_a_part_that_is_missing_is_named(tmp_path):
+    (saved(tmp_path / "c") / "store.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"damaged \(store.safetensors"):
+        resumed(tmp_path / "c", SchedulePolicy())
+
+
+def test_a_checkpoint_of_an_earlier_release_still_loads(tmp_path):
+    saved(tmp_path / "c", old=True)
+    assert resumed(tmp_path / "c", SchedulePolicy()).extra == {"frame": 7}
+
+
 def test_another_model_is_refused(tmp_path):
     small_tuner(batch=BATCH, policy=SchedulePolicy()).save(tmp_path / "c")
     with pytest.raises(CheckpointError, match="build the same model"):
         resumed(tmp_path / "c", SchedulePolicy(), model=SmallNet(width=5))
     with pytest.raises(CheckpointError, match="other layers"):
         resumed(tmp_path / "c", SchedulePolicy(), model=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)))
+
+
+def halves(parameters, first):
+    """SGD with weights and biases in groups of their own."""
+    return torch.optim.SGD([{"params": parameters[first::2]}, {"params": parameters[1 - first :: 2]}], 0.02, 0.9)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_another_kind_of_optimizer_is_refused(old, tmp_path):
+    saved(tmp_path / "c", old=old)
+    with pytest.raises(CheckpointError, match="does not fit AdamW" if old else r"optimiser SGD, given AdamW: give"):
+        resumed(tmp_path / "c", SchedulePolicy(), optimizer=adam)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_other_parameter_groups_are_refused(old, tmp_path):
+    saved(tmp_path / "c", old=old)
+    with pytest.raises(CheckpointError, match=r"groups have \[20\] parameters, given one with \[10, 10\]"):
+        resumed(tmp_path / "c", SchedulePolicy(), optimizer=lambda p: halves(p, 0))
+
+
+def test_parameters_in_another_order_are_refused(tmp_path):
+    saved(tmp_path / "c", lambda p: halves(p, 0))
+    with pytest.raises(CheckpointError, match=r"stem.0.weight where the optimiser given has stem.0.bias"):
+        resumed(tmp_path / "c", SchedulePolicy(), optimizer=lambda p: halves(p, 1))
+
+
+def test_other_options_of_the_same_optimizer_give_way_to_the_checkpoints(tmp_path):
+    saved(tmp_path / "c")
+    tuner = resumed(tmp_path / "c", SchedulePolicy(), optimizer=lambda p: torch.optim.SGD(p, 0.5, 0.1))
+    assert tuner.rate == 0.02
+    tuner.fit_round()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_policy_whose_scores_were_not_kept_is_refused(old, tmp_path):
+    saved(tmp_path / "c", old=old)
+    match = r"policy another, without" if old else r"SchedulePolicy, without the gradient scores .* PaperPolicy"
+    with pytest.raises(CheckpointError, match=match):
+        resumed(tmp_path / "c", PaperPolicy(), optimizer=sgd)
+
+
+def test_a_policy_without_scores_goes_on_from_a_checkpoint_with_some(tmp_path):
+    saved(tmp_path / "c", policy=PaperPolicy())
+    assert resumed(tmp_path / "c", SchedulePolicy(), optimizer=sgd).fit_round().round == 2
+
+
+def test_a_scheduler_that_cannot_take_its_state_is_refused(tmp_path):
+    def step(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 2)
+
+    def two(optimizer):
+        return torch.optim.lr_scheduler.ChainedScheduler([step(optimizer), step(optimizer)])
+
+    saved(tmp_path / "c", scheduler=step)
+    with pytest.raises(CheckpointError, match=r"scheduler's state does not fit ChainedScheduler .* saved with"):
+        resumed(tmp_path / "c", SchedulePolicy(), optimizer=sgd, scheduler=two)
 
 
 def test_a_checkpoint_of_the_other_kind_of_store_is_refused(tmp_path):
