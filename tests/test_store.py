@@ -101,6 +101,21 @@ def test_lossy_codecs_restore_the_dtype_and_report_their_error(make, dtype):
     assert store.error()["max"] > 0
 
 
+RARE = ["uint16", "uint32", "uint64", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e8m0fnu", "uint1"]
+
+
+@pytest.mark.parametrize("dtype", [d for d in RARE if hasattr(torch, d)])
+def test_every_dtype_is_taken_in_and_kept_bit_for_bit(make, dtype):
+    kind, store = getattr(torch, dtype), make(dtype="float16")
+    raw = torch.arange(4 * 6 * kind.itemsize, dtype=torch.uint8).reshape(4, -1) % (2 if dtype == "bool" else 251)
+    store.put_many({name(i): (row.view(kind).reshape(2, 3), row.view(kind)[0]) for i, row in enumerate(raw)})
+    for _ in range(2):
+        whole, number = store.get_many([name(2), name(1)])
+        assert (whole.dtype, number.dtype) == (kind, kind)
+        assert torch.equal(whole.view(torch.uint8).reshape(2, -1), raw[[2, 1]])
+        store.flush()
+
+
 def test_exact_codec_has_no_error(make):
     store = make(dtype="float32")
     store.put_many({b"x": (torch.randn(9).double(),)})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from streamdrop.store.layout import Layout
@@ -35,7 +37,7 @@ class Arena:
         slots += range(self._touched, self._touched + fresh)
         self._touched += fresh
         for own, column in zip(self._columns, columns, strict=True):
-            own[slots] = column[:count]
+            _bytes(own)[slots] = _bytes(column[:count])
         return slots
 
     def row(self, slot: int) -> Row:
@@ -45,3 +47,9 @@ class Arena:
     def give_back(self, slot: int) -> None:
         """A row that nobody reads any more."""
         self._free.append(slot)
+
+
+def _bytes(column: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Rows as bytes [N, bytes of a row], not copied: of some dtypes, such as uint16, torch cannot fill places."""
+    rows = column.reshape(-1).view(torch.uint8).numpy()
+    return rows.reshape(len(column), column.nbytes // max(1, len(column)))

@@ -33,7 +33,14 @@ class Record:
 def rows_of(columns: Sequence[torch.Tensor]) -> list[Row]:
     """Columns [N, ...] → N rows that hold on to no other's memory."""
     alone = len(columns[0]) == 1
-    return list(zip(*([v if alone else v.clone() for v in column.unbind()] for column in columns), strict=True))
+    return list(zip(*([v if alone else _cloned(v) for v in column.unbind()] for column in columns), strict=True))
+
+
+def _cloned(row: torch.Tensor) -> torch.Tensor:
+    try:
+        return row.clone()
+    except NotImplementedError:  # torch clones no dtype of less than a byte, such as int4
+        return row.view(torch.uint8).clone().view(row.dtype)
 
 
 def batch_of(layout: Layout, rows: Sequence[Row]) -> Activations:
