@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamdrop.errors import ConfigError, StoreCorruptError, StoreFullError, StoreVersionError
+from streamdrop.errors import ConfigError, DataError, StoreCorruptError, StoreFullError, StoreVersionError
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore
 from streamdrop.testing.stores import CHECKS, assert_holds, check_store, doubled, name, sample, samples
 from streamdrop.types import SampleInfo
@@ -102,6 +102,25 @@ def test_lossy_codecs_restore_the_dtype_and_report_their_error(make, dtype):
 
 
 RARE = ["uint16", "uint32", "uint64", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e8m0fnu", "uint1"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most", "wider"),
+    [("float16", "65504", "bfloat16 or float32"), ("bfloat16", r"3.38953e\+38", "float32")],
+)
+def test_finite_values_that_a_codec_cannot_keep_are_refused(make, dtype, most, wider):
+    store = make(dtype=dtype)
+    store.put_many({b"there": (torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0]).double(),)})
+    fit, unfit = (torch.ones(4).double() for _ in range(2))
+    unfit[2] = -3e39
+    with pytest.raises(DataError, match=rf"b'bad' .* 3e\+39, {dtype} keeps none beyond {most}: .* dtype {wider},"):
+        store.put_many({b"good": (fit,), b"bad": (unfit,)})
+    assert store.keys() == [b"there"]
+    store.put_many({b"good": (fit,)})
+    assert torch.equal(store.get_many([b"good"])[0][0], fit)
+    with pytest.raises(DataError, match=f"magnitude 1e\\+39, {dtype}"):
+        store.advance(1, lambda acts: (acts[0].nan_to_num(posinf=1.0, neginf=1.0) * 1e39,), "one")
+    assert (store.cut, store.error()) == (0, {"max": 0.0, "mean": 0.0})
 
 
 @pytest.mark.parametrize("dtype", [d for d in RARE if hasattr(torch, d)])

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from streamdrop.store.arena import Arena
-from streamdrop.store.drift import Drift
+from streamdrop.store.drift import Drift, kept_drift
 from streamdrop.store.intake import Incoming, check_keys, missing
 from streamdrop.store.layout import Layout
 from streamdrop.store.ledger import LmdbShelf
@@ -95,7 +95,7 @@ class Front:
                 incoming, gone = self._chosen(view, incoming, layout, now)
             keys, samples = [item.key for item in incoming], [item.activations for item in incoming]
             columns = layout.encode(samples, keys)
-            self._drift = self._drift + Drift.over(layout, samples, columns)
+            self._drift = self._drift + kept_drift(layout, samples, columns, keys)
             self.layout, self.fresh.row_bytes = layout, layout.nbytes
             self._remove(view, [*gone, *keys])
         for item, (row, slot) in zip(incoming, self._kept(columns), strict=True):

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from streamdrop.errors import StoreError
 from streamdrop.store.batches import check_chunk, stack_or_none
-from streamdrop.store.drift import Drift
+from streamdrop.store.drift import kept_drift
 from streamdrop.store.intake import Incoming, check_keys, missing, take_in
 from streamdrop.store.layout import EXACT, Layout, codec_name
 from streamdrop.store.memory_shelf import MemoryShelf, Record, Row, batch_of, rows_of
@@ -238,8 +238,9 @@ class MemoryStore:
         stay, evicted = retain(self.retention, self._shelf, arriving, now)
         kept = [(c.seq, incoming[c.seq - first]) for c in stay]
         samples = [item.activations for _, item in kept]
-        columns = layout.encode(samples, [item.key for _, item in kept])
-        drift, rows = self._state.drift + Drift.over(layout, samples, columns), rows_of(columns)
+        names = [item.key for _, item in kept]
+        columns = layout.encode(samples, names)
+        drift, rows = self._state.drift + kept_drift(layout, samples, columns, names), rows_of(columns)
         self._state = replace(self._state, layout=layout, drift=drift, last=self._state.last + len(incoming))
         self._bury([*(item.key for item in incoming if item.key in self._shelf.records), *evicted])
         self._shelf.row_bytes = layout.nbytes

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from streamdrop.errors import StoreError
 from streamdrop.store.batches import check_chunk, stepped
-from streamdrop.store.drift import Drift
+from streamdrop.store.drift import Drift, kept_drift
 from streamdrop.store.intake import check_activations
 from streamdrop.store.layout import Layout
 from streamdrop.store.memory_shelf import Record, Row, batch_of, rows_of
@@ -39,7 +39,7 @@ class NextRows:
         self.layout = check_activations(dict(zip(keys, samples, strict=True)), self.layout, self._codec)
         if self.layout is not None:
             columns = self.layout.encode(samples, keys)
-            self.drift += Drift.over(self.layout, samples, columns)
+            self.drift += kept_drift(self.layout, samples, columns, keys)
             self.rows.update(zip([r.born for r in records], rows_of(columns), strict=True))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from streamdrop.errors import StoreCorruptError
 from streamdrop.store.compress import compressor
-from streamdrop.store.drift import Drift
+from streamdrop.store.drift import Drift, kept_drift
 from streamdrop.store.layout import Layout, byte_view
 from streamdrop.store.slab import Place, Slab, as_units, checksum
 from streamdrop.store.space import Space
@@ -126,8 +126,9 @@ def encoded(
     keys, rows, size = list(samples), list(samples.values()), part_size(layout)
     for at in range(0, len(rows), size):
         part = rows[at : at + size]
-        columns = layout.encode(part, keys[at : at + size])
-        seen(Drift.over(layout, part, columns))
+        names = keys[at : at + size]
+        columns = layout.encode(part, names)
+        seen(kept_drift(layout, part, columns, names))
         yield columns
 
 
