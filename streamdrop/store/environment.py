@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,11 +53,11 @@ class Environment:
         header = check_file(self.path, self.read_only)
         size = max(MAP_STEP, _rounded(2 * header.size, MAP_STEP)) if header else MAP_STEP
         size = max(size, header.map_size) if header and self.read_only else size
-        if header is not None:
+        if self.file.exists():
             check_sound(self.file, header, writer=not self.read_only)
-        if not self.read_only:
-            break_seal(self.file)
         with self.errors(0):
+            if not self.read_only:
+                break_seal(self.file)
             # metasync=False: one sync for each commit. A power cut may undo the last commits that were not flushed, but
             # neither it nor a killed process can tear the file.
             self.env = lmdb.open(
@@ -217,14 +217,26 @@ class Environment:
                 f"{self.path} was opened before this process was forked: open it anew here, read_only beside a writer"
             )
 
+    def write_again(self) -> None:
+        """Become the writer once more: others may have been meanwhile. Raises StoreLockedError, StoreError."""
+        self.lock.take()
+        try:
+            with self.errors(0):
+                break_seal(self.file)
+        except BaseException:
+            self.lock.drop()
+            raise
+
     def close(self) -> None:
         """Let go of the files and the lock."""
         if os.getpid() == self.pid:
+            with suppress(StoreError):  # a seal must not outlive, in a power cut, the commits that it is of
+                self.sync()
             with self._gate:
                 while self._readers:
                     self._gate.wait()
                 self.env.close()
-            if self.lock.taken:
+            if self.lock.taken and not self.written:
                 seal(self.file)
             self.lock.drop()
 
@@ -249,7 +261,7 @@ def attach(path: Path, read_only: bool) -> Environment:
                 raise StoreLockedError(
                     f"{path} is {state} in this process: close it first, or use the store that is open"
                 )
-            environment.lock.take()
+            environment.write_again()
         environment.users += 1
         return environment
 

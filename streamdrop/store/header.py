@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from streamdrop.errors import StoreCorruptError, StoreError, StoreVersionError
 from streamdrop.store.pages import NO_ROOT, TABLE, all_there
 
@@ -41,11 +43,7 @@ def read_header(file: Path) -> Header | None:
     """
     try:
         size = file.stat().st_size
-        with file.open("rb") as data:
-            first = data.read(_PAGE.size + _META.size)
-            page = _page_size(first)
-            data.seek(page)
-            second = data.read(_PAGE.size + _META.size)
+        page, first, second = _both(file)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -56,6 +54,24 @@ def read_header(file: Path) -> Header | None:
     if not metas:
         raise _refusal(file, first)
     return max(metas, key=lambda header: header.transaction)
+
+
+def headers_digest(file: Path) -> str:
+    """xxh3-64 of both headers, in hex: of two states, one transaction apart, LMDB opens the one they call the newer.
+
+    Raises OSError.
+    """
+    _, first, second = _both(file)
+    return xxhash.xxh3_64_hexdigest(first + second)
+
+
+def _both(file: Path) -> tuple[int, bytes, bytes]:
+    """Bytes per page, and both headers as they are."""
+    with file.open("rb") as data:
+        first = data.read(_PAGE.size + _META.size)
+        page = _page_size(first)
+        data.seek(page)
+        return page, first, data.read(_PAGE.size + _META.size)
 
 
 def _page_size(raw: bytes) -> int:

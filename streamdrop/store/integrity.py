@@ -1,8 +1,9 @@
 """Whether LMDB's file may be mapped: damage in its pages could kill the process that reads them.
 
-A writer that closes in order leaves a seal beside the file: its size, time and digest. Of a file without a fitting
+A writer that closes in order leaves a seal beside the file: its size, time and digests. Of a file without a fitting
 seal, of a killed writer or changed by something else, the pages are looked at first; then a process of its own reads
-it through.
+it through. Whole pages do not show that they are the newest: where the headers are not the sealed ones, LMDB may take
+an earlier state, empty perhaps, for the present one, so such a file is refused.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeAlias
 
-import xxhash
-
+from streamdrop.atomic import sync_folder
 from streamdrop.errors import StoreCorruptError
-from streamdrop.store.header import Header, check_pages
+from streamdrop.store.digest import file_digest
+from streamdrop.store.header import Header, check_pages, headers_digest
 
+Facts: TypeAlias = dict[str, int | str]
 _LARGE = 64 << 20
 """Above this size the seal's size and time are taken for proof: a digest would make opening slow."""
 _PATIENCE = 600
@@ -51,17 +54,31 @@ def seal(file: Path) -> None:
 
 
 def break_seal(file: Path) -> None:
-    """Take the seal away: the file is about to change."""
-    with contextlib.suppress(OSError):
-        file.with_name("seal.json").unlink(missing_ok=True)
+    """Take the seal away: the file is about to change. Raises OSError."""
+    try:
+        file.with_name("seal.json").unlink()
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(OSError):  # a power cut must not bring it back: it would not fit, and the file be refused
+        sync_folder(file.parent)
 
 
-def check_sound(file: Path, header: Header, writer: bool) -> None:
+def check_sound(file: Path, header: Header | None, writer: bool) -> None:
     """Raise StoreCorruptError when the file is not sealed, not being written, and not sound or not to be read through.
 
     A ``writer`` holds the lock already and must not ask for it: closing the lock's file would let go of it.
     """
-    if _sealed(file) or (not writer and being_written(file.parent)):
+    sealed, facts = _seal_of(file), _facts(file)
+    if sealed in (facts, {name: facts[name] for name in facts if name != "headers"}):  # earlier releases left it out
+        return
+    if not writer and being_written(file.parent):
+        return
+    if _at_another_state(sealed, facts) and sealed == _seal_of(file):  # no writer has come and gone meanwhile
+        raise StoreCorruptError(
+            f"{file} is damaged, its headers are not those that its writer left: restore it and seal.json from a copy, "
+            "or remove seal.json to open what is there, maybe an earlier state"
+        )
+    if header is None:
         return
     check_pages(file, header)
     if not survives(file.parent):
@@ -92,20 +109,24 @@ def being_written(folder: Path) -> bool:
         return False
 
 
-def _sealed(file: Path) -> bool:
+def _seal_of(file: Path) -> Facts:
+    """What the seal says; nothing where there is none, or none that can be read."""
     try:
-        return bool(json.loads(file.with_name("seal.json").read_text(encoding="utf-8")) == _facts(file))
+        sealed = json.loads(file.with_name("seal.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return {}
+    return sealed if isinstance(sealed, dict) else {}
 
 
-def _facts(file: Path) -> dict[str, int | str]:
+def _at_another_state(sealed: Facts, facts: Facts) -> bool:
+    """Whether the headers are others than the seal's; where the whole file is as it was, the seal itself is damaged."""
+    as_it_was = "digest" in facts and sealed.get("digest") == facts["digest"]
+    return "headers" in sealed and sealed["headers"] != facts["headers"] and not as_it_was
+
+
+def _facts(file: Path) -> Facts:
     stat = file.stat()
-    facts: dict[str, int | str] = {"size": stat.st_size, "time": stat.st_mtime_ns}
+    facts: Facts = {"size": stat.st_size, "time": stat.st_mtime_ns, "headers": headers_digest(file)}
     if stat.st_size <= _LARGE:
-        digest = xxhash.xxh3_64()
-        with file.open("rb") as data:
-            while part := data.read(1 << 20):
-                digest.update(part)
-        facts["digest"] = digest.hexdigest()
+        facts["digest"] = file_digest(file)
     return facts
