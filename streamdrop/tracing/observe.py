@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +18,7 @@ from streamdrop.tracing.trace import Trace
 from streamdrop.tracing.values import Values, storage_of, tensors
 
 _PICKED = 256
+Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Seen:
     writes: frozenset[int] = frozenset()
     random: bool = False
     lasting: bool = False  # it wrote to the model's own state
-    sample: torch.Tensor | None = None  # some of the last sample's values, where each has a row
+    sample: Array | None = None  # some of the last sample's values, in eval mode
     macs: int = 0
 
 
@@ -136,7 +139,7 @@ def _run(
         seen.storages = frozenset(map(values.memory, tensors(value)))
         if isinstance(value, torch.Tensor):
             seen.value, seen.identity = _outline(value), values.name(id(value))
-            seen.sample = _last_sample(value)
+            seen.sample = None if model.training else _last_sample(value)
         if node.op == "output":
             run.output = value
         values.let_go_after(node)
@@ -149,7 +152,8 @@ def _watch(
     """Run one node and note in ``seen`` what it reads, writes, draws and computes."""
     args = fx.node.map_arg(node.args, values.of.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.of.__getitem__)
-    touched, state_before = list(tensors((args, kwargs))), _versions(node, model)
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    touched, state_before = list(tensors((args, kwargs))), _versions(module)
     versions = [t._version for t in touched]
     before, drawn = counter.get_total_flops() if counter else 0, _random_state(touched)
     value = fetch(model, trace, str(node.target)) if node.op == "get_attr" else call(node, model, args, kwargs)
@@ -157,24 +161,27 @@ def _watch(
     seen.writes = frozenset(values.memory(t) for t, v in zip(touched, versions, strict=True) if t._version != v)
     seen.random = not all(map(torch.equal, drawn, _random_state(touched)))
     written = {storage_of(t) for t, v in zip(touched, versions, strict=True) if t._version != v}
-    seen.lasting = state_before != _versions(node, model) or bool(written & {storage_of(b) for b in model.buffers()})
+    seen.lasting = state_before != _versions(module) or not values.buffers.isdisjoint(written)
     seen.macs = (counter.get_total_flops() - before) // 2 if counter else 0
     return value
 
 
-def _versions(node: fx.Node, model: nn.Module) -> list[tuple[int, int]]:
-    """Which buffers a node's module has, and how often each was written to."""
-    if node.op != "call_module":
-        return []
-    return [(id(buffer), buffer._version) for buffer in model.get_submodule(str(node.target)).buffers()]
+def _versions(module: nn.Module | None) -> list[tuple[int, int]]:
+    """Which buffers a module has, and how often each was written to."""
+    return [] if module is None else [(id(buffer), buffer._version) for buffer in module.buffers()]
 
 
-def _last_sample(value: torch.Tensor) -> torch.Tensor | None:
-    """Values from all over the last row, at most ``_PICKED``, as float64."""
+def _last_sample(value: torch.Tensor) -> Array | None:
+    """Values from all over the last row, about ``_PICKED``, as float64."""
     if value.dim() == 0 or value.layout != torch.strided or not len(value) or value.is_complex():
         return None
-    row = value[-1].flatten()
-    return row[:: max(1, row.numel() // _PICKED)].to(torch.float64, copy=True)
+    try:  # past torch: under a counter each of its operations takes longer than a small layer
+        row = (value.detach() if value.requires_grad else value).numpy()[-1]
+    except (TypeError, RuntimeError):  # on a GPU, or of a dtype that numpy lacks
+        row = value[-1].to("cpu", torch.float64).numpy()
+    flat = row.ravel(order="K")  # as it lies: no copy
+    picked: Array = flat[:: max(1, flat.size // _PICKED)].astype(np.float64)
+    return picked
 
 
 def _outline(tensor: torch.Tensor) -> torch.Tensor:

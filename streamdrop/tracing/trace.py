@@ -203,10 +203,12 @@ class Tracer(fx.Tracer):
         if self.evaluating:
             return forward(*args, **kwargs)
         name = self.path_of_module(m)
+        if self.is_leaf_module(m, name):
+            return self._graded(super().call_module(m, forward, args, kwargs))
         self.note_draws(self.inside)
         result = super().call_module(m, forward, args, kwargs)
         self.note_draws(name)
-        return self._graded(result) if self.is_leaf_module(m, name) else result
+        return result
 
 
 def _trace(

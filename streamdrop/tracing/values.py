@@ -19,6 +19,7 @@ class Values:
 
     A name is an address and how often that has been given back before, so that two values never share one though the
     second lies where the first did. All of a network's activations at once would be many times its size.
+    ``buffers``: where the model's lie.
     """
 
     def __init__(self, trace: Trace, model: nn.Module) -> None:
@@ -28,6 +29,7 @@ class Values:
         self._spent: dict[fx.Node, list[fx.Node]] = {node: [] for node in trace.graph.nodes}
         for node in trace.graph.nodes:
             self._spent[last.get(node, node)].append(node)
+        self.buffers = frozenset(map(storage_of, model.buffers()))
         self._held, self._uses = Counter[int](), Counter[int]()
 
     def name(self, address: int) -> int:
