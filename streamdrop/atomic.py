@@ -7,20 +7,35 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str, mode: int = 0o666) -> None:
-    """A text file (UTF-8), durable, whole or as it was; ``mode``: its permissions where it is new. Raises OSError."""
+    """A text file (UTF-8), durable, whole or as it was; ``mode``: its permissions where it is new. Raises OSError.
+
+    What is there and no file, such as a device or a pipe, is written to.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     temporary = path.with_name(f"{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        write_text(temporary, text, mode)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it would keep it full
+        raise
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """A text file (UTF-8), durable once its folder is synced. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or removed in a folder durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content durable, or what was created, renamed or removed in a folder. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from streamdrop.atomic import replace_text, sync, write_text
 from streamdrop.errors import CheckpointError, OutputError
 from streamdrop.store.digest import file_digest
 
@@ -74,13 +75,11 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
         folder.mkdir()
         for name, tensors in parts:
             save_file(tensors, folder / f"{name}.safetensors")
-            _sync(folder / f"{name}.safetensors")
-        _write(folder / "state.json", text)
-        _write(folder / _DIGESTS, json.dumps(_digests(folder)))
-        _sync(folder)
-        _write(root / "current.new", folder.name)
-        os.replace(root / "current.new", root / "current")
-        _sync(root)
+            sync(folder / f"{name}.safetensors")
+        write_text(folder / "state.json", text)
+        write_text(folder / _DIGESTS, json.dumps(_digests(folder)))
+        sync(folder)
+        replace_text(root / "current", folder.name)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{root}: the checkpoint cannot be written ({error}): free space or choose another folder"
@@ -165,18 +164,3 @@ def _last_number(root: Path) -> int:
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Dense copies on the CPU: safetensors refuses shared memory and other strides."""
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

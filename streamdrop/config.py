@@ -87,6 +87,14 @@ def check_above(name: str, value: float, bound: float) -> None:
         raise ConfigError(f"{name} is {value}: give a number above {bound:g}")
 
 
+def check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Raise ConfigError for a whole number below ``least``, or above ``most`` where that is given."""
+    if value < least:
+        raise ConfigError(f"{name} is {value}: give a whole number of at least {least}")
+    if most is not None and value > most:
+        raise ConfigError(f"{name} is {value}: give a whole number of at most {most}")
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """The plain values of a YAML file, variables expanded. Raises ConfigError."""
     return _read(path).values

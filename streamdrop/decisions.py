@@ -107,7 +107,7 @@ class Decisions:
         self, round_: int, cut: int, scores: GradientScores, store: FeatureStore, macs_per_second: float
     ) -> int:
         """How many layers to drop after a round at ``cut``. Raises ConfigError."""
-        settling, self.settling, self.why = self.settling, False, ""
+        settling, self.settling = self.settling, False
         if round_ < self._quiet_until:
             self.why = f"the last drop was taken back: the policy is asked again after round {self._quiet_until}"
             return 0

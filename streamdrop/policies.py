@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from streamdrop.auto import AutoPolicy
-from streamdrop.config import load
+from streamdrop.config import check_whole, load
 from streamdrop.errors import ConfigError
 from streamdrop.evidence import DropPolicy, Evidence, Offer
 from streamdrop.scores import best_prefix, first_crossing
-from streamdrop.values import UnfitValue, check_fields, fitted
+from streamdrop.values import UnfitValue, check_fields, fitted, kind_of
 
 __all__ = [
     "AutoPolicy",
@@ -37,8 +37,8 @@ def passes_median_test(candidates: torch.Tensor, dropped: tuple[float, ...], wai
 
 def _check_patience(policy: PaperPolicy | PrefixSumPolicy, name: str) -> None:
     check_fields(policy, f"policy {name}: ")
-    if policy.patience is not None and policy.patience < 0:
-        raise ConfigError(f"policy {name}: patience is {policy.patience}: give a whole number of at least 0")
+    if policy.patience is not None:
+        check_whole(f"policy {name}: patience", policy.patience, 0)
 
 
 @dataclass(frozen=True)
@@ -134,19 +134,15 @@ def ask(policy: DropPolicy, evidence: Evidence) -> int:
         count = int(operator.index(answer))
     except TypeError:  # None, a fraction, a tensor of several
         raise ConfigError(
-            f"policy {_called(policy)} returned {answer!r} after round {evidence.round}: it must return how many "
+            f"policy {kind_of(policy)} returned {answer!r} after round {evidence.round}: it must return how many "
             f"layers to drop, a whole number from 0 to {most}"
         ) from None
     if not 0 <= count <= most:
         raise ConfigError(
-            f"the policy asked to drop {count} of {most + 1} layers: the last one must stay: {_called(policy)} must "
+            f"the policy asked to drop {count} of {most + 1} layers: the last one must stay: {kind_of(policy)} must "
             f"return a whole number from 0 to {most}"
         )
     return count
-
-
-def _called(policy: DropPolicy) -> str:
-    return str(getattr(policy, "__name__", type(policy).__name__))
 
 
 _NAMES: dict[str, type[DropPolicy]] = {

@@ -14,6 +14,7 @@ from streamdrop.errors import CheckpointError, StoreError
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, MemoryStore
 from streamdrop.thawing import Prepare, thaw_store
+from streamdrop.values import kind_of
 
 if TYPE_CHECKING:
     from streamdrop.engine import FineTuner
@@ -33,7 +34,7 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         **tuner.decisions.state(),
         "thawing": tuner.thawing.state(),
         "iterations": tuner.scores.iterations,
-        "kinds": {"optimizer": _kind(tuner.optimizer), "policy": _kind(tuner.policy)},
+        "kinds": {"optimizer": kind_of(tuner.optimizer), "policy": kind_of(tuner.policy)},
         "groups": _groups(tuner),
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
         "scheduler": None if scheduler is None else checkpoint.pack(scheduler, optimizer, "scheduler"),
@@ -91,7 +92,7 @@ def _restore_optimizer(tuner: FineTuner, parts: checkpoint.Parts, state: State) 
 
 def _check_optimizer(tuner: FineTuner, saved: State, state: State) -> None:
     """Raise CheckpointError for another class or other parameter groups; torch would find out in a round, or never."""
-    kind, kept = _kind(tuner.optimizer), state.get("kinds", {}).get("optimizer")  # earlier releases kept no kinds
+    kind, kept = kind_of(tuner.optimizer), state.get("kinds", {}).get("optimizer")  # earlier releases kept no kinds
     if kept not in (None, kind):
         raise CheckpointError(f"{state['path']}: saved with the optimiser {kept}, given {kind}: give load {kept}")
     groups = _groups(tuner)
@@ -114,7 +115,7 @@ def _load_state(into: Any, saved: Any, what: str) -> None:
         into.load_state_dict(saved)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{what} does not fit {_kind(into)} ({error!r}): give load the one it was saved with"
+            f"{what} does not fit {kind_of(into)} ({error!r}): give load the one it was saved with"
         ) from None
 
 
@@ -124,17 +125,12 @@ def _restore_scores(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> 
         return
     here, there = ({name: t.shape for name, t in kept.items()} for kept in (tuner.scores.tensors(), parts["scores"]))
     if here != there:
-        kept, given = state.get("kinds", {}).get("policy", "another"), _kind(tuner.policy)
+        kept, given = state.get("kinds", {}).get("policy", "another"), kind_of(tuner.policy)
         raise CheckpointError(
             f"{state['path']}: saved with the policy {kept}, without the gradient scores that the one given, {given}, "
             "goes on from: give load the policy (and scoring) it was saved with"
         )
     tuner.scores.restore(parts["scores"], state["iterations"])
-
-
-def _kind(made: Any) -> str:
-    """What errors call an object: its class, or a function's name."""
-    return str(getattr(made, "__name__", type(made).__name__))
 
 
 def _groups(tuner: FineTuner) -> list[list[str]]:

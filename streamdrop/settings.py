@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from streamdrop.config import check_above
+from streamdrop.config import check_above, check_whole
 from streamdrop.errors import ConfigError
 from streamdrop.values import check_fields
 
@@ -52,8 +52,7 @@ class TunerSettings:
         _check_choices(self)
         check_fields(self)
         for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")
+            check_whole(name, getattr(self, name), least)
         if self.clip_norm is not None:
             check_above("clip_norm", self.clip_norm, 0.0)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamdrop.config import check_whole
 from streamdrop.errors import ConfigError, StoreError
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, decode_source
@@ -49,8 +50,8 @@ class ThawPlan:
             raise ConfigError(f"thaw.rise is {self.rise}: give a factor above 1")
         for name in ("every", "plateau", "rounds", "most"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"thaw.{name} is {value}: give a whole number of at least 1")
+            if value is not None:
+                check_whole(f"thaw.{name}", value, 1)
         if self.to < 0:
             raise ConfigError(f"thaw.to is {self.to}: give a cut of at least 0")
 

@@ -17,6 +17,12 @@ from streamdrop.errors import ConfigError
 
 Path = tuple[str, ...]
 
+MOST_SEED = 2**64 - 1
+"""Torch's seeds end there."""
+
+MOST_THREADS = 1024
+"""More threads find no room for their stacks."""
+
 
 class UnfitValue(ValueError):
     """A value, at ``path`` below the field that was looked at, is not the ``wanted`` kind."""
@@ -71,6 +77,11 @@ def called(kind: Any) -> str:
         return " or ".join(called(part) for part in parts)
     plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
     return plain.get(kind, str(kind).replace("typing.", "").replace("NoneType", "nothing").replace("None", "nothing"))
+
+
+def kind_of(made: Any) -> str:
+    """What errors call an object: its class, or a function's name."""
+    return str(getattr(made, "__name__", type(made).__name__))
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:

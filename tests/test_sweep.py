@@ -116,7 +116,7 @@ def test_later_ones_win_and_mappings_are_merged():
         ({"variants": {"x": {"policy": {"auto": {"critical": "x"}}}}}, "cell a resnet18 x.*critical"),
         ({"variants": {"x": {"optimizer": {"lr": -1.0}}}}, "cell a resnet18 x.*lr"),
         ({"base": {"optimizer": {"lr": float("nan")}}}, r"base\.optimizer\.lr: expected a finite number"),
-        ({"threads": 99_999}, "threads .* to 1024"),
+        ({"threads": 99_999}, "threads .* at most 1024"),
         ({"model": "resnet18"}, "models"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streamdrop.config import key_paths, load, read_yaml
+from streamdrop.errors import ConfigError
 from streamdrop.tracking.config import TrackerConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -31,3 +32,11 @@ def test_files_hold_the_defaults(name: str) -> None:
 
 def test_advanced_has_every_key() -> None:
     assert list(key_paths(read_yaml(CONFIGS / "advanced.yaml"))) == list(all_keys(TrackerConfig()))
+
+
+@pytest.mark.parametrize(
+    "given", [{"seed": 2**64}, {"threads": 10_000}, {"search": {"size": 10**9}}, {"search": {"size": 10**400}}]
+)
+def test_numbers_beyond_what_a_machine_takes_are_refused(given):
+    with pytest.raises(ConfigError, match=r"seed|threads|size"):
+        load(given, TrackerConfig)

@@ -23,6 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from streamdrop.atomic import sync
+
 DISK, PICKLE, MAP, RECOMPUTE = "sequential write", "pickle per sample", "raw memory map", "recompute"
 
 
@@ -140,7 +142,7 @@ def write_hdf5(place: Place, samples: Tensor) -> None:
         rows = file.create_dataset("a", (place.count, place.floats), "f4", chunks=(1, place.floats))
         for part in place.parts:
             rows[part] = samples[part].numpy()
-    sync_file(place.folder / "all")
+    sync(place.folder / "all")
 
 
 @contextmanager
@@ -190,7 +192,7 @@ def write_sqlite(place: Place, samples: Tensor) -> None:
             rows = enumerate(samples[part].numpy(), part.start)
             base.executemany("insert into samples values(?, ?)", ((n, memoryview(row)) for n, row in rows))
             base.commit()
-    sync_file(place.folder / "all")
+    sync(place.folder / "all")
 
 
 @contextmanager
@@ -229,14 +231,6 @@ def read_by_computing(place: Place) -> Iterator[Read]:
         return activations
 
     yield read
-
-
-def sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 RIVALS: dict[str, tuple[Writer | None, Reader | None]] = {

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from streamdrop.config import check_above
+from streamdrop.config import check_above, check_whole
 from streamdrop.errors import ConfigError
 from streamdrop.evaluation.views import ViewsConfig
 from streamdrop.policies import policy_from
 from streamdrop.split import Layers, convolutions, transformer_blocks
 from streamdrop.thawing import ThawPlan
+from streamdrop.values import MOST_SEED, MOST_THREADS
 
 STRATEGIES = ("sgd", "freeze", "freeze-full", "drop", "sgd-same-time")
 """``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind)."""
@@ -36,8 +37,8 @@ LEAST = {
 }
 """The least that a whole number of FitConfig may be."""
 
-MOST = {"image_size": 16_384, "seed": 2**64 - 1, "threads": 1024}
-"""The most: an image of that size takes 3 GB as floats; torch's seeds end there; more threads find no stack."""
+MOST = {"image_size": 16_384, "seed": MOST_SEED}
+"""The most: an image of that size takes 3 GB as floats."""
 
 RULES: dict[str, Layers] = {"convolutions": convolutions, "transformer_blocks": transformer_blocks}
 
@@ -140,13 +141,9 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least {least}")
-        for name, most in MOST.items():
-            if (getattr(self, name) or 0) > most:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at most {most}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads is {self.threads}: give a whole number of at least 1")
+            check_whole(name, getattr(self, name), least, MOST.get(name))
+        if self.threads is not None:
+            check_whole("threads", self.threads, 1, MOST_THREADS)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device}: give cpu, cuda or cuda:N")
         if not self.checkpoint_seconds >= 0:

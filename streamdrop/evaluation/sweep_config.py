@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from streamdrop.config import load, merged
+from streamdrop.config import check_whole, load, merged
 from streamdrop.errors import ConfigError
-from streamdrop.evaluation.fit_config import MOST, FitConfig, checked_strategies
+from streamdrop.evaluation.fit_config import FitConfig, checked_strategies
 from streamdrop.evaluation.networks import network_names
+from streamdrop.values import MOST_THREADS
 
 Keys = dict[str, Any]
 SET_BY_SWEEP = ("data", "model", "seed", "threads")
@@ -44,10 +45,8 @@ class SweepConfig:
             given = list(getattr(self, name))
             if not given or len(set(given)) < len(given):
                 raise ConfigError(f"{name} is {given}: give at least one, each once")
-        if self.jobs < 1:
-            raise ConfigError(f"jobs is {self.jobs}: give a whole number of at least 1")
-        if not 1 <= self.threads <= MOST["threads"]:
-            raise ConfigError(f"threads is {self.threads}: give a whole number from 1 to {MOST['threads']}")
+        check_whole("jobs", self.jobs, 1)
+        check_whole("threads", self.threads, 1, MOST_THREADS)
         wrong = [key for key in self.per_dataset if key not in self.data]
         if wrong:
             raise ConfigError(f"per_dataset: {', '.join(wrong)} is not in the grid: it holds {', '.join(self.data)}")

@@ -37,6 +37,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from streamdrop.atomic import sync
 from streamdrop.errors import ConfigError, DataError, OutputError, StoreCorruptError, StoreError, StoreVersionError
 from streamdrop.store.protocol import FeatureStore
 from streamdrop.store.shards import Shard, pack, target_parts, unpack
@@ -204,11 +205,7 @@ def _publish(parts: Sequence[Path], path: Path) -> list[Path]:
     try:
         for part, name in zip(parts, names, strict=True):
             os.replace(part, name)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}): choose another name") from None
     return names

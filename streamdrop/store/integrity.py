@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from streamdrop.atomic import sync_folder
+from streamdrop.atomic import sync
 from streamdrop.errors import StoreCorruptError
 from streamdrop.store.digest import file_digest
 from streamdrop.store.header import Header, check_pages, headers_digest
@@ -60,7 +60,7 @@ def break_seal(file: Path) -> None:
     except FileNotFoundError:
         return
     with contextlib.suppress(OSError):  # a power cut must not bring it back: it would not fit, and the file be refused
-        sync_folder(file.parent)
+        sync(file.parent)
 
 
 def check_sound(file: Path, header: Header | None, writer: bool) -> None:

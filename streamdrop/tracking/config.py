@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from streamdrop.config import check_above
+from streamdrop.config import check_above, check_whole
 from streamdrop.errors import ConfigError
+from streamdrop.values import MOST_SEED, MOST_THREADS
 
 STRIDES = (8, 16)
 """Pixels of a crop per cell of the two maps; the score map has the first."""
 STRIDE = STRIDES[0]
 
+_MOST_SIZE = 2048  # pixels of a crop: more than most frames have
 
 IF_IT_PAYS = "if-it-pays"
 """The policy that tries deeper training on the stream …"""
@@ -37,8 +39,8 @@ class SearchConfig:
     distractors: int = 3
 
     def __post_init__(self) -> None:
-        if self.size < 64 or self.size % 32:
-            raise ConfigError(f"size is {self.size}: give a multiple of 32 of at least 64")
+        if not 64 <= self.size <= _MOST_SIZE or self.size % 32:
+            raise ConfigError(f"size is {self.size}: give a multiple of 32 from 64 to {_MOST_SIZE}")
         check_above("context", self.context, 1.0)
         _check_between("window", self.window, 0.0, 1.0)
         narrow, wide = self.window_width
@@ -88,8 +90,7 @@ class FirstFrameConfig:
         if min(self.crops, self.steps, self.batch) < 1:
             raise ConfigError("first_frame: crops, steps and batch are whole numbers of at least 1")
         for name in ("background", "again"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a whole number of at least 0")
+            check_whole(name, getattr(self, name), 0)
         check_above("learning_rate", self.learning_rate, 0.0)
 
 
@@ -335,10 +336,10 @@ class TrackerConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.target < 0:
-            raise ConfigError("seed and target are whole numbers of at least 0")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads is {self.threads}: give at least 1, or null")
+        check_whole("seed", self.seed, 0, MOST_SEED)
+        check_whole("target", self.target, 0)
+        if self.threads is not None:
+            check_whole("threads", self.threads, 1, MOST_THREADS)
         if self.drop.policy == IF_IT_PAYS and self.strategy == "freeze":
             raise ConfigError(f"drop.policy is {IF_IT_PAYS}, which freeze cannot try: give strategy drop")
         if self.drop.policy == IF_IT_PAYS and self.update.memory < 2 * HELD:
