@@ -277,3 +277,32 @@ def test_a_pipe_that_closes_is_no_traceback():
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()
     process.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        (["--output", "in.mp4"], "written over in.mp4"),
+        (["--truth", "truth.txt", "--boxes", "truth.txt"], "written over truth.txt"),
+        (["--boxes", "same", "--events", "./same"], "written over the boxes"),
+        (["--boxes", "old.txt", "--set", "drop.policy={schedule: {1: 99}}"], "99"),
+    ],
+)
+def test_nothing_that_was_there_is_written_over(video, outputs, words, tmp_path, monkeypatch, capsys):
+    path, box = video
+    monkeypatch.chdir(tmp_path)
+    there = {"in.mp4": Path(path).read_bytes(), "truth.txt": b"1,1,2,2\n", "old.txt": b"precious"}
+    for name, content in there.items():
+        Path(name).write_bytes(content)
+    assert main(["track", "in.mp4", "--box", box, *outputs, *SET]) == 2
+    assert words in capsys.readouterr().err
+    assert {name: Path(name).read_bytes() for name in there} == there
+
+
+def test_no_frame_is_written_over(video, tmp_path, capsys):
+    frame = tmp_path / "frames" / "0001.png"
+    frame.parent.mkdir()
+    frame.write_bytes(b"a picture")
+    assert main(["track", str(frame.parent), "--box", "1,1,9,9", "--boxes", str(frame), *SET]) == 2
+    assert "is a frame of" in capsys.readouterr().err
+    assert frame.read_bytes() == b"a picture"

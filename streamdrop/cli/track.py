@@ -32,6 +32,7 @@ def track(options: argparse.Namespace) -> int:
     trim_process(options)
     from streamdrop.streams import Window, open_stream
 
+    _check_outputs(options)
     config, state = _configuration(options), _state(options)
     with contextlib.ExitStack() as closing:
         window = closing.enter_context(Window(f"streamdrop: {options.source}")) if options.show else None
@@ -108,6 +109,22 @@ def _check_targets(options: argparse.Namespace) -> None:
     targets, truths = len(options.box or [0]), len(options.truth or [])
     if truths not in (0, targets):
         raise ConfigError(f"--truth is given {truths} times for {targets} targets: give one for each --box, in order")
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse outputs that would be written over each other, or over what is read."""
+    from streamdrop.streams.images import SUFFIXES
+
+    taken = {Path(text).resolve(): text for text in (options.source, options.config, *(options.truth or [])) if text}
+    for name, text in _outputs(options).items():
+        path = None if text is None else Path(text).resolve()
+        if path is None or (path.exists() and not path.is_file()):  # devices and pipes take more than one
+            continue
+        if path.suffix.lower() in SUFFIXES and path.parent in taken and path.exists():
+            raise ConfigError(f"{name}: {text} is a frame of {options.source}: give it another place")
+        if path in taken:
+            raise ConfigError(f"{name}: {text} would be written over {taken[path]}: give it another place")
+        taken[path] = f"the {name}"
 
 
 def _configuration(options: argparse.Namespace) -> TrackerConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def warm_up_rounds(config: TrackerConfig) -> int:
     return config.drop.warm_up if config.strategy in ("drop", "freeze", "full") else 0
 
 
-def engine_settings(config: TrackerConfig, cuts: Cuts) -> dict[str, object]:
+def engine_settings(config: TrackerConfig, cuts: Cuts) -> dict[str, Any]:
     """FineTuner's strategy, first cut and policy."""
     if config.strategy in ("fixed", "none"):
         return {"strategy": "drop", "cut": cuts.maps, "policy": SchedulePolicy()}

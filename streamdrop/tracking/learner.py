@@ -46,7 +46,7 @@ class Learner:
         self._network.eval()
         self._pretrained = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._cuts = Cuts.of(self._split)
-        engine_settings(config, self._cuts)  # a policy that is none is refused before there is a target
+        engine_settings(config, self._cuts)["policy"].check(self.layers)  # it is refused before there is a target
         self._keys = Keys(config)
         self._tuner: FineTuner | None = None
         self._first: FirstTraining | None = None
