@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import torch
 
 from streamdrop.errors import ConfigError, MissingKeyError, StoreError, StoreFullError
 from streamdrop.store import LmdbStore, Retention, TieredStore
+from streamdrop.store.front import Batch
 from streamdrop.testing.stores import assert_holds, doubled, name, sample, samples
 
 
@@ -212,3 +214,33 @@ def test_no_file_left_to_open_is_an_error_of_ours(tmp_path):
     with LmdbStore(tmp_path / "s") as store:
         store.put_many(samples([1]))
         assert_holds(store, [1])
+
+
+def test_a_put_that_waits_while_the_store_closes_is_refused_or_kept(tmp_path, monkeypatch):
+    entered, go_on = threading.Event(), threading.Event()
+    commit = Batch.commit
+
+    def held(batch, durable):
+        entered.set()
+        assert go_on.wait(20)
+        return commit(batch, durable)
+
+    monkeypatch.setattr(Batch, "commit", held)
+    store, returned = opened(tmp_path / "s", commit_bytes=sample(0)[0].nbytes), []
+
+    def put():
+        with contextlib.suppress(StoreError):
+            for number in range(20):
+                store.put_many({name(number): sample(number)})
+                returned.append(name(number))
+
+    threads = [threading.Thread(target=put), threading.Thread(target=lambda: (entered.wait(20), store.close()))]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(20)
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    with LmdbStore(tmp_path / "s", read_only=True) as reader:
+        assert set(returned) <= set(reader.keys())

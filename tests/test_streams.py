@@ -496,3 +496,9 @@ def test_keys_tell_targets_apart_and_fit_a_store() -> None:
     for bad in ({"target": "a/b", "frame": 0}, {"target": 0, "frame": -1}):
         with pytest.raises(ValueError, match=r"slash|frame"):
             sample_key("s", **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [-1, 10**11])
+def test_a_camera_number_that_is_none_is_refused(number):
+    with pytest.raises(StreamError, match="numbers from 0 on"):
+        open_stream(number)

@@ -132,6 +132,7 @@ class TieredStore:
             incoming, layout = take_in(samples, targets, info, self._front.layout, codec, sources)
             if layout is not None and incoming:
                 self._writer.wait_for_room(len(incoming) * layout.nbytes)
+                self._check_open()  # it may have been closed meanwhile
                 self._front.take(incoming, layout, self.durable.clock())
                 self._writer.note()
 
@@ -254,10 +255,11 @@ class TieredStore:
             self._closed = True
         try:
             with self._lock:
-                self._writer.drain()
+                try:
+                    self._writer.drain()
+                finally:
+                    self._writer.stop()
         finally:
-            with self._lock:
-                self._writer.stop()
             self._writer.join()
             self.durable.close()
             atexit.unregister(self.close)

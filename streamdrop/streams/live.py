@@ -86,6 +86,8 @@ def open_camera(index: int) -> Live:
     import cv2
 
     where = f"camera {index}"
+    if not 0 <= index < 2**31:  # OpenCV dies of others
+        raise StreamError(f"{where}: cameras have numbers from 0 on: give one of these")
     capture = cv2.VideoCapture(index)
     if not capture.isOpened():
         capture.release()
