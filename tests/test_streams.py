@@ -501,4 +501,4 @@ def test_keys_tell_targets_apart_and_fit_a_store() -> None:
 @pytest.mark.parametrize("number", [-1, 10**11])
 def test_a_camera_number_that_is_none_is_refused(number):
     with pytest.raises(StreamError, match="numbers from 0 on"):
-        open_stream(number)
+        sd.open_stream(number)
