@@ -212,3 +212,12 @@ def test_the_kit_takes_double_and_tokens() -> None:
     check_split(Three().double(), EXAMPLES["two"].double())
     tokens = nn.Sequential(nn.Embedding(7, 4), nn.Conv1d(5, 5, 1), nn.Conv1d(5, 5, 1))
     check_split(tokens, torch.tensor([[0, 6, 3, 2, 1]]))
+
+
+def test_strides_that_change_with_the_batch_are_no_mixing() -> None:
+    class Strided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.contiguous(memory_format=torch.channels_last if len(x) > 2 else torch.contiguous_format)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Strided(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    assert SplitModel(model, EXAMPLES["two"], leaves=["1"]).layers == ("0", "2", "3")

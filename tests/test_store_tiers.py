@@ -15,7 +15,9 @@ import torch
 
 from streamdrop.errors import ConfigError, MissingKeyError, StoreError, StoreFullError
 from streamdrop.store import LmdbStore, Retention, TieredStore
+from streamdrop.store.arena import Arena
 from streamdrop.store.front import Batch
+from streamdrop.store.layout import EXACT, Layout
 from streamdrop.testing.stores import assert_holds, doubled, name, sample, samples
 
 
@@ -244,3 +246,11 @@ def test_a_put_that_waits_while_the_store_closes_is_refused_or_kept(tmp_path, mo
         assert not thread.is_alive()
     with LmdbStore(tmp_path / "s", read_only=True) as reader:
         assert set(returned) <= set(reader.keys())
+
+
+def test_a_full_arena_takes_no_more_rows():
+    layout = Layout.of(sample(0), EXACT)
+    columns = layout.encode([sample(n) for n in range(3)], [name(n) for n in range(3)])
+    arena = Arena(layout, 2 * layout.nbytes)
+    assert [arena.fill(columns), arena.fill(columns)] == [[0, 1], []]
+    assert torch.equal(arena.row(1)[0], columns[0][1])

@@ -32,6 +32,8 @@ class Arena:
     def fill(self, columns: Sequence[torch.Tensor]) -> list[int]:
         """Copy in as many of the rows of ``columns`` [N, ...] as fit; their slots, in order."""
         count = min(len(columns[0]), self.room)
+        if not count:
+            return []
         slots = [self._free.pop() for _ in range(min(count, len(self._free)))]
         fresh = count - len(slots)
         slots += range(self._touched, self._touched + fresh)
@@ -51,5 +53,4 @@ class Arena:
 
 def _bytes(column: torch.Tensor) -> npt.NDArray[np.uint8]:
     """Rows as bytes [N, bytes of a row], not copied: of some dtypes, such as uint16, torch cannot fill places."""
-    rows = column.reshape(-1).view(torch.uint8).numpy()
-    return rows.reshape(len(column), column.nbytes // max(1, len(column)))
+    return column.reshape(-1).view(torch.uint8).numpy().reshape(len(column), -1)

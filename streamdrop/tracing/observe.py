@@ -179,8 +179,7 @@ def _last_sample(value: torch.Tensor) -> Array | None:
         row = (value.detach() if value.requires_grad else value).numpy()[-1]
     except (TypeError, RuntimeError):  # on a GPU, or of a dtype that numpy lacks
         row = value[-1].to("cpu", torch.float64).numpy()
-    flat = row.ravel(order="K")  # as it lies: no copy
-    picked: Array = flat[:: max(1, flat.size // _PICKED)].astype(np.float64)
+    picked: Array = row.flat[:: max(1, row.size // _PICKED)].astype(np.float64)  # by place: strides may be others
     return picked
 
 
