@@ -31,7 +31,7 @@ from streamdrop.config import load
 from streamdrop.errors import StreamdropError
 from streamdrop.evaluation import metrics
 from streamdrop.evaluation.hardware import describe_hardware
-from streamdrop.evaluation.protocol import read_image
+from streamdrop.evaluation.protocol import FrameReader
 from streamdrop.evaluation.sequences import VideoSequence, read_sequence
 from streamdrop.tracking import Tracker, TrackerConfig
 
@@ -98,9 +98,10 @@ def play(sequence: VideoSequence, options: argparse.Namespace) -> Iterator[Loop]
 
 def once(tracker: Tracker, sequence: VideoSequence, order: list[int], begin: bool) -> Loop:
     """One loop, from the tracker's first frame on where it begins."""
+    read = FrameReader()
     boxes, ms, losses, lost = np.zeros((len(order), 4)), np.full(len(order), np.nan), [], 0
     for place, index in enumerate(order):
-        image = read_image(sequence.frames[index])
+        image = read(sequence.frames[index])
         first, began = begin and place == 0, time.perf_counter()
         track = tracker.init(image, sequence.first_box) if first else tracker.update(image)
         if not first:

@@ -91,7 +91,10 @@ def test_trackers_are_found_wherever_this_opencv_keeps_them(sequence, tmp_path, 
             "class legacy: pass",
             "__version__ = '4.5'",
             "def setRNGSeed(seed): pass",
-            "def imread(path): return None if 'broken' in open(path, errors='ignore').read() else 0",
+            "from numpy import uint8, zeros",
+            "IMREAD_COLOR = IMREAD_ANYDEPTH = 0",
+            "broken = lambda path: 'broken' in open(path, errors='ignore').read()",
+            "def imread(path, flags): return None if broken(path) else zeros((2, 2, 3), uint8)",
             f"{'TrackerMOSSE_create' if home == 'cv2' else 'legacy.TrackerMOSSE_create'} = Toy",
         ]
     )

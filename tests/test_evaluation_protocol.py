@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from test_evaluation_sequences import write_sequence
 
 from streamdrop.boxes import Box
 from streamdrop.errors import DataError
+from streamdrop.evaluation.opencv_worker import read
+from streamdrop.evaluation.peers import shown_between
 from streamdrop.evaluation.protocol import hold_last, one_pass
 from streamdrop.evaluation.sequences import read_sequence
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.types import RoundReport, Track
 
 REPORT = RoundReport(
@@ -48,14 +52,26 @@ def test_the_tracker_sees_every_frame_once_and_one_box(sequence):
 
 
 def test_images_are_rgb(tmp_path):
-    import cv2
-
     folder = write_sequence(tmp_path / "cup", ["1,2,3,4"] * 2, suffix=".png")
     for path in (folder / "color").iterdir():
         cv2.imwrite(str(path), np.full((24, 32, 3), (0, 0, 200), np.uint8))  # red, as OpenCV orders it
     tracker = Recorder()
     one_pass(tracker, read_sequence(folder))
     assert tracker.seen[0][0][0, 0].tolist() == [200, 0, 0]
+
+
+def test_sixteen_bits_are_shown_in_the_first_frames_range(tmp_path):
+    folder = write_sequence(tmp_path / "warm", ["1,2,3,4"] * 2, suffix=".png")
+    frames = sorted((folder / "color").iterdir())
+    ramp = np.linspace(7000, 7600, 12 * 16).astype(np.uint16).reshape(12, 16)
+    for frame, values in zip(frames, (ramp, ramp + 60), strict=True):
+        cv2.imwrite(str(frame), values)
+    seen = []
+    one_pass(Recorder(), read_sequence(folder), on_frame=lambda i, image, track: seen.append(image))
+    tones = Tones.of(np.dstack([ramp] * 3))
+    assert all((image == as_rgb(values, tones)).all() for image, values in zip(seen, (ramp, ramp + 60), strict=True))
+    rival = [read(str(frame), shown_between(read_sequence(folder))) for frame in frames]
+    assert all((ours == theirs).all() for ours, theirs in zip(seen, rival, strict=True))
 
 
 def test_lost_frames_keep_the_last_box_and_rounds_are_counted_after_the_first_frame(sequence):

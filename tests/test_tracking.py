@@ -187,7 +187,7 @@ def test_read_only_and_strided_images() -> None:
 def test_images_that_are_none(image: Any) -> None:
     images, truth = moving_square(1)
     tracker = shared()
-    with pytest.raises(DataError, match=r"uint8|pixels"):
+    with pytest.raises(DataError, match=r"uint8|pixels|shape"):
         tracker.init(image, truth[0])
     tracker.init(images[0], truth[0])
     with pytest.raises(DataError):

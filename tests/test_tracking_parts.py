@@ -14,6 +14,7 @@ from torchvision.ops import roi_align
 
 from streamdrop.boxes import Box, iou, overlap
 from streamdrop.errors import ConfigError
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.config import (
     BoxConfig,
     FirstFrameConfig,
@@ -28,7 +29,6 @@ from streamdrop.tracking.first_frame import examples
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.memory import kept
 from streamdrop.tracking.network import ScoreHead
-from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression, pooled
 from streamdrop.tracking.samples import Keys, leaving
 from streamdrop.tracking.search import Motion, Peak, best_peak, crop_views

@@ -11,7 +11,7 @@ import numpy as np
 from streamdrop.boxes import Array
 from streamdrop.evaluation.outcomes import Outcome
 from streamdrop.evaluation.pictures import encode
-from streamdrop.evaluation.protocol import read_image
+from streamdrop.evaluation.protocol import FrameReader
 from streamdrop.evaluation.sequences import VideoSequence
 
 LEAST = 5
@@ -90,7 +90,7 @@ def shown_frames(failure: Failure) -> list[int]:
 
 def _shot(outcome: Outcome, sequence: VideoSequence, frame: int) -> dict[str, Any]:
     return {
-        "picture": encode(read_image(sequence.frames[frame]), WIDTH),
+        "picture": encode(FrameReader()(sequence.frames[frame]), WIDTH),
         "frame": frame + outcome.start,
         "box": outcome.run.boxes[frame].tolist(),
         "truth": _known(sequence.truth[frame]),

@@ -3,7 +3,8 @@
 It reads one JSON request from stdin and answers in JSON lines on stdout: first ``{"opencv": version}``, then per frame
 seen ``{"frame": index, "at": seconds, "box": [x, y, w, h], "ok": bool, "ms": float, "cpu_s": float}``; ``{"error":
 text}`` where it has to stop. Request: ``{"tracker": name, "frames": [paths], "box": [x, y, w, h], "models": [paths],
-"fps": rate or null}``. With a rate, frames go by while it is busy, as streamdrop.evaluation.realtime says.
+"fps": rate or null, "tones": [black, white]}``. With a rate, frames go by while it is busy, as
+streamdrop.evaluation.realtime says; ``tones`` are the values of 16-bit frames that are shown black and white.
 The first box is rounded to whole pixels, the last box is held when the tracker reports failure; only ``init`` and
 ``update`` are timed.
 """
@@ -45,6 +46,17 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, fl
     return result, (time.perf_counter() - began) * 1000, time.process_time() - cpu
 
 
+def read(path: str, tones: Sequence[float]) -> Any:
+    """A frame, uint8 BGR; one of 16 bits is shown between ``tones``."""
+    image: Any = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image is None:
+        raise LookupError(f"{path} cannot be decoded")
+    if image.dtype == "uint8":
+        return image
+    low, high = tones
+    return ((image.astype("float32") - low) * (255 / (high - low)) + 0.5).clip(0, 255).astype("uint8")
+
+
 def track(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One answer per frame."""
     cv2.setRNGSeed(SEED)
@@ -54,10 +66,8 @@ def track(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     index, started = 0, 0.0
     while index < len(frames):
         decoding = time.perf_counter()
-        image = cv2.imread(frames[index])
+        image = read(frames[index], request["tones"])
         started += time.perf_counter() - decoding
-        if image is None:
-            raise LookupError(f"{frames[index]} cannot be decoded")
         if index == 0:
             _, ms, cpu_s = timed(tracker.init, image, tuple(box))
             ok, started = True, time.perf_counter()

@@ -13,9 +13,10 @@ from typing import Any
 
 from streamdrop.boxes import Box
 from streamdrop.errors import ConfigError, DataError, ModelError
-from streamdrop.evaluation.protocol import Run, summarise_run
+from streamdrop.evaluation.protocol import FrameReader, Run, summarise_run
 from streamdrop.evaluation.realtime import Said, realtime_run
 from streamdrop.evaluation.sequences import VideoSequence
+from streamdrop.pixels import Tones
 from streamdrop.types import Track
 
 PEERS = ("csrt", "kcf", "mil", "mosse", "medianflow", "nano", "vit")
@@ -84,6 +85,7 @@ def run_peer(
         "box": list(first_box or sequence.first_box),
         "models": find_models(name, models),
         "fps": fps,
+        "tones": shown_between(sequence),
     }
     said: list[Said] = []
     cpu_s = 0.0
@@ -97,6 +99,14 @@ def run_peer(
     if fps is not None:
         return realtime_run(said, len(sequence), fps, cpu_s)
     return summarise_run([one.track for one in said], [one.ms for one in said], cpu_s)
+
+
+def shown_between(sequence: VideoSequence) -> tuple[float, float]:
+    """The 16-bit values that are black and white, as other trackers see them."""
+    read = FrameReader()
+    read(sequence.frames[0])
+    tones = read.tones or Tones()
+    return tones.low, tones.high
 
 
 def _answers(python: Path, request: dict[str, Any], frames: int) -> Iterator[dict[str, Any]]:

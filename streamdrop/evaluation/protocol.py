@@ -14,6 +14,7 @@ import numpy.typing as npt
 from streamdrop.boxes import Array, Box
 from streamdrop.errors import DataError
 from streamdrop.evaluation.sequences import VideoSequence
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.types import Image, Track
 
 OnFrame = Callable[[int, Image, Track], None]
@@ -91,8 +92,9 @@ def one_pass(
     tracks: list[Track] = []
     ms: list[float] = []
     cpu = 0.0
+    read = FrameReader()
     for index, path in enumerate(sequence.frames):
-        image = read_image(path)
+        image = read(path)
         cpu_began, began = time.process_time(), time.perf_counter()
         track = tracker.update(image) if index else tracker.init(image, first_box or sequence.first_box)
         ms.append((time.perf_counter() - began) * 1000)
@@ -139,12 +141,19 @@ def hold_last(boxes: list[Box], lost: list[bool]) -> Array:
     return np.array(held, float).reshape(-1, 4)
 
 
-def read_image(path: Path) -> Image:
-    """A frame from disk, uint8 H×W×3 RGB; raises DataError."""
-    import cv2
+class FrameReader:
+    """Reads frames of one video from disk, uint8 H×W×3 RGB; 16 bits are shown in the range of the first one read."""
 
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{path} cannot be decoded: replace it, or leave its sequence out")
-    rgb: Image = np.ascontiguousarray(image[..., ::-1])
-    return rgb
+    def __init__(self) -> None:
+        self.tones: Tones | None = None
+
+    def __call__(self, path: Path) -> Image:
+        """One frame; raises DataError where it does not decode."""
+        import cv2
+
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if image is None:
+            raise DataError(f"{path} cannot be decoded: replace it, or leave its sequence out")
+        rgb = image[..., ::-1]
+        self.tones = self.tones or Tones.of(rgb)
+        return np.ascontiguousarray(as_rgb(rgb, self.tones, str(path)))

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from streamdrop.boxes import Box
-from streamdrop.evaluation.protocol import OnFrame, OnlineTracker, Run, hold_last, read_image, told
+from streamdrop.evaluation.protocol import FrameReader, OnFrame, OnlineTracker, Run, hold_last, told
 from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.types import Track
 
@@ -75,10 +75,11 @@ def realtime_pass(
     clock = clock or WallClock()
     said: list[Said] = []
     cpu = 0.0
+    read = FrameReader()
     index, started = 0, 0.0  # started: the clock's time at which the first frame was shown
     while index < len(sequence):
         decoding = clock.now()
-        image = read_image(sequence.frames[index])
+        image = read(sequence.frames[index])
         started += clock.now() - decoding
         began, cpu_began = clock.now(), time.process_time()
         track = tracker.update(image) if index else tracker.init(image, first_box or sequence.first_box)

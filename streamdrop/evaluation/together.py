@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from streamdrop.boxes import Box
-from streamdrop.evaluation.protocol import Run, read_image, summarise_run
+from streamdrop.evaluation.protocol import FrameReader, Run, summarise_run
 from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.types import Image, Track
 
@@ -58,8 +58,9 @@ def group_pass(
     paths = {one.start + at: path for one in targets.values() for at, path in enumerate(one.frames)}
     seen = {key: _Seen() for key in targets}
     followed: set[int] = set()
+    read = FrameReader()
     for count, frame in enumerate(sorted(paths)):
-        image = read_image(paths[frame])
+        image = read(paths[frame])
         for key in sorted(key for key in followed if frame >= targets[key].start + len(targets[key])):
             tracker.remove(key)
             followed.remove(key)

@@ -13,13 +13,16 @@ import numpy.typing as npt
 import torch
 
 from streamdrop.errors import DataError, StreamError
-from streamdrop.streams.pixels import as_rgb
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.streams.stream import Frame, Prepare, sample_key
 from streamdrop.types import Batch, Sample
 
 
 class Arrays:
-    """Frames (uint8 arrays), Samples or Batches from any Python iterable."""
+    """Frames (uint8 or uint16 arrays), Samples or Batches from any Python iterable.
+
+    uint16 is shown in the range of the first frame, so that frames stay comparable.
+    """
 
     def __init__(self, items: Iterable[Any], name: str = "arrays") -> None:
         """Raises DataError when the first item of a sequence is no frame, StreamError when there is none."""
@@ -34,7 +37,7 @@ class Arrays:
         if self.length == 0:
             raise StreamError("the stream holds no frames: give at least one")
         if isinstance(items, Sequence | np.ndarray):
-            first = _frame(items[0], 0)
+            first = _frame(items[0], 0, Tones.of(items[0]))
             if isinstance(first, Frame) and first.image is not None:
                 self.size = (first.image.shape[1], first.image.shape[0])
 
@@ -44,8 +47,10 @@ class Arrays:
             raise StreamError("this stream's iterator was already read: give a list, or make a new iterator")
         iterator = iter(self._items)
         self._spent = iterator is self._items
+        tones: Tones | None = None
         for number, item in enumerate(iterator):
-            yield _frame(item, number)
+            tones = tones or Tones.of(item)
+            yield _frame(item, number, tones)
 
     def close(self) -> None:
         """Closes the iterator where it can be closed (a generator)."""
@@ -53,8 +58,10 @@ class Arrays:
             self._items.close()
 
 
-def _frame(item: Any, number: int) -> Frame | Sample | Batch:
-    return item if isinstance(item, Sample | Batch) else Frame(as_rgb(item, f"frame {number} of the stream"))
+def _frame(item: Any, number: int, tones: Tones) -> Frame | Sample | Batch:
+    if isinstance(item, Sample | Batch):
+        return item
+    return Frame(np.ascontiguousarray(as_rgb(item, tones, f"frame {number} of the stream")))
 
 
 class LabelledArrays:

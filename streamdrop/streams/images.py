@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamdrop.errors import StreamError
-from streamdrop.streams.pixels import as_rgb
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.streams.stream import Frame
 from streamdrop.types import Image
 
@@ -25,7 +25,13 @@ PRINTF = re.compile(r"%(0?)(\d*)d")
 
 
 def read_image(path: Path) -> Image:
-    """One image file as uint8 H×W×3 RGB, turned the way its EXIF orientation says; raises StreamError."""
+    """One image file as uint8 H×W×3 RGB, upright; of 16 bits in its own range. Raises StreamError."""
+    values = _read(path)
+    return as_rgb(values, Tones.of(values))
+
+
+def _read(path: Path) -> npt.NDArray[Any]:
+    """uint8 H×W×3 RGB or uint16 H×W, turned the way the EXIF orientation says; raises StreamError."""
     from PIL import Image as pillow
     from PIL import ImageOps
 
@@ -34,18 +40,18 @@ def read_image(path: Path) -> Image:
             warnings.simplefilter("ignore")  # Pillow's word on odd metadata; what matters is raised
             upright = ImageOps.exif_transpose(file)
             if upright.mode.startswith(("I", "F")):
-                return as_rgb(_eight_bits(np.asarray(upright)))
+                return _whole_numbers(np.asarray(upright))
             return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StreamError(f"image {path} cannot be read ({reason}): replace it or leave it out") from error
 
 
-def _eight_bits(values: npt.NDArray[Any]) -> Image:
-    """16-bit grey (Pillow hands it out as 16 or 32 bits) to 8; 32-bit floats are taken as 0 … 1."""
+def _whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """16-bit grey, which Pillow hands out as 16 or 32 bits, as uint16; 32-bit floats, taken as 0 … 1, as uint8."""
     if values.dtype.kind == "f":
         return np.asarray(np.clip(np.nan_to_num(values) * 255, 0, 255).astype(np.uint8))
-    return np.asarray((np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+    return np.asarray(np.clip(values, 0, 65535).astype(np.uint16))
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
@@ -96,15 +102,18 @@ def files_of_glob(pattern: str) -> list[Path]:
     return sorted(paths, key=lambda p: (str(p.parent), natural_order(p)))
 
 
-def _read_or_none(path: Path) -> Image | None:
+def _read_or_none(path: Path) -> npt.NDArray[Any] | None:
     try:
-        return read_image(path)
+        return _read(path)
     except StreamError:
         return None
 
 
 class ImageFiles:
-    """Files in order, each a frame; those that do not decode are frames without an image."""
+    """Files in order, each a frame; those that do not decode are frames without an image.
+
+    16-bit grey is shown in the range of the first, so that frames stay comparable.
+    """
 
     def __init__(self, paths: list[Path], name: str) -> None:
         """Raises StreamError when no file decodes."""
@@ -114,16 +123,18 @@ class ImageFiles:
         self.live = False
         self.notice: str | None = None
         self._paths = paths
-        first = next((frame.image for frame in self.frames() if frame.image is not None), None)
+        first = next((values for path in paths if (values := _read_or_none(path)) is not None), None)
         if first is None:
             what = f"image {paths[0]}" if len(paths) == 1 else f"none of the {len(paths)} images of {name}"
             raise StreamError(f"{what} can{'not' if len(paths) == 1 else ''} be read: is it really an image file?")
         self.size: tuple[int, int] | None = (first.shape[1], first.shape[0])
+        self._tones = Tones.of(first)
 
     def frames(self) -> Iterator[Frame]:
         """One frame per file, from the first."""
         for path in self._paths:
-            yield Frame(_read_or_none(path))
+            values = _read_or_none(path)
+            yield Frame(None if values is None else as_rgb(values, self._tones))
 
     def close(self) -> None:
         """Nothing is held open."""

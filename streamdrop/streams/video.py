@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from streamdrop.errors import StreamError
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.streams.stream import Frame
 from streamdrop.types import Image
 
@@ -105,10 +107,14 @@ def video_stream(container: Any, where: str) -> Any:
 
 
 def decode(container: Any, stream: Any) -> Iterator[Frame]:
-    """Frames in order; a packet that does not decode is a frame without an image; a broken container ends."""
+    """Frames in order; a packet that does not decode is a frame without an image; a broken container ends.
+
+    16-bit grey is shown in the range of the first frame, so that frames stay comparable.
+    """
     import av
 
     packets = container.demux(stream)
+    tones: Tones | None = None
     while True:
         try:
             packet = next(packets, None)
@@ -122,12 +128,18 @@ def decode(container: Any, stream: Any) -> Iterator[Frame]:
             yield Frame(None)
             continue
         for frame in decoded:
-            yield Frame(_upright(frame), frame.time)
+            values = _values(frame)
+            tones = tones or Tones.of(values)
+            yield Frame(_upright(as_rgb(values, tones), frame), frame.time)
 
 
-def _upright(frame: Any) -> Image:
-    """uint8 H×W×3 RGB, turned the way the video's display matrix says (phones film sideways)."""
-    image = frame.to_ndarray(format="rgb24")
+def _values(frame: Any) -> npt.NDArray[Any]:
+    """uint8 H×W×3 RGB, or uint16 H×W of sensors (thermal ones), which seldom use all values."""
+    return np.asarray(frame.to_ndarray(format="gray16le" if frame.format.name.startswith("gray16") else "rgb24"))
+
+
+def _upright(image: Image, frame: Any) -> Image:
+    """An image turned the way the video's display matrix says (phones film sideways)."""
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamdrop.errors import OutputError
-from streamdrop.streams.pixels import as_rgb
+from streamdrop.pixels import as_rgb
 from streamdrop.types import Image
 
 DEFAULT_FPS = 25.0
@@ -94,7 +94,7 @@ class VideoWriter:
 
         if self._container is None:
             raise OutputError(f"{self.path} is closed: open a new VideoWriter")
-        frame = av.VideoFrame.from_ndarray(_fitted(as_rgb(image, "frame"), self.size), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(_fitted(as_rgb(image, what="frame"), self.size), format="rgb24")
         frame.pts = self.frames
         frame.time_base = 1 / self._rate
         self._encode(frame)

@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 from streamdrop.boxes import as_box, check_inside
 from streamdrop.config import load
 from streamdrop.errors import CheckpointError, ConfigError
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
-from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.saved_targets import read_targets, write_targets
 from streamdrop.tracking.sheets import Area, Sheet, as_batch, grouped
 from streamdrop.tracking.threads import threads
-from streamdrop.tracking.tracker import Tracker, with_reports
+from streamdrop.tracking.tracker import SMALLEST, Tracker, with_reports
 from streamdrop.tracking.turns import Turns
 from streamdrop.types import Image, RoundReport, Track
 
@@ -180,7 +180,7 @@ class Targets:
 
     def _check(self, image: Image, boxes: Mapping[int, object], ids: Sequence[int] | set[int]) -> None:
         """Refuse what cannot be learned, before anything is forgotten."""
-        shown = as_rgb(image, Tones.of(image))
+        shown = as_rgb(image, Tones.of(image), least=SMALLEST)
         for key, box in boxes.items():
             if not isinstance(key, int) or isinstance(key, bool) or key < 1:
                 raise ConfigError(f"a target's id is {key!r}: give a whole number of at least 1")

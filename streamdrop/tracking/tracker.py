@@ -17,6 +17,7 @@ from streamdrop.boxes import Box, as_box, check_inside
 from streamdrop.checkpoint import Snapshot
 from streamdrop.config import load
 from streamdrop.errors import CheckpointError, StreamdropError
+from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.beside import BesideRounds
 from streamdrop.tracking.config import TrackerConfig
@@ -25,12 +26,14 @@ from streamdrop.tracking.eye import Look
 from streamdrop.tracking.first_frame import examples, upright
 from streamdrop.tracking.fusion import Fusion
 from streamdrop.tracking.learner import Learner
-from streamdrop.tracking.pixels import Tones, as_rgb
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.tracking.rounds import Rounds, SpareRounds, Turn
 from streamdrop.tracking.search import Motion, Peak, best_peak, confidence, crop_views
 from streamdrop.tracking.threads import threads
 from streamdrop.types import Activations, Image, RoundReport, Track
+
+SMALLEST = 2
+"""Pixels that a frame must have each way."""
 
 
 @dataclass
@@ -124,7 +127,7 @@ class Tracker:
         """``init`` in the caller's setting of threads; with ``backbone``, beginning from another tracker's."""
         began = time.perf_counter()
         tones = Tones.of(image)
-        image = as_rgb(image, tones)
+        image = as_rgb(image, tones, least=SMALLEST)
         height, width = image.shape[:2]
         given = check_inside(as_box(box), width, height)
         self._target = None
@@ -155,7 +158,7 @@ class Tracker:
 
     def rgb(self, image: Image) -> Image:
         """A frame as the network takes it. Raises DataError."""
-        return as_rgb(image, self.tones)
+        return as_rgb(image, self.tones, least=SMALLEST)
 
     def advance(self, image: Image, hurry: bool = False) -> list[View]:
         """To the next frame; where to look in it, ``hurry`` as in ``update``."""

@@ -1,4 +1,4 @@
-"""Frames as cameras give them, as the uint8 RGB that the network takes."""
+"""Frames as cameras and files give them, as uint8 RGB."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from streamdrop.errors import DataError
 from streamdrop.types import Image
 
+_SHAPES = "shape (height, width), or (height, width, 3 or 4) in RGB"
 _MARGIN = 0.25  # of the first frame's range: room for later frames that are darker or brighter
 
 
@@ -39,25 +40,27 @@ class Tones:
         return shown
 
 
-def as_rgb(image: object, tones: Tones) -> Image:
+_ALL = Tones()
+
+
+def as_rgb(image: object, tones: Tones = _ALL, what: str = "image", least: int = 1) -> Image:
     """uint8 [H, W, 3] from uint8 or uint16 [H, W] or [H, W, 1] (grey), [H, W, 3] (RGB) or [H, W, 4] (RGBA).
 
-    Alpha is left out. Raises DataError for anything else, and for less than 2×2 pixels.
+    Alpha is left out; uint8 RGB is handed back as it is. ``what`` names the array in messages. Raises DataError for
+    anything else, and for sides of fewer than ``least`` pixels.
     """
-    if not isinstance(image, np.ndarray) or not _is_picture(image):
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    if not (isinstance(image, np.ndarray) or hasattr(image, "__array__")):
+        raise DataError(f"{what} is a {type(image).__name__}: give a uint8 or uint16 array of {_SHAPES}")
+    array: npt.NDArray[np.generic] = np.asarray(image)
+    if array.dtype not in (np.uint8, np.uint16):
         raise DataError(
-            f"image is {kind}: give a uint8 or uint16 array of shape (height, width), or (height, width, 3 or 4) in RGB"
+            f"{what} is {array.dtype} {array.shape}: give uint8, 0 to 255, or uint16, as an array of {_SHAPES}"
         )
-    if image.shape[0] < 2 or image.shape[1] < 2:
-        raise DataError(f"image of {image.shape[1]}x{image.shape[0]} pixels: give one of at least 2x2")
-    shown = image[..., :3] if image.ndim == 3 else image[..., None]
+    if 0 in array.shape or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
+        raise DataError(f"{what} has shape {array.shape}: give an array of {_SHAPES}")
+    if min(array.shape[:2]) < least:
+        raise DataError(f"{what} of {array.shape[1]}x{array.shape[0]} pixels: give one of at least {least}x{least}")
+    shown = array[..., :3] if array.ndim == 3 else array[..., None]
     if shown.dtype == np.uint16:
         shown = tones.table[shown]
-    return shown if shown.shape[2] == 3 else np.repeat(shown, 3, axis=2)
-
-
-def _is_picture(image: npt.NDArray[np.generic]) -> bool:
-    return image.dtype in (np.uint8, np.uint16) and (
-        image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-    )
+    return np.asarray(shown if shown.shape[2] == 3 else np.repeat(shown, 3, axis=2), np.uint8)
