@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import av
@@ -82,6 +83,37 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_without_a_frame_there_is_no_file(tmp_path: Path) -> None:
     VideoWriter(tmp_path / "a.mp4", 25, (64, 48)).close()
     assert os.listdir(tmp_path) == []
+
+
+class Interrupted(Exception):
+    """As Ctrl-C raises it, wherever the program is."""
+
+
+def test_however_often_it_is_interrupted_every_frame_is_there(tmp_path: Path) -> None:
+    writing = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        if writing.is_set():
+            writing.clear()
+            raise Interrupted
+
+    before, interruptions = signal.signal(signal.SIGALRM, interrupt), 0
+    with VideoWriter(tmp_path / "a.mp4", 25, (64, 48)) as writer:
+        try:
+            for frame in make_frames(20) * 15:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0003)
+                    writing.set()
+                    writer.write(frame)
+                except Interrupted:
+                    interruptions += 1
+                writing.clear()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    stream = sd.open_stream(tmp_path / "a.mp4")
+    assert len(list(stream)) == writer.frames >= 300 - interruptions
+    assert not stream.truncated
 
 
 @pytest.mark.slow

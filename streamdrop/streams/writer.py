@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,9 @@ class VideoWriter:
     ``close`` in a ``finally`` (or a ``with``) after an interruption keeps every frame written so far.
     """
 
+    # The encoder is called from a thread of its own, which Ctrl-C does not interrupt: where it came between encoding
+    # and writing, the packet was lost, and with it the frames that build on it.
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -65,6 +69,7 @@ class VideoWriter:
         self._format = _format_of(self.path)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._container: Any = None
+        self._thread = ThreadPoolExecutor(1, "streamdrop video")
         if size[0] < 1 or size[1] < 1:
             raise OutputError(f"{self.path}: a video of {size[0]}x{size[1]} pixels cannot be written")
         if self.path.is_dir():
@@ -75,6 +80,7 @@ class VideoWriter:
     def _open(self, threads: int, options: dict[str, str]) -> None:
         import av
 
+        self._thread.submit(int).result()  # begins the thread now: an interruption while it begins would leave two
         try:
             self._partial.touch()  # FFmpeg would find out only at the first frame
             self._container = av.open(
@@ -95,6 +101,9 @@ class VideoWriter:
         if self._container is None:
             raise OutputError(f"{self.path} is closed: open a new VideoWriter")
         frame = av.VideoFrame.from_ndarray(_fitted(as_rgb(image, what="frame"), self.size), format="rgb24")
+        self._thread.submit(self._append, frame).result()
+
+    def _append(self, frame: Any) -> None:
         frame.pts = self.frames
         frame.time_base = 1 / self._rate
         self._encode(frame)
@@ -110,8 +119,11 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finishes the file and puts it in place; without a frame there is none. Idempotent. Raises OutputError."""
-        if self._container is None:
-            return
+        if self._container is not None:
+            self._thread.submit(self._finish).result()
+        self._thread.shutdown(wait=False)
+
+    def _finish(self) -> None:
         if not self.frames:
             self._abandon()
             return
