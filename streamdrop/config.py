@@ -114,6 +114,8 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> _Documen
         return _Document("configuration", {}, {})
     if isinstance(source, Mapping):
         return _Document("configuration", _plain(source), {})
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(f"a {type(source).__name__} is no configuration: give a YAML file, a mapping, or None")
     path = Path(source)
     try:
         text = path.read_text(encoding="utf-8")

@@ -239,7 +239,7 @@ def test_an_interrupted_run_leaves_whole_files(video, tmp_path, number):
     wait_for(process, "eight")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert err.count("\n") == 1
     assert "Traceback" not in err
     with open_stream(str(tmp_path / "o.mp4")) as stream:

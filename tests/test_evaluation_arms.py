@@ -1,7 +1,6 @@
 """Arms side by side: what is run, what is written, what is refused."""
 
 import json
-import math
 
 import cv2
 import numpy as np
@@ -155,11 +154,28 @@ def test_an_output_that_cannot_be_written_is_refused_before_work_starts(folder, 
         evaluate(folder, ["none"], output=tmp_path / "out", build=build)
 
 
-def test_a_tracker_without_any_truth_to_score_gives_none(tmp_path):
+def test_a_sequence_that_tells_the_first_box_only_has_no_score(tmp_path, capsys):
     write_sequence(tmp_path / "s" / "ant", ["4,4,10,8", "nan,nan,nan,nan"])
     results = evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
-    assert results["sequences"][0]["ao"] is None
-    assert not math.isnan(results["arms"]["none"]["auc"])
+    assert {results["sequences"][0][key] for key in ("auc", "precision", "ao", "sr50")} == {None}
+    assert results["arms"]["none"]["auc"] is None
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["none", "-", "-", "-", "-"]
+    write_sequence(tmp_path / "s" / "bee", ["4,4,10,8"] * 5)
+    both = evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
+    alone = evaluate(tmp_path / "s", ["none"], sequences=["bee"], output=tmp_path / "out", build=build)
+    assert both["arms"]["none"]["auc"] == alone["arms"]["none"]["auc"]
+    assert both["arms"]["none"]["curves"]["success"] == alone["arms"]["none"]["curves"]["success"]
+
+
+@pytest.mark.parametrize(("box", "broken", "word"), [("90,4,10,8", False, "outside"), ("4,4,10,8", True, "decoded")])
+def test_first_frames_and_boxes_are_looked_at_before_work_starts(tmp_path, box, broken, word):
+    write_sequence(tmp_path / "s" / "ant", ["4,4,10,8"] * 3)
+    bad = write_sequence(tmp_path / "s" / "bee", [box] * 3)
+    if broken:
+        min((bad / "color").iterdir()).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=f"bee.*{word}"):
+        evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
+    assert not (tmp_path / "out").exists()
 
 
 def test_frames_are_handed_to_the_tracker_in_colour(tmp_path):

@@ -15,11 +15,11 @@ from streamdrop.cli.parser import build_parser, join_values
 from streamdrop.cli.process import leave, unsaid
 from streamdrop.errors import ConfigError, OutputError, StreamdropError
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 done, 1 failed, 2 bad arguments or configuration, 130 interrupted.
+    """Run one command. Returns 0 done, 1 failed, 2 bad arguments or configuration, 130 interrupted, 143 terminated.
 
     A failure is one line on stderr: what, where, the remedy.
     """
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except StreamdropError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("streamdrop: interrupted: what was written so far is whole", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to tell it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         return _fail(OutputError(unsaid(error)), 1)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
 
 
 def program() -> NoReturn:
@@ -71,4 +75,4 @@ def _fail(error: StreamdropError, status: int) -> int:
 
 def _terminate(number: int, frame: object) -> None:
     """SIGTERM ends a run as Ctrl-C does: files are closed on the way out."""
-    raise KeyboardInterrupt
+    raise _Terminated

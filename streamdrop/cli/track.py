@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import hashlib
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamdrop.cli.outputs import STDOUT, check_outputs, recorded, unequal, written
 from streamdrop.cli.process import trim_process
 from streamdrop.cli.terminal import Progress, note
 from streamdrop.config import load
@@ -32,7 +34,7 @@ def track(options: argparse.Namespace) -> int:
     trim_process(options)
     from streamdrop.streams import Window, open_stream
 
-    _check_outputs(options)
+    check_outputs(options)
     config, state = _configuration(options), _state(options)
     with contextlib.ExitStack() as closing:
         window = closing.enter_context(Window(f"streamdrop: {options.source}")) if options.show else None
@@ -41,23 +43,17 @@ def track(options: argparse.Namespace) -> int:
         boxes = _boxes(options, begun.first, window)
         recorder, session = (_of_one if len(boxes) == 1 else _of_several)(options, config, begun, boxes, state, closing)
         if options.resume:
-            note(f"going on after {session.replayed} frames" if session.replayed else "nothing to resume: starting")
-        _watch(session, recorder, stream, window)
+            past = f"{session.replayed} frame{'' if session.replayed == 1 else 's'}"
+            note(f"going on after {past}" if session.replayed else "nothing to resume: starting")
+        whole = _watch(session, recorder, stream, window)
     if stream.notice:
         note(f"warning: {stream.notice}")
-    print(recorder.summary())
-    print("".join(f"{name}: {path}\n" for name, path in _outputs(options).items() if path), end="")
+    for warning in unequal(options, recorder) if whole else ():
+        note(f"warning: {warning}")
+    files = written(options)
+    print(recorder.summary(), file=sys.stderr if any(path == STDOUT for _, path in files) else sys.stdout)
+    print("".join(f"{name}: {path}\n" for name, path in files if path != STDOUT), end="")
     return 0
-
-
-def _outputs(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "boxes": options.boxes,
-        "mot": options.mot,
-        "events": options.events,
-        "video": options.output,
-        "report": options.report,
-    }
 
 
 def _of_one(
@@ -75,7 +71,7 @@ def _of_one(
     tracker = Tracker(config)
     closing.callback(tracker.close)
     truth = options.truth[0] if options.truth else None
-    recorder = closing.enter_context(Recorder(begun, **_outputs(options), truth=truth, layers=tracker.layers))
+    recorder = closing.enter_context(Recorder(begun, **recorded(options), truth=truth, layers=tracker.layers))
     started = {"source": options.source, "box": list(boxes[0]), "configuration": _digest(config)}
     return recorder, Session(recorder, tracker, boxes[0], started=started, state=state, resume=options.resume)
 
@@ -96,7 +92,7 @@ def _of_several(
     closing.callback(targets.close)
     ids = range(1, len(boxes) + 1)
     truths = dict(zip(ids, options.truth or [], strict=False))
-    outputs = _outputs(options)
+    outputs = recorded(options)
     recorder = closing.enter_context(GroupRecorder(begun, ids, **outputs, truths=truths, layers=targets.layers))
     started = {"source": options.source, "boxes": [list(box) for box in boxes], "configuration": _digest(config)}
     return recorder, Session(recorder, targets, boxes, started=started, state=state, resume=options.resume)
@@ -109,22 +105,6 @@ def _check_targets(options: argparse.Namespace) -> None:
     targets, truths = len(options.box or [0]), len(options.truth or [])
     if truths not in (0, targets):
         raise ConfigError(f"--truth is given {truths} times for {targets} targets: give one for each --box, in order")
-
-
-def _check_outputs(options: argparse.Namespace) -> None:
-    """Refuse outputs that would be written over each other, or over what is read."""
-    from streamdrop.streams.images import SUFFIXES
-
-    taken = {Path(text).resolve(): text for text in (options.source, options.config, *(options.truth or [])) if text}
-    for name, text in _outputs(options).items():
-        path = None if text is None else Path(text).resolve()
-        if path is None or (path.exists() and not path.is_file()):  # devices and pipes take more than one
-            continue
-        if path.suffix.lower() in SUFFIXES and path.parent in taken and path.exists():
-            raise ConfigError(f"{name}: {text} is a frame of {options.source}: give it another place")
-        if path in taken:
-            raise ConfigError(f"{name}: {text} would be written over {taken[path]}: give it another place")
-        taken[path] = f"the {name}"
 
 
 def _configuration(options: argparse.Namespace) -> TrackerConfig:
@@ -154,9 +134,24 @@ class _Begun:
 
     first: Sample
     rest: Iterator[Sample]
-    name: str
-    fps: float | None
+    stream: Stream
     size: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return self.stream.name
+
+    @property
+    def fps(self) -> float | None:
+        return self.stream.fps
+
+    @property
+    def live(self) -> bool:
+        return self.stream.live
+
+    @property
+    def count(self) -> int:
+        return self.stream.count
 
     def __iter__(self) -> Iterator[Sample]:
         return itertools.chain([self.first], self.rest)
@@ -171,7 +166,7 @@ def _begin(stream: Stream) -> _Begun:
     if not hasattr(first, "image"):
         raise StreamError(f"{stream.name}: holds labelled images, not a video: give a video or a folder of frames")
     height, width = first.image.shape[:2]
-    return _Begun(first, samples, stream.name, stream.fps, (width, height))
+    return _Begun(first, samples, stream, (width, height))
 
 
 def _boxes(options: argparse.Namespace, first: Sample, window: Window | None) -> list[Box]:
@@ -187,13 +182,14 @@ def _boxes(options: argparse.Namespace, first: Sample, window: Window | None) ->
     return [box]
 
 
-def _watch(session: Session[Any], recorder: Recorder | GroupRecorder, stream: Stream, window: Window | None) -> None:
-    """Run to the end of the stream, or until the window is closed."""
+def _watch(session: Session[Any], recorder: Recorder | GroupRecorder, stream: Stream, window: Window | None) -> bool:
+    """Run to the end of the stream, or until the window is closed; whether the end was reached."""
     with Progress("frames", stream.length) as progress:
         for item in session:
             progress.advance(_word(item))
             if window is not None and not window.show(recorder.drawn(item)):
-                break
+                return False
+    return True
 
 
 def _word(found: Track | dict[int, Track]) -> str:

@@ -19,7 +19,7 @@ from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.evaluation.jobs import Build, BuildGroup, Job, Protocols, run_group, run_job, schedule
 from streamdrop.evaluation.outcomes import Outcome
 from streamdrop.evaluation.peers import check_peers
-from streamdrop.evaluation.protocol import OnlineTracker
+from streamdrop.evaluation.protocol import OnlineTracker, check_first_boxes
 from streamdrop.evaluation.result_files import check_formats, write_boxes, write_formats
 from streamdrop.evaluation.results import collect, format_table, write_results
 from streamdrop.evaluation.sequences import VideoSequence, read_sequences
@@ -52,12 +52,12 @@ def evaluate(
     """Run every arm (each seed) and every rival (once) over the sequences; print a table; return the results.
 
     Writes ``results.json`` (whole, after every run), ``ARM/SEQUENCE_SEED.txt`` (a box per frame of the sequence) and
-    ``report.html`` into ``output``, and the result files of ``formats`` (of ``got10k`` and ``vot``). ``models`` is the
-    folder of rivals' network files, or a name of ``streamdrop weights``. ``build(arm, seed)`` makes a tracker of your
-    own; then any arm name will do. ``together``: arms follow all targets of a video in one pass, by ``Targets`` or what
-    ``build_group`` makes. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little off) add
-    runs of those protocols for every arm and rival, reported apart; in real time the tracker is told the rate, as by
-    ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). Raises ConfigError, DataError,
+    ``report.html`` into ``output``, and the result files of ``formats`` (of ``got10k``, ``vot`` and ``mot``).
+    ``models`` is the folder of rivals' network files, or a name of ``streamdrop weights``. ``build(arm, seed)`` makes a
+    tracker of your own; then any arm name will do. ``together``: arms follow all targets of a video in one pass, by
+    ``Targets`` or what ``build_group`` makes. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little
+    off) add runs of those protocols for every arm and rival, reported apart; in real time the tracker is told the rate,
+    as by ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). Raises ConfigError, DataError,
     ModelError or OutputError before work starts.
     """
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
@@ -65,6 +65,7 @@ def evaluate(
     check_formats(formats)
     protocols = Protocols(realtime, perturb, together)
     chosen = read_sequences(folder, sequences, frames)
+    check_first_boxes(chosen)
     models = None if models is None else resolve(models)
     check_peers(peers, models=models)
     builders = _Builders(build, build, build_group)
@@ -93,10 +94,8 @@ def evaluate(
         write_formats(target, formats, outcomes)
         results = collect(outcomes, [*arms, *peers], hardware, settings)
         write_results(target / "results.json", results)
-    _progress("")
     write_arms_report(target / "report.html", results, outcomes, chosen)
-    print(format_table(results))
-    print(f"results: {target / 'results.json'}\nreport: {target / 'report.html'}")
+    print(f"{format_table(results)}\nresults: {target / 'results.json'}\nreport: {target / 'report.html'}")
     return results
 
 
@@ -193,6 +192,7 @@ def _outcomes(jobs: Sequence[Job], builders: _Builders, models: str | Path | Non
                 yield run_job(job, build, models, tell), job
     finally:
         gc.unfreeze()
+        _progress("")
 
 
 def _tell(what: str, frames: int, index: int) -> None:

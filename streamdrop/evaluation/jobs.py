@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from streamdrop.boxes import Box
-from streamdrop.errors import ConfigError
+from streamdrop.errors import BoxError, ConfigError, DataError
 from streamdrop.evaluation import metrics
 from streamdrop.evaluation.confidence import calibrate, count_lost
 from streamdrop.evaluation.hardware import peak_memory_mb, reset_peak_memory
@@ -124,6 +126,11 @@ def schedule(
 def run_job(job: Job, build: Build | None, models: str | Path | None, on_frame: Callable[[int], None]) -> Outcome:
     """Do one run and score it; ``on_frame`` is called after every frame seen."""
     gc.collect()  # the run before must not slow this one down, nor count in its memory
+    with _named(job):
+        return _run_job(job, build, models, on_frame)
+
+
+def _run_job(job: Job, build: Build | None, models: str | Path | None, on_frame: Callable[[int], None]) -> Outcome:
     first = perturbed_box(job.sequence.first_box, job.sequence.name, job.variant)
     if job.peer or build is None:
         run = run_peer(job.arm, job.sequence, models=models, on_frame=on_frame, fps=job.realtime, first_box=first)
@@ -139,15 +146,16 @@ def run_group(job: Job, build: BuildGroup, on_frame: Callable[[int], None]) -> l
     gc.collect()
     targets = dict(enumerate(job.targets, 1))
     first = {key: perturbed_box(one.first_box, one.name, job.variant) for key, one in targets.items()}
-    with _built(build, job) as tracker:
+    with _named(job), _built(build, job) as tracker:
         runs = group_pass(tracker, targets, first, on_frame)
         memory = peak_memory_mb()
     return [judge(part, runs[key], memory) for key, part in enumerate(job.parts, 1)]
 
 
 def judge(job: Job, run: Run, peak_mb: float | None) -> Outcome:
-    """A run's scores against its sequence's truth."""
+    """A run's scores against its sequence's truth; NaN where that has no box but the first, which was given."""
     boxes, truth, absent = run.boxes, job.sequence.truth, job.sequence.absent
+    judged = truth if np.isfinite(truth[1:]).all(axis=1).any() else np.full_like(truth, np.nan)
     return Outcome(
         sequence=job.sequence.name,
         video=job.sequence.video or job.sequence.name,
@@ -156,8 +164,8 @@ def judge(job: Job, run: Run, peak_mb: float | None) -> Outcome:
         seed=job.seed,
         start=job.sequence.start,
         run=run,
-        scores=metrics.scores(boxes, truth),
-        curves=(metrics.success_curve(boxes, truth), metrics.precision_curve(boxes, truth)),
+        scores=metrics.scores(boxes, judged),
+        curves=(metrics.success_curve(boxes, judged), metrics.precision_curve(boxes, judged)),
         overlaps=metrics.overlaps(boxes, truth),
         lost=count_lost(boxes, run.lost, truth, absent),
         calibration=None if job.peer else calibrate(boxes, run.scores, truth, absent),
@@ -165,6 +173,15 @@ def judge(job: Job, run: Run, peak_mb: float | None) -> Outcome:
         protocol=job.protocol,
         variant=job.variant,
     )
+
+
+@contextlib.contextmanager
+def _named(job: Job) -> Iterator[None]:
+    """A first box that no tracker takes is said with the name of its sequence."""
+    try:
+        yield
+    except BoxError as error:
+        raise DataError(f"{job.sequence.name}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamdrop.boxes import Array, Box
-from streamdrop.errors import DataError
+from streamdrop.boxes import Array, Box, check_inside
+from streamdrop.errors import BoxError, DataError
 from streamdrop.evaluation.sequences import VideoSequence
 from streamdrop.pixels import Tones, as_rgb
 from streamdrop.types import Image, Track
@@ -139,6 +139,16 @@ def hold_last(boxes: list[Box], lost: list[bool]) -> Array:
     for box, missing in zip(boxes, lost, strict=True):
         held.append(held[-1] if missing and held else box)
     return np.array(held, float).reshape(-1, 4)
+
+
+def check_first_boxes(sequences: Iterable[VideoSequence]) -> None:
+    """Refuse, before work starts, a first frame that does not decode and a first box outside it; raises DataError."""
+    for sequence in sequences:
+        height, width = FrameReader()(sequence.frames[0]).shape[:2]
+        try:
+            check_inside(sequence.first_box, width, height)
+        except BoxError as error:
+            raise DataError(f"{sequence.name}, {sequence.frames[0].name}: {error}") from None
 
 
 class FrameReader:

@@ -17,6 +17,7 @@ import numpy as np
 
 from streamdrop._version import __version__
 from streamdrop.atomic import replace_text
+from streamdrop.boxes import Array
 from streamdrop.columns import align
 from streamdrop.errors import OutputError
 from streamdrop.evaluation.comparisons import compare_perturbed, compare_realtime, mean, unseen
@@ -84,8 +85,8 @@ def summarise_arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "init_s": mean(run.init_s for run in runs),
         "peak_mb": max(memory) if memory else None,
         "curves": {
-            "success": np.nanmean([o.curves[0] for o in outcomes], axis=0).tolist(),
-            "precision": np.nanmean([o.curves[1] for o in outcomes], axis=0).tolist(),
+            "success": _mean_curve([o.curves[0] for o in outcomes]),
+            "precision": _mean_curve([o.curves[1] for o in outcomes]),
             "calibration": calibration.curve() if calibration else [],
         },
     }
@@ -211,6 +212,12 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "round_frames": list(run.round_frames),
         "peak_mb": outcome.peak_mb,
     }
+
+
+def _mean_curve(curves: Sequence[Array]) -> list[float]:
+    """The mean of those that are known; NaN where none is."""
+    known = [curve for curve in curves if not np.isnan(curve).any()]
+    return np.mean(known or curves, axis=0).tolist()  # type: ignore[no-any-return]
 
 
 def _share(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ class GroupRecorder:
         self._sample: Sample | None = None
         self._closing = ExitStack()
         self._video_path, self._video = video, None if video is None else _video_of(video, stream)
+        self._filmed: tuple[int, Image, dict[int, Track]] | None = None  # frames in the video, what the last one shows
         self._key_frames = None if report is None else key_frames_for()
         check_writable(report)
         shared_mot, shared_events = opened(mot), opened(events)
@@ -66,6 +68,10 @@ class GroupRecorder:
             for recorder in self.recorders.values():
                 recorder.see(sample)
             yield sample
+        frames = getattr(self._stream, "count", 0)
+        self._film_missing(frames)
+        for recorder in self.recorders.values():
+            recorder.finish(frames)
 
     def __enter__(self) -> GroupRecorder:
         return self
@@ -91,20 +97,32 @@ class GroupRecorder:
             first = newest[min(newest)]
             self._key_frames.offer(Track(first.frame, first.box, first.score, some_lost), self._sample.image)
         if self._video_path is not None:
-            image = self.drawn(tracks)
-            if self._video is None:
-                self._video = video_writer(self._video_path, self._stream, (image.shape[1], image.shape[0]))
-            self._video.write(image)
+            at, image = self._sample.index, self._sample.image
+            if self._filmed is None:
+                self._filmed = (0, image, dict(tracks))
+            self._film_missing(at)
+            self._film(image, tracks)
+            self._filmed = (at + 1, image, dict(tracks))
+
+    def _film_missing(self, frames: int) -> None:
+        """Up to ``frames`` the last picture again, its targets lost: frames that could not be decoded."""
+        if self._filmed is None or getattr(self._stream, "live", False):  # there frames go by unseen all the time
+            return
+        first, image, tracks = self._filmed
+        lost = {key: replace(track, score=0.0, lost=True) for key, track in tracks.items()}
+        for _ in range(first, frames):
+            self._film(image, lost)
+
+    def _film(self, image: Image, tracks: Mapping[int, Track]) -> None:
+        assert self._video_path is not None
+        if self._video is None:
+            self._video = video_writer(self._video_path, self._stream, (image.shape[1], image.shape[0]))
+        self._video.write(_with_boxes(image, tracks))
 
     def drawn(self, tracks: Mapping[int, Track]) -> Image:
         """The frame last iterated over with all boxes and their ids, uint8 H×W×3 RGB."""
-        from streamdrop.streams import annotate
-
         assert self._sample is not None, "iterate over the recorder first"
-        image: Image = self._sample.image
-        for key, track in sorted(tracks.items()):
-            image = annotate(image, track.box, track.score, track.lost, name=str(key))
-        return image
+        return _with_boxes(self._sample.image, tracks)
 
     def summary(self) -> str:
         """The run in a line, and each target in one."""
@@ -153,6 +171,14 @@ class _Passing:
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(())
+
+
+def _with_boxes(image: Image, tracks: Mapping[int, Track]) -> Image:
+    from streamdrop.streams import annotate
+
+    for key, track in sorted(tracks.items()):
+        image = annotate(image, track.box, track.score, track.lost, name=str(key))
+    return image
 
 
 def of_target(path: PathLike, key: int) -> Path:

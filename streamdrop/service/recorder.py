@@ -30,15 +30,16 @@ class Recorder:
     lines as the MOT challenge has them (frames and pixels from 1), none while lost. ``events``: JSON lines, one object
     per frame and per round, with ``target``, its id, where that is given. ``video``: the annotated frames. ``report``:
     one self-contained HTML page, written by ``close``; ``truth`` (a file of ``x,y,w,h`` lines) adds the overlap to it,
-    ``layers`` how many droppable layers the model has. A frame that could not be decoded takes the last box. Files are
-    opened at once: raises OutputError where they cannot be written, before work starts.
+    ``layers`` how many droppable layers the model has. A frame that could not be decoded takes the last box, and in the
+    video the last picture. Files are opened at once: raises OutputError where they cannot be written, before work
+    starts.
     """
 
     def __init__(
         self,
         stream: Iterable[Sample],
         *,
-        boxes: PathLike | None = None,
+        boxes: PathLike | IO[str] | None = None,
         mot: PathLike | IO[str] | None = None,
         events: PathLike | IO[str] | None = None,
         video: PathLike | None = None,
@@ -54,6 +55,7 @@ class Recorder:
         self._video: VideoWriter | None = None
         self._closed = False
         self._sample: Sample | None = None
+        self._drawn: Image | None = None  # the picture last drawn on
         self._key_frames = None if report is None else key_frames_for()
         self._boxes, self._mot = opened(boxes), opened(mot)
         self._events = opened(events)
@@ -66,6 +68,12 @@ class Recorder:
         for sample in self._stream:
             self.see(sample)
             yield sample
+        self.finish(getattr(self._stream, "count", 0))
+
+    def finish(self, frames: int) -> None:
+        """The stream has ended after so many frames: the last ones may not have been decoded."""
+        if self.tracks:
+            self._fill(frames)
 
     def see(self, sample: Sample) -> None:
         """The next frame, where somebody else iterates over the stream."""
@@ -95,15 +103,24 @@ class Recorder:
     def add(self, track: Track) -> None:
         """Record the track of the frame last iterated over."""
         assert self._sample is not None, "iterate over the recorder, then add the track of each frame"
-        last = self.tracks[-1] if self.tracks else track
-        for frame in range(len(self.tracks), self._sample.index):  # numbers of frames that could not be decoded
-            self._write(Track(frame, last.box, 0.0, True))
+        self._fill(self._sample.index, track)
         track = replace(track, frame=self._sample.index)
         self._write(track)
         if self._key_frames is not None:
             self._key_frames.offer(track, self._sample.image)
-        if self._video_path is not None:
-            self._draw(self._sample.image, track)
+        self._draw(self._sample.image, track)
+
+    def _fill(self, frames: int, following: Track | None = None) -> None:
+        """Lost frames up to ``frames``: they could not be decoded. Before the first of all the ``following`` stands."""
+        assert self._sample is not None
+        last = self.tracks[-1] if self.tracks else following
+        image = self._drawn if self._drawn is not None else self._sample.image
+        for frame in range(len(self.tracks), frames):
+            assert last is not None
+            track = Track(frame, last.box, 0.0, True)
+            self._write(track)
+            if not getattr(self._stream, "live", False):  # there frames go by unseen all the time
+                self._draw(image, track)
 
     @property
     def truth(self) -> Array | None:
@@ -165,8 +182,10 @@ class Recorder:
     def _draw(self, image: Image, track: Track) -> None:
         from streamdrop.streams import annotate
 
+        if self._video_path is None:
+            return
+        self._drawn = image
         if self._video is None:
-            assert self._video_path is not None
             self._video = video_writer(self._video_path, self._stream, (image.shape[1], image.shape[0]))
         self._video.write(annotate(image, track.box, track.score, track.lost, text=self._caption()))
 

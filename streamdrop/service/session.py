@@ -115,7 +115,12 @@ class Session(Generic[Found]):
                     if done == 1 or _cut_moved(track) or time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self._checkpoint()
                         saved = time.monotonic()
-                yield track
+                try:
+                    yield track
+                except GeneratorExit:  # whoever watches has seen enough
+                    if done > len(self._past):
+                        self._checkpoint()
+                    raise
             if done == 0:
                 raise StreamError("the stream holds no frame that can be decoded: check the source")
             if done < len(self._past):

@@ -39,7 +39,7 @@ class Environment:
         self.written, self.durable = False, 0
         self.lock = WriterLock(path)
         self._gate = threading.Condition()
-        self._readers = 0
+        self._views: dict[lmdb.Transaction, int] = {}  # under way, with the thread that looks
         self.turn = threading.RLock()
         if not read_only:
             self.lock.take()
@@ -95,26 +95,24 @@ class Environment:
         """A consistent view, with values as buffers, until ``end_read``."""
         self.check_process()
         with self._gate:
-            self._readers += 1
+            txn = self._begun()
+            self._views[txn] = threading.get_ident()
+            return txn
+
+    def _begun(self) -> lmdb.Transaction:
         try:
             return self.env.begin(buffers=True)
         except lmdb.MapResizedError:  # a writer in another process has grown the map
-            with self._gate:
-                self._readers -= 1
-                self._resize(0)
-            return self.begin_read()
-        except BaseException as error:
-            self._leave()
+            self._resize(0)
+            return self._begun()
+        except lmdb.Error as error:
             raise self.translated(error, 0) from error
 
     def end_read(self, txn: lmdb.Transaction) -> None:
         """The view is no longer needed, nor are its buffers."""
         txn.abort()
-        self._leave()
-
-    def _leave(self) -> None:
         with self._gate:
-            self._readers -= 1
+            self._views.pop(txn, None)
             self._gate.notify_all()
 
     def write(self, work: Callable[[lmdb.Transaction], T], need: int = 0) -> T:
@@ -164,9 +162,16 @@ class Environment:
             self._resize(_rounded(max(2 * size, size + need), MAP_STEP))
 
     def _resize(self, size: int) -> None:
-        while self._readers:  # the map may move: nobody may be looking at it
-            self._gate.wait()
+        self._wait_for_readers()  # the map may move: nobody may be looking at it
         self.env.set_mapsize(size)
+
+    def _wait_for_readers(self) -> None:
+        """Until no other thread looks; a view of this one's is left over from an interruption. With the gate held."""
+        for txn in [txn for txn, thread in self._views.items() if thread == threading.get_ident()]:
+            txn.abort()
+            del self._views[txn]
+        while self._views:
+            self._gate.wait()
 
     @contextmanager
     def errors(self, need: int) -> Iterator[None]:
@@ -233,8 +238,7 @@ class Environment:
             with suppress(StoreError):  # a seal must not outlive, in a power cut, the commits that it is of
                 self.sync()
             with self._gate:
-                while self._readers:
-                    self._gate.wait()
+                self._wait_for_readers()
                 self.env.close()
             if self.lock.taken and not self.written:
                 seal(self.file)

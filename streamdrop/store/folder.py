@@ -12,6 +12,7 @@ from types import TracebackType
 from lmdb import Transaction
 
 from streamdrop.errors import StoreError, StoreVersionError
+from streamdrop.interrupts import held
 from streamdrop.store.compress import compressor
 from streamdrop.store.environment import attach, detach
 from streamdrop.store.files import Files
@@ -48,9 +49,10 @@ class Folder:
         self.known = Known()
         self._seen: tuple[bytes, State] | None = None
         self._ledger: Ledger | None = None
-        self.environment = attach(path, read_only)
-        self.files = Files(path, self.environment, map_bytes)
-        self._let_go = weakref.finalize(self, detach, self.environment, read_only)  # also when nobody calls close
+        with held():
+            self.environment = attach(path, read_only)
+            self.files = Files(path, self.environment, map_bytes)
+            self._let_go = weakref.finalize(self, detach, self.environment, read_only)  # also when nobody calls close
         try:
             self._settle(codec, compression)
         except BaseException:
@@ -69,8 +71,9 @@ class Folder:
 
     def close(self) -> None:
         """Let go of the files and the lock. Twice is fine."""
-        self._let_go()
-        self.files.close()
+        with held():
+            self._let_go()
+            self.files.close()
 
     def now(self) -> State:
         """The facts about the store as last committed."""
@@ -104,7 +107,7 @@ class Folder:
             if after != before:
                 tables.set_meta(b"state", after.to_bytes())
 
-        with self.writing():
+        with self.writing(), held():
             self.environment.write(run, need)
             if self._ledger is not None:
                 self.files.freed(self._ledger.freed)

@@ -13,6 +13,7 @@ import torch
 from typing_extensions import Self
 
 from streamdrop.errors import StoreCorruptError, StoreError
+from streamdrop.interrupts import held
 from streamdrop.store.batches import stack_or_none
 from streamdrop.store.compress import compressor
 from streamdrop.store.drift import Drift
@@ -130,11 +131,12 @@ class LmdbStore:
             state = self.now()
             incoming, layout = take_in(samples, targets, info, state.layout, state.codec, sources)
             if layout is not None and incoming:
-                put_samples(self, layout, incoming)
+                with held():
+                    put_samples(self, layout, incoming)
 
     def apply(self, records: Sequence[Record], layout: Layout, gone: Sequence[bytes], drift: Drift) -> None:
         """One commit for a tier that has settled what comes, encoded already, and what leaves. Raises StoreError."""
-        with self.folder.writing():
+        with self.folder.writing(), held():
             put_records(self, layout, records, gone, drift)
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
@@ -247,7 +249,7 @@ class LmdbStore:
 
         Raises StoreError, StoreVersionError.
         """
-        with self.folder.writing():
+        with self.folder.writing(), held():
             if self._staged is not None:
                 raise StoreError("another promotion of this store is under way: leave or commit it first")
             self._staged = LmdbStage(self, cut, version)

@@ -166,10 +166,13 @@ class Making:
         self.store.flush()
         self.store.folder.sweep()
 
-    def close(self, done: bool) -> None:
-        """Wait for what is under way, whatever became of it; let go of the slab, and of its room unless ``done``."""
+    def close(self) -> None:
+        """Wait for what is under way, whatever became of it; let go of the slab and its room unless they count now.
+
+        That they do is not told by how far ``flip`` came: what follows its commit may fail.
+        """
         self._pool.shutdown(wait=True)
-        if self._file is not None and not done:
+        if self._file is not None and not self.store.closed and self.store.now().generation < self.generation:
             self._file.slab.cut_off(0)  # now, not when the last traceback that holds it is gone
             self._file.slab.close()
         self._writes, self._recording, self._file = [], None, None

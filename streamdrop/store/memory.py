@@ -13,6 +13,7 @@ import torch
 from typing_extensions import Self
 
 from streamdrop.errors import StoreError
+from streamdrop.interrupts import held
 from streamdrop.store.batches import check_chunk, stack_or_none
 from streamdrop.store.drift import kept_drift
 from streamdrop.store.intake import Incoming, check_keys, missing, take_in
@@ -97,7 +98,8 @@ class MemoryStore:
             self._check_open()
             incoming, layout = take_in(samples, targets, info, self._state.layout, self._state.codec, sources)
             if layout is not None and incoming:
-                self._put(incoming, layout, self._clock())
+                with held():
+                    self._put(incoming, layout, self._clock())
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
@@ -124,7 +126,9 @@ class MemoryStore:
         """Remove samples; keys that are not there are ignored."""
         with self._lock:
             self._check_open()
-            self._remove([k for k in dict.fromkeys(check_keys(list(keys))) if k in self._shelf.records])
+            wanted = [k for k in dict.fromkeys(check_keys(list(keys))) if k in self._shelf.records]
+            with held():
+                self._remove(wanted)
 
     def flush(self) -> None:
         """Nothing to do: memory is as durable as it gets."""
@@ -170,16 +174,17 @@ class MemoryStore:
             self._state.check_mark(mark)
             back = [r for died, r in self._held if died > mark >= r.born]
             live = [r for r in self._shelf.records.values() if r.born <= mark]
-            self._held = [(died, r) for died, r in self._held if died <= mark]
-            self._shelf = self._shelf_of([*live, *back], self._state)
-            self._state = self._state.rolled_back(mark)
+            shelf, gone = self._shelf_of([*live, *back], self._state), [one for one in self._held if one[0] <= mark]
+            with held():
+                self._held, self._shelf, self._state = gone, shelf, self._state.rolled_back(mark)
 
     def release(self, mark: int) -> None:
         """Forget for good what was removed up to ``mark``. Raises StoreError."""
         with self._lock:
             self._check_open()
-            self._state = self._state.released(mark)
-            self._held = [(died, r) for died, r in self._held if died > mark]
+            with held():
+                self._state = self._state.released(mark)
+                self._held = [(died, r) for died, r in self._held if died > mark]
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """All that is stored, held samples too, as named tensors and JSON values; ``restore`` takes them back."""
@@ -191,8 +196,10 @@ class MemoryStore:
         """Replace the content by what ``state`` gave. Raises StoreCorruptError, StoreVersionError."""
         with self._lock:
             self._check_open()
-            state, live, held = from_snapshot(tensors, meta, self._state.codec, self._clock())
-            self._state, self._held, self._shelf = state, held, self._shelf_of(live, state)
+            state, live, buried = from_snapshot(tensors, meta, self._state.codec, self._clock())
+            shelf = self._shelf_of(live, state)
+            with held():
+                self._state, self._held, self._shelf = state, buried, shelf
 
     def close(self) -> None:
         """Let go of the memory. Twice is fine."""
@@ -260,11 +267,12 @@ class MemoryStore:
 
     def _flip(self, state: State, rows: Mapping[int, Row]) -> None:
         """Every sample at another cut; larger rows may leave fewer of them room."""
-        self._state = state
-        self._held = [(died, replace(r, row=rows[r.born])) for died, r in self._held]
-        self._shelf.replace_rows(rows, state.layout.nbytes if state.layout else 0)
-        if self.retention.max_bytes is not None:
-            self._remove(retain(self.retention, self._shelf, (), self._clock())[1])
+        with held():
+            self._state = state
+            self._held = [(died, replace(r, row=rows[r.born])) for died, r in self._held]
+            self._shelf.replace_rows(rows, state.layout.nbytes if state.layout else 0)
+            if self.retention.max_bytes is not None:
+                self._remove(retain(self.retention, self._shelf, (), self._clock())[1])
 
     def _shelf_of(self, records: Iterable[Record], state: State) -> MemoryShelf:
         ordered = sorted(records, key=lambda r: r.born)

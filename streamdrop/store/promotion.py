@@ -73,7 +73,7 @@ class LmdbStage:
     ) -> None:
         self._store.unstage(self)
         if self._making is not None:
-            self._making.close(self._done)
+            self._making.close()
         if not self._done:
             self._done = True
             try:

@@ -42,10 +42,10 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
         making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
         store.shrink()
     except BaseException:
-        making.close(done=False)
+        making.close()
         forget_staged(store)
         raise
-    making.close(done=True)
+    making.close()
 
 
 def _name(store: LmdbStore, seq: int) -> bytes | int:

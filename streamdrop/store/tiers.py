@@ -14,6 +14,7 @@ import torch
 from typing_extensions import Self
 
 from streamdrop.errors import ConfigError, StoreError
+from streamdrop.interrupts import held
 from streamdrop.store.batches import stack_or_none
 from streamdrop.store.entries import Entry
 from streamdrop.store.front import Front
@@ -133,8 +134,9 @@ class TieredStore:
             if layout is not None and incoming:
                 self._writer.wait_for_room(len(incoming) * layout.nbytes)
                 self._check_open()  # it may have been closed meanwhile
-                self._front.take(incoming, layout, self.durable.clock())
-                self._writer.note()
+                with held():
+                    self._front.take(incoming, layout, self.durable.clock())
+                    self._writer.note()
 
     def get_many(self, keys: Sequence[bytes]) -> Activations:
         """Activations [N, ...] in the order of ``keys``, in memory of their own. Raises MissingKeyError."""
@@ -181,8 +183,10 @@ class TieredStore:
         """Remove samples; keys that are not there are ignored."""
         with self._lock:
             self._check_open()
-            self._front.remove(dict.fromkeys(check_keys(list(keys))))
-            self._writer.note()
+            wanted = dict.fromkeys(check_keys(list(keys)))
+            with held():
+                self._front.remove(wanted)
+                self._writer.note()
 
     # ---------------------------------------------------------------- commits
 
@@ -212,9 +216,8 @@ class TieredStore:
 
     def thaw(self, cut: int, embed: Callable[[list[bytes]], Activations], version: str, chunk: int = 64) -> None:
         """Make every sample anew at a lower cut (or this one) from its source. Raises StoreError, DataError."""
-        with self.settled():
+        with self.settled(), self._reloaded():
             self.durable.thaw(cut, embed, version, chunk)
-            self._front.reload()
 
     def compact(self) -> None:
         """Rewrite the slabs without gaps and give the room back. Needs room for a copy. Raises StoreFullError."""
@@ -228,9 +231,8 @@ class TieredStore:
 
     def rollback(self, mark: int) -> None:
         """Undo every put and discard made after ``mark``. Raises StoreError."""
-        with self.settled():
+        with self.settled(), self._reloaded():
             self.durable.rollback(mark)
-            self._front.reload()
 
     def release(self, mark: int) -> None:
         """Forget for good what was removed up to ``mark``. Raises StoreError."""
@@ -245,24 +247,31 @@ class TieredStore:
             self._writer.drain()
             yield
 
+    @contextmanager
+    def _reloaded(self) -> Iterator[None]:
+        """What is in memory afterwards is what the durable store shows, whatever was raised in the block."""
+        try:
+            yield
+        finally:
+            with held():
+                self._front.reload()
+
     # ---------------------------------------------------------------- open and closed
 
     def close(self) -> None:
         """Commit what waits and let go. Twice is fine. Raises what made the last commit fail."""
         with self._lock:
-            if self._closed:
+            if self.durable.closed:
                 return
             self._closed = True
         try:
             with self._lock:
-                try:
-                    self._writer.drain()
-                finally:
-                    self._writer.stop()
+                self._writer.drain()
         finally:
-            self._writer.join()
-            self.durable.close()
-            atexit.unregister(self.close)
+            with held():
+                self._writer.end()
+                self.durable.close()
+                atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -291,9 +300,8 @@ class TierStage:
 
     def commit(self, step: Step, chunk: int = 64) -> None:
         """Promote what was not staged with ``step``, then flip. Durable when it returns. Raises DataError."""
-        with self._store.settled():
+        with self._store.settled(), self._store._reloaded():
             self._stage.commit(step, chunk)
-            self._store._front.reload()
 
     def __enter__(self) -> Self:
         return self

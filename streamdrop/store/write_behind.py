@@ -14,7 +14,7 @@ _LEAST = 1 << 20
 
 
 class WriteBehind:
-    """Commits a front's waiting changes together. Its methods are called with ``lock`` held, but for ``join``."""
+    """Commits a front's waiting changes together. Its methods are called with ``lock`` held, but for ``end``."""
 
     def __init__(self, front: Front, lock: threading.RLock, seconds: float, nbytes: int) -> None:
         self._front, self._seconds, self._nbytes = front, seconds, nbytes
@@ -52,7 +52,7 @@ class WriteBehind:
     def drain(self) -> None:
         """Wait until nothing waits. Raises what made a commit fail, after trying once more."""
         self._error = None
-        while self._front.waiting:
+        while self._front.waiting and self._thread.is_alive():
             self._wait()
 
     def raise_error(self) -> None:
@@ -60,13 +60,11 @@ class WriteBehind:
         if self._error is not None:
             raise self._error
 
-    def stop(self) -> None:
-        """Let the thread end."""
-        self._closing = True
-        self._changed.notify_all()
-
-    def join(self) -> None:
-        """Wait for the thread's end, without the lock."""
+    def end(self) -> None:
+        """Let the thread commit what still waits and end, and wait for that, without the lock."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         self._thread.join()
 
     def _wait(self) -> None:
@@ -103,7 +101,7 @@ class WriteBehind:
     def _due(self) -> bool:
         if self._error is not None or not self._front.waiting:
             return False
-        return self._wanted or self._front.fresh.nbytes() >= self._enough() or self._rest() <= 0
+        return self._closing or self._wanted or self._front.fresh.nbytes() >= self._enough() or self._rest() <= 0
 
     def _enough(self) -> int:
         """Bytes that are worth a commit. A bounded store grows by what one commit brings before it takes away."""

@@ -115,8 +115,9 @@ def _put(
                 ]
                 _record(store, layout, new, gone, last, drift(), on_disk.result)
         except BaseException:
-            for file, unused, before in taken:
-                file.undo(unused, before)
+            if store.now().last < last:  # else what was raised came after the commit, from a signal's handler
+                for file, unused, before in taken:
+                    file.undo(unused, before)
             raise
 
 

@@ -16,6 +16,8 @@ LOST: Colour = (255, 72, 72)
 INK: Colour = (16, 18, 22)
 PAPER: Colour = (240, 242, 245)
 TRUTH: Colour = (120, 170, 255)
+MOST_HIDDEN = 5
+"""Words take at most one part in so many of a frame's height."""
 
 
 def annotate(
@@ -31,7 +33,8 @@ def annotate(
     """A copy of ``image`` (uint8 H×W×3 RGB) with the box (x, y, w, h in pixels), its score and a line of ``text``.
 
     Green: found with a high score; amber: with a low one; red and dashed: lost, the last box known. ``truth`` is drawn
-    as a thin blue box. ``name`` stands before the score. A box that is not finite is left out.
+    as a thin blue box. ``name`` stands before the score. A box that is not finite is left out, and so are words that
+    would hide the picture, of a frame of few pixels.
     """
     canvas = np.array(image, dtype=np.uint8, order="C")
     thick = max(2, round(min(canvas.shape[:2]) / 240))
@@ -87,6 +90,8 @@ def _label(canvas: Image, text: str, low: tuple[int, int], high: tuple[int, int]
     height, width = canvas.shape[:2]
     (w, h), _, scale = _measure(text, canvas)
     pad = max(4, h // 2)
+    if w + 2 * pad > width or (h + 2 * pad) * MOST_HIDDEN > height:
+        return
     x = min(max(low[0] - 1, 0), max(0, width - w - 2 * pad))
     above = low[1] - h - 2 * pad - 2
     y = above if above >= 0 else min(high[1] + 3, height - h - 2 * pad)
@@ -98,6 +103,8 @@ def caption(canvas: Image, text: str) -> None:
     """White letters on a darkened strip along the lower edge."""
     height = canvas.shape[0]
     (_, h), base, scale = _measure(text, canvas)
+    if (2 * h + base) * MOST_HIDDEN > height:
+        return
     strip = canvas[max(0, height - h - base - h) :]
     strip[:] = (strip * 0.35).astype(np.uint8)
     cv2.putText(canvas, text, (h, height - base - h // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, PAPER, 1, cv2.LINE_AA)

@@ -62,12 +62,17 @@ def natural_order(path: Path) -> list[tuple[int, int, str]]:
 
 def files_in_folder(folder: Path) -> list[Path]:
     """The folder's images in natural order; raises StreamError when there are none (it names subfolders that have)."""
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()]
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and _may_be_read(p)]
     if paths:
         return sorted(paths, key=natural_order)
     inner = sorted(p.parent.name for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES)
     remedy = f"did you mean {folder / inner[0]}?" if inner else "give a folder that holds .jpg, .png or other images"
     raise StreamError(f"folder {folder} holds no images: {remedy}")
+
+
+def _may_be_read(path: Path) -> bool:
+    """A file, or a link to one that is gone, which has its number as an image that does not decode has."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def files_of_pattern(pattern: str) -> list[Path]:

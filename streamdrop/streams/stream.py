@@ -35,12 +35,14 @@ class Frame:
     """What a source yields: ``image`` uint8 H×W×3 RGB, or None where it could not be decoded.
 
     ``seconds`` is the presentation time where the source knows it; ``dropped`` counts frames that arrived before
-    this one and were passed over because the consumer was busy (live sources only).
+    this one and were passed over because the consumer was busy (live sources only). ``damaged``: the decoder made up
+    what was missing.
     """
 
     image: Image | None
     seconds: float | None = None
     dropped: int = 0
+    damaged: bool = False
 
 
 class Source(Protocol):
@@ -68,8 +70,9 @@ class Stream:
     ``fps``: frames per second, None when the source does not say. ``size``: (width, height) of the first frame, None
     when unknown before reading. ``length``: frames according to the header, None when unknown. ``live``: frames come
     when they come, and those that arrive while the consumer is busy are ``dropped``. ``skipped``: frames of the
-    current pass that could not be decoded; their index is passed over. ``truncated``: the pass ended before the header
-    said; ``notice`` then says so in one line.
+    current pass that could not be decoded; their index is passed over. ``damaged``: those that were decoded in part.
+    ``count``: frames of the current pass so far, skipped and dropped ones among them. ``truncated``: the pass ended
+    before the header said; ``notice`` then says so in one line.
 
     Files start again with every ``iter``; the counters then start again too. ``close`` ends the stream.
     """
@@ -85,6 +88,8 @@ class Stream:
         self.live = source.live
         self.skipped = 0
         self.dropped = 0
+        self.damaged = 0
+        self.count = 0
 
     @property
     def notice(self) -> str | None:
@@ -93,6 +98,8 @@ class Stream:
             return self._source.notice
         if self.skipped:
             return f"{self.name}: {self.skipped} frame(s) could not be decoded and were skipped"
+        if self.damaged:
+            return f"{self.name}: {self.damaged} frame(s) are damaged, their pictures partly made up by the decoder"
         return None
 
     @property
@@ -104,7 +111,7 @@ class Stream:
         """Samples or Batches; raises StreamError when the stream was closed."""
         if self._closed:
             raise StreamError(f"stream {self.name} is closed: open it again with open_stream")
-        self.skipped, self.dropped = 0, 0
+        self.skipped, self.dropped, self.damaged, self.count = 0, 0, 0, 0
         return self._samples()
 
     def _samples(self) -> Iterator[Any]:
@@ -117,7 +124,9 @@ class Stream:
                 yield item if self._prepare is None else self._prepared(item)
                 continue
             index += item.dropped
+            self.count = index + 1
             self.dropped += item.dropped
+            self.damaged += item.damaged
             if item.image is None:
                 self.skipped += 1
             else:

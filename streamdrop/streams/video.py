@@ -130,7 +130,7 @@ def decode(container: Any, stream: Any) -> Iterator[Frame]:
         for frame in decoded:
             values = _values(frame)
             tones = tones or Tones.of(values)
-            yield Frame(_upright(as_rgb(values, tones), frame), frame.time)
+            yield Frame(_upright(as_rgb(values, tones), frame), frame.time, damaged=frame.is_corrupt)
 
 
 def _values(frame: Any) -> npt.NDArray[Any]:

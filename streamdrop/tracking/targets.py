@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from streamdrop.boxes import as_box, check_inside
 from streamdrop.config import load
-from streamdrop.errors import CheckpointError, ConfigError
+from streamdrop.errors import CheckpointError, ConfigError, StreamdropError
 from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
@@ -83,8 +83,11 @@ class Targets:
     def update(self, image: Image, hurry: bool = False) -> dict[int, Track]:
         """Find every target in the next frame; of one that is lost the last box. Raises DataError as ``init`` does.
 
+        Raises StreamdropError before the first ``init`` or ``add``; when all targets were removed there are no tracks.
         ``Track.ms`` is a target's own time and its share of the passes that it shares. ``hurry``: as a Tracker has it.
         """
+        if self._frame < 0:
+            raise StreamdropError("there are no targets: call init(image, boxes) first")
         if len(self._trackers) == 1:
             return self._update_one(self.ids[0], image, hurry)
         with threads(self.config.threads):
