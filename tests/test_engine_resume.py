@@ -151,7 +151,7 @@ def saved(path, optimizer=sgd, policy=None, old=False, **options):
     folder = path / (path / "current").read_text()
     if old:
         kept = json.loads((folder / "state.json").read_text())
-        text = json.dumps({key: value for key, value in kept.items() if key not in ("kinds", "groups")})
+        text = json.dumps({key: value for key, value in kept.items() if key not in ("kinds", "groups", "digests")})
         (folder / "state.json").write_text(text)
         (folder / "digests.json").unlink()
     return folder
@@ -189,6 +189,14 @@ def test_a_changed_pointer_is_refused(tmp_path):
 def test_a_part_that_is_missing_is_named(tmp_path):
     (saved(tmp_path / "c") / "store.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"damaged \(store.safetensors"):
+        resumed(tmp_path / "c", SchedulePolicy())
+
+
+def test_lost_digests_do_not_make_a_checkpoint_an_old_one(tmp_path):
+    folder = saved(tmp_path / "c")
+    (folder / "digests.json").unlink()
+    flip(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 7)
+    with pytest.raises(CheckpointError, match=r"damaged \(digests.json is missing\)"):
         resumed(tmp_path / "c", SchedulePolicy())
 
 
