@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 
 from streamdrop.engine import FineTuner
-from streamdrop.errors import CheckpointError, OutputError
+from streamdrop.errors import CheckpointError, ConfigError, OutputError
 from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
 from streamdrop.split import SplitModel
-from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.store import LmdbStore, MemoryStore, TieredStore
 from streamdrop.testing.tuners import SmallNet, labelled_batch, small_tuner
 
 BATCH = labelled_batch(25)
@@ -99,6 +99,66 @@ def test_a_store_ahead_of_its_checkpoint_is_refused_with_the_remedy(tmp_path):
     tuner.store.close()
     with LmdbStore(tmp_path / "s") as store, pytest.raises(CheckpointError, match=r"ahead.*newest checkpoint"):
         resumed(tmp_path / "old", SchedulePolicy({2: 2}), store)
+
+
+def other_optimizer(path, store):
+    resumed(path, SchedulePolicy(), store, optimizer=adam)
+
+
+def other_groups(path, store):
+    resumed(path, SchedulePolicy(), store, optimizer=lambda p: halves(p, 0))
+
+
+def other_policy(path, store):
+    resumed(path, PaperPolicy(), store)
+
+
+def impossible_setting(path, store):
+    resumed(path, SchedulePolicy(), store, batch_size=0)
+
+
+REFUSED = [other_optimizer, other_groups, other_policy, impossible_setting]
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+@pytest.mark.parametrize("kind", [LmdbStore, TieredStore])
+def test_a_refused_load_leaves_the_store_as_it_was(kind, refused, tmp_path):
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy(), store=kind(tmp_path / "s"))
+    tuner.fit_round()
+    tuner.save(tmp_path / "c")
+    tuner.observe(labelled_batch(4, first=100))
+    tuner.store.discard(tuner.store.keys()[:5])
+    keys = tuner.store.keys()
+    with pytest.raises((CheckpointError, ConfigError)):
+        refused(tmp_path / "c", tuner.store)
+    assert tuner.store.keys() == keys
+    tuner.store.close()
+
+
+@pytest.mark.parametrize("kind", [LmdbStore, TieredStore])
+def test_another_store_is_refused_and_left_as_it_was(kind, tmp_path):
+    for name, count in (("a", 25), ("b", 20)):
+        tuner = small_tuner(batch=labelled_batch(count), policy=SchedulePolicy(), store=kind(tmp_path / name))
+        tuner.save(tmp_path / f"{name}.saved")
+        tuner.observe(labelled_batch(5, first=10))  # replaces some
+        tuner.store.flush()
+        tuner.observe(labelled_batch(5, first=100))
+        tuner.store.discard(tuner.store.keys()[:3])
+        tuner.store.close()
+    with kind(tmp_path / "b") as store:
+        keys = store.keys()
+        with pytest.raises(CheckpointError, match=r"the checkpoint 25: give the store it was saved with"):
+            resumed(tmp_path / "a.saved", SchedulePolicy(), store)
+        assert store.keys() == keys
+
+
+def test_a_refused_load_gives_the_model_its_weights_back(tmp_path):
+    small_tuner(batch=BATCH, policy=SchedulePolicy()).save(tmp_path / "c")
+    model = SmallNet()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        resumed(tmp_path / "c", SchedulePolicy(), model=model, optimizer=adam)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_store_behind_its_checkpoint_is_promoted(tmp_path):
