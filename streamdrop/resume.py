@@ -92,10 +92,16 @@ def _load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: o
 
 def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
     """Put the checkpoint's optimiser, scores and counters into a tuner built anew. Raises CheckpointError."""
-    tuner.round, tuner.extra, tuner.extra_tensors = state["round"], state["extra"], parts.get("extra", {})
     tuner.cutting.go_on_at(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
-    tuner.decisions.restore(state)
-    tuner.thawing.restore(state["thawing"])
+    try:
+        tuner.round, tuner.extra, tuner.extra_tensors = state["round"], state["extra"], parts.get("extra", {})
+        tuner.decisions.restore(state)
+        tuner.thawing.restore(state["thawing"])
+    except (KeyError, TypeError, ValueError) as error:  # digests tell damage: this is another release's form
+        raise CheckpointError(
+            f"{state['path']}: what it says of its rounds is not in this release's form ({error!r}): "
+            "go on with the release that saved it, or start anew"
+        ) from None
     _restore_optimizer(tuner, parts, state)
     _restore_scores(tuner, parts, state)
     tuner.cutting.mean.restore(parts.get("mean", {}), state["iterations"])

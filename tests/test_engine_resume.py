@@ -265,6 +265,29 @@ def test_a_checkpoint_of_an_earlier_release_still_loads(tmp_path):
     assert resumed(tmp_path / "c", SchedulePolicy()).extra == {"frame": 7}
 
 
+def rewritten(folder, without=(), **changes):
+    """The state of ``folder`` as an earlier release left it: without some keys, others otherwise, and no digests."""
+    kept = {**json.loads((folder / "state.json").read_text()), **changes}
+    lacking = {"digests", *without}
+    (folder / "state.json").write_text(json.dumps({key: value for key, value in kept.items() if key not in lacking}))
+    (folder / "digests.json").unlink()
+
+
+def test_scores_of_dropped_layers_kept_in_order_are_those_of_the_first_layers(tmp_path):
+    folder = saved(tmp_path / "c", cut=1)
+    rewritten(folder, dropped_scores=[0.5, -0.25])
+    tuner = resumed(tmp_path / "c", SchedulePolicy(), optimizer=sgd)
+    layers = tuner.split.layers
+    assert tuner.decisions.dropped_scores == {layers[1]: 0.5, layers[2]: -0.25}
+
+
+@pytest.mark.parametrize("changes", [{"without": ["first_loss"]}, {"thawing": [None, 0, 0, 0, 0, None]}])
+def test_a_state_in_a_form_of_long_ago_is_refused(changes, tmp_path):
+    rewritten(saved(tmp_path / "c"), **changes)
+    with pytest.raises(CheckpointError, match="go on with the release that saved it"):
+        resumed(tmp_path / "c", SchedulePolicy())
+
+
 def test_another_model_is_refused(tmp_path):
     small_tuner(batch=BATCH, policy=SchedulePolicy()).save(tmp_path / "c")
     with pytest.raises(CheckpointError, match="build the same model"):
