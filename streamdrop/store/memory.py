@@ -191,7 +191,7 @@ class MemoryStore:
         """Replace the content by what ``state`` gave. Raises StoreCorruptError, StoreVersionError."""
         with self._lock:
             self._check_open()
-            state, live, held = from_snapshot(tensors, meta, self._state.codec, self._clock())
+            state, live, held = from_snapshot(tensors, meta, self._state.codec)
             self._state, self._held, self._shelf = state, held, self._shelf_of(live, state)
 
     def close(self) -> None:
