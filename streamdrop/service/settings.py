@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from streamdrop.boxes import Box, as_box
-from streamdrop.config import check_above, load, merged, overrides_of, secret
+from streamdrop.config import load, merged, overrides_of, secret
 from streamdrop.errors import BoxError, ConfigError
 from streamdrop.service.redact import redacted
 from streamdrop.tracking import TrackerConfig
 from streamdrop.tracking.threads import cores
+from streamdrop.values import check_above, check_fields
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Names of streams: they are folders, labels and parts of addresses."""
@@ -46,6 +47,7 @@ class HttpConfig:
     client_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}: give one from 1 to 65535, or 0 for any free one")
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
@@ -86,6 +88,7 @@ class LimitsConfig:
     events_files: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.workers is not None and self.workers < 1) or self.streams < 1 or self.save_rounds < 1:
             raise ConfigError("workers, streams and save_rounds are at least 1")
         if self.round_seconds is not None:
@@ -116,6 +119,7 @@ class OutputsConfig:
     videos: int = 24
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.video_minutes < math.inf or self.videos < 1:
             raise ConfigError("video_minutes is at least 0, videos at least 1")
 
@@ -127,6 +131,9 @@ class LoggingConfig:
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
     file: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ class MqttConfig:
     frames: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}: give one from 1 to 65535")
         for name in ("prefix", "discovery"):
@@ -162,6 +170,7 @@ class TargetConfig:
     id: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _checked_box(self.box)
         if self.id is not None and self.id < 1:
             raise ConfigError(f"id is {self.id}: give a whole number of at least 1")
@@ -188,6 +197,7 @@ class StreamConfig:
     outputs: OutputsConfig | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"name {self.name!r}: use letters, digits, - and _, at most 64")
         if isinstance(self.source, int) and self.source < 0:
@@ -242,6 +252,7 @@ class DaemonConfig:
     mqtt: MqttConfig | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         names = [stream.name.lower() for stream in self.streams]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
