@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import resource
 import threading
 import time
@@ -528,6 +529,43 @@ def test_no_more_than_the_slots_compute_at_once():
 
     in_threads(*(lambda name=name: job(name) for name in "abcd"))
     assert max(most) <= 2
+
+
+def test_slots_that_come_and_go_count_from_the_next_turn_on():
+    share, entered = Share(1), queue.SimpleQueue()
+    done = {name: threading.Event() for name in "abcd"}
+
+    def job(name: str) -> None:
+        with share.turn(name) if name != "d" else share.alone(name):
+            entered.put(name)
+            assert done[name].wait(30)
+
+    threads = [threading.Thread(target=job, args=(name,), daemon=True) for name in "abcd"]
+    threads[0].start()
+    assert entered.get(timeout=30) == "a"
+    threads[1].start()
+    until(lambda: share._waiting, "b waits")
+    share.resize(2)
+    assert entered.get(timeout=30) == "b"
+    share.resize(1)
+    threads[2].start()
+    until(lambda: share._waiting, "c waits")
+    done["a"].set()
+    threads[0].join(30)
+    assert entered.empty()  # b holds the one that is left
+    done["b"].set()
+    assert entered.get(timeout=30) == "c"
+    threads[3].start()
+    until(lambda: share._waiting, "d waits")
+    done["c"].set()
+    assert entered.get(timeout=30) == "d"
+    share.resize(8)
+    later = threading.Thread(target=job, args=("a",), daemon=True)
+    later.start()
+    until(lambda: share._waiting, "a waits")  # for one that is alone, however many slots there are
+    assert entered.empty()
+    done["d"].set()
+    assert entered.get(timeout=30) == "a"
 
 
 def test_alone_means_alone():

@@ -56,6 +56,16 @@ def test_a_reload_that_an_added_stream_does_not_fit_changes_nothing(tmp_path, da
     assert daemon.config.roots == ("/b",)
 
 
+def test_a_reload_changes_how_many_compute_at_once_and_touches_no_stream(tmp_path, daemon):
+    daemon.add(stream(tmp_path))
+    session = daemon.get("x")
+    for workers in (3, 1):
+        done = daemon.reload(configured(tmp_path, limits={"workers": workers, "streams": 5}))
+        assert (daemon.share.slots, done["unchanged"]) == (workers, ["x"])
+    assert daemon.get("x") is session
+    assert daemon.reload(configured(tmp_path, limits={"save_rounds": 2}))["restarted"] == ["x"]
+
+
 def test_a_stream_that_cannot_be_kept_is_not_started(tmp_path, daemon, monkeypatch):
     with monkeypatch.context() as disk:
         disk.setattr("streamdrop.service.daemon.replace_text", full)
