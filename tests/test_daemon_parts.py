@@ -517,6 +517,26 @@ def in_threads(*jobs: object) -> None:
         assert not thread.is_alive()
 
 
+def test_videos_that_a_killed_process_left_are_removed_and_no_others(tmp_path):
+    videos = tmp_path / "video"
+    videos.mkdir()
+    own = ["20260102-030405.mp4.partial", "20260102-030405-2.mp4.partial"]
+    others = [
+        "20260102-030405.mp4",
+        "holiday.mp4.partial",
+        "20260102-030405.mkv.partial",
+        "x20260102-030405.mp4.partial",
+    ]
+    for name in (*own, *others):
+        (videos / name).write_bytes(b"...")
+    files = OutputFiles(OutputsConfig(video_minutes=1.0), tmp_path, 25.0)
+    assert sorted(path.name for path in videos.iterdir()) == sorted(others)
+    files.add(0, np.zeros((32, 32, 3), np.uint8), {1: Track(0, Box(1, 1, 4, 4), 1.0, False)})
+    (growing,) = (path for path in videos.glob("*.partial") if path.name not in others)
+    OutputFiles(OutputsConfig(), tmp_path, 25.0).close()  # the next start, had this one been killed
+    assert not growing.exists()
+
+
 def test_no_more_than_the_slots_compute_at_once():
     share, inside, most = Share(2), [], []
 
@@ -680,7 +700,7 @@ def test_every_optimiser_step_is_a_place_to_yield_and_may_interrupt():
             optimizer.step()
     with share.turn("a", stop):
         optimizer.step()  # nobody watches any more
-    assert share._free == 1
+    assert share._busy == 0
 
 
 # -------------------------------------------------------------------- what clients may name
