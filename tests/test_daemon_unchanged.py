@@ -7,6 +7,7 @@ import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from small_tracker import SMALL
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.service.daemon import Daemon
 from streamdrop.service.recorder import Recorder
+from streamdrop.service.serve import Server
 from streamdrop.service.session import Session
 from streamdrop.service.settings import StreamConfig, load_daemon, load_stream
 from streamdrop.service.stream_session import StreamSession
@@ -102,6 +104,21 @@ def test_a_stream_whose_removal_cannot_be_kept_goes_on(tmp_path, daemon, monkeyp
     assert session.status()["state"] != "stopped"
     daemon.remove("x", purge=True)
     assert (daemon.sessions(), kept(tmp_path)) == ([], [])
+
+
+def test_where_the_daemon_answers_is_told_whole_or_as_it_was(tmp_path, daemon, monkeypatch):
+    told = tmp_path / "run" / "daemon.json"
+    server = SimpleNamespace(daemon=daemon, http=SimpleNamespace(address="http://127.0.0.1:1"))
+    Server._tell_where(server)
+    before = json.loads(told.read_text())
+    assert before["address"] == "http://127.0.0.1:1"
+    server.http.address = "http://127.0.0.1:2"
+    with monkeypatch.context() as disk:
+        disk.setattr("streamdrop.atomic.os.fsync", full)
+        with pytest.raises(OutputError, match="free some space"):
+            Server._tell_where(server)
+    assert json.loads(told.read_text()) == before
+    assert not told.with_name("daemon.json.new").exists()
 
 
 def test_a_run_that_a_full_disk_kept_from_starting_can_be_started(tmp_path):
