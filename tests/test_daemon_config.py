@@ -124,6 +124,19 @@ def test_secrets_are_in_no_message_and_no_repr(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "root", ["rtsp://[::1/", "rtsp://cam:99999/", "http://cam:door/x", "rtsp://", "rtsp:///x", "", " "]
+)
+def test_a_place_that_no_source_can_be_in_is_refused(root):
+    with pytest.raises(ConfigError, match="roots: "):
+        load_daemon({"roots": ["/videos", root]})
+
+
+def test_places_that_sources_can_be_in():
+    roots = ("/videos", "rtsp://cam.lan:554/", "http://[::1]:80/a b", "udp://@:1234", 0, "1")
+    assert load_daemon({"roots": list(roots)}).roots == roots
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("rtsp://u:p@cam:554/a?x=1", "rtsp://cam:554/a"),

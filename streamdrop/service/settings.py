@@ -13,6 +13,7 @@ from typing import Any, Literal
 from streamdrop.boxes import Box, as_box
 from streamdrop.config import load, merged, overrides_of, secret
 from streamdrop.errors import BoxError, ConfigError
+from streamdrop.service.addresses import is_address, server_and_path
 from streamdrop.service.redact import redacted
 from streamdrop.tracking import TrackerConfig
 from streamdrop.tracking.threads import cores
@@ -261,6 +262,8 @@ class DaemonConfig:
             raise ConfigError(f"{len(names)} streams, limits.streams is {self.limits.streams}: raise it or remove some")
         for stream in self.streams:
             tracker_settings(self, stream)
+        for root in self.roots:
+            _check_root(str(root).strip())
 
 
 @dataclass(frozen=True)
@@ -323,6 +326,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_root(root: str) -> None:
+    """Raise ConfigError for a place that no source is in; an empty one would be the folder that the daemon runs in."""
+    if not root or "\0" in root:
+        raise ConfigError("roots: one is empty: give a folder, the beginning of an address, or a camera's number")
+    if is_address(root) and server_and_path(root) is None:
+        raise ConfigError(
+            f"roots: {redacted(root)} is malformed: give the beginning of an address, such as rtsp://cam/"
+        )
 
 
 def _checked_box(values: Sequence[float]) -> None:
