@@ -17,9 +17,9 @@ from streamdrop.errors import ConfigError, OutputError
 from streamdrop.service.daemon import Daemon
 from streamdrop.service.recorder import Recorder
 from streamdrop.service.serve import Server
-from streamdrop.service.session import Session
 from streamdrop.service.settings import StreamConfig, load_daemon, load_stream
 from streamdrop.service.stream_session import StreamSession
+from streamdrop.service.track_run import TrackRun
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_run_that_a_full_disk_kept_from_starting_can_be_started(tmp_path):
     """What a run began with is written whole or not at all: half of it would pass for an earlier run."""
 
     def start() -> None:
-        Session(Recorder([]), None, (1, 1, 4, 4), started={"source": "x" * 100}, state=tmp_path / "state")
+        TrackRun(Recorder([]), None, (1, 1, 4, 4), started={"source": "x" * 100}, state=tmp_path / "state")
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
