@@ -141,6 +141,9 @@ def test_places_that_sources_can_be_in():
     [
         ("rtsp://u:p@cam:554/a?x=1", "rtsp://cam:554/a"),
         ("at rtsp://u:p@ss@cam/a failed", "at rtsp://cam/a failed"),
+        ("""at 'rtsp://u:p'w"d@cam/a' failed""", "at 'rtsp://cam/a' failed"),
+        ("'rtsp://cam/a' and 'x@y'", "'rtsp://cam/a' and 'x@y'"),
+        ("'rtsp://cam' and 'x@y'", "'rtsp://cam' and 'x@y'"),
         ("http://cam/user=admin&password=x/a", "http://cam/user=…&password=…/a"),
         ("videos/a?b.mp4", "videos/a?b.mp4"),
     ],
