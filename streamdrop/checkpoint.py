@@ -6,7 +6,8 @@
     path/state-000007/       model, optimizer, scores (and store) .safetensors, state.json; digests.json of them all
 
 A new state is written and made durable beside the old one before the pointer moves; killed at any point, the folder
-holds one whole state. What has changed since it was written is refused; earlier releases wrote no digests.
+holds one whole state. What has changed since it was written is refused. Earlier releases wrote no digests: state.json
+says that there are some (``digests``), so that losing them does not make a state an old one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Snapshot:
 def take_snapshot(parts: Parts, state: dict[str, Any]) -> Snapshot:
     """Tensors by part name and a JSON-able ``state``. Raises CheckpointError where that is not plain data."""
     try:
-        return Snapshot(parts, state, json.dumps({"format": FORMAT, **state}))
+        return Snapshot(parts, state, json.dumps({"format": FORMAT, "digests": True, **state}))
     except TypeError as error:
         raise CheckpointError(f"the state to save is not plain data ({error}): keep to numbers and text") from None
 
@@ -99,8 +100,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Parts, dict[str, Any]
     if (folder / "targets.json").is_file():
         raise CheckpointError(f"{root}: holds several targets: give the folder of one of them, such as {folder / '1'}")
     try:
-        _check_digests(folder)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        _check_digests(folder, state)
         parts = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}): start anew or take a backup") from None
@@ -146,11 +147,13 @@ def _digests(folder: Path) -> dict[str, str]:
     return {file.name: file_digest(file) for file in [*sorted(folder.glob("*.safetensors")), folder / "state.json"]}
 
 
-def _check_digests(folder: Path) -> None:
+def _check_digests(folder: Path, state: Any) -> None:
     """Raise ValueError for files that are not as they were written, OSError where they cannot be read."""
     file = folder / _DIGESTS
-    if not file.exists():  # of an earlier release
-        return
+    if not file.exists():
+        if isinstance(state, dict) and "digests" in state:
+            raise ValueError(f"{_DIGESTS} is missing")
+        return  # of an earlier release
     written, found = dict(json.loads(file.read_text(encoding="utf-8"))), _digests(folder)
     if changed := sorted(name for name in written.keys() | found if written.get(name) != found.get(name)):
         raise ValueError(f"{', '.join(changed)} changed since it was written")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 import re
 import types
@@ -79,20 +78,6 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         under = result.get(key)
         result[key] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return result
-
-
-def check_above(name: str, value: float, bound: float) -> None:
-    """Raise ConfigError unless a field's value is finite and above ``bound``."""
-    if not bound < value < math.inf:
-        raise ConfigError(f"{name} is {value}: give a number above {bound:g}")
-
-
-def check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
-    """Raise ConfigError for a whole number below ``least``, or above ``most`` where that is given."""
-    if value < least:
-        raise ConfigError(f"{name} is {value}: give a whole number of at least {least}")
-    if most is not None and value > most:
-        raise ConfigError(f"{name} is {value}: give a whole number of at most {most}")
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:

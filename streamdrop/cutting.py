@@ -78,6 +78,13 @@ class Cutting:
         self.scores.keep(self.split.layers[cut:])
         self.mean.keep(self._averaged().keys())
 
+    def go_on_at(self, cut: int) -> None:
+        """Move the cut of a tuner built anew to where another one's was, before or after where it starts."""
+        if cut < self.cut:
+            self._retreat(cut)
+        else:
+            self.advance(cut)
+
     def thaw(self, cut: int) -> None:
         """What ``FineTuner.thaw`` does, and raises."""
         if not 0 <= cut < self.cut:

@@ -206,13 +206,19 @@ class Decisions:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        self.settling, self.dropped_scores = state["settling"], dict(state["dropped_scores"])
+        self.settling, self.dropped_scores = state["settling"], self._by_layer(state["dropped_scores"])
         self.last_iterations, self.waited = state["last_iterations"], state["waited"]
         self.asked, self._rate = state["asked"], state["rate"]
         self._previous = {name: float(p) for name, p in state["previous"]}
         self._first_loss, self._losses = state["first_loss"], list(state["losses"])
         self._came_from = state["came_from"]
         self._refusals, self._quiet_until = state["refusals"]
+
+    def _by_layer(self, saved: Sequence[Any]) -> dict[str, float]:
+        """Scores of dropped layers, by name; earlier releases kept them in order, from the first cut on."""
+        if all(isinstance(score, float) for score in saved):
+            return dict(zip(self.split.layers[self.settings.cut :], saved, strict=False))
+        return {name: float(score) for name, score in saved}
 
 
 def free_bytes(store: FeatureStore) -> int | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from streamdrop import checkpoint, resume
+from streamdrop.alignment import align_store
 from streamdrop.boundary import Boundary
 from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
@@ -280,16 +281,24 @@ class FineTuner:
         """The tuner that ``save`` wrote, going on as if it had never stopped.
 
         Model, loss, optimiser, policy and store are given anew; settings come from the checkpoint unless given.
-        Raises CheckpointError when it is missing, damaged, or of another model or store.
+        Raises CheckpointError when it is missing, damaged, or of another model or store; the model, and a store that
+        tells what a rollback would leave, are as they were then.
         """
         parts, state = resume.read(path, split)
-        store = MemoryStore() if store is None else store
-        resume.align_store(store, state, parts, split, path, options.get("prepare"))
-        options = {**state["settings"], **options}
-        tuner = cls(split, loss=loss, optimizer=optimizer, store=store, policy=policy, **options)
-        resume.continue_from(tuner, parts, state)
+        with resume.with_weights(split.model, parts, path):
+            options = {**state["settings"], **options}
+            tuner = cls(split, loss=loss, optimizer=optimizer, policy=policy, **options)
+            resume.continue_from(tuner, parts, state)
+            store = MemoryStore() if store is None else store
+            align_store(store, state, parts, split, path, options.get("prepare"))  # last: it cannot be undone
+            tuner._take(store)
         tuner._saved = (os.fspath(path), tuner.cut)
         return tuner
+
+    def _take(self, store: FeatureStore) -> None:
+        """Go on with this store instead of the one from the start. Raises StoreVersionError."""
+        self.store = self._feed.store = self.cutting.store = store
+        self._feed.open(store.cut)
 
     def _checkpoint_before_storing(self) -> None:
         """A checkpoint names the new cut before the store flips: a kill after the flip could not resume otherwise.

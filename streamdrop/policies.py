@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from streamdrop.auto import AutoPolicy
-from streamdrop.config import check_whole, load
+from streamdrop.config import load
 from streamdrop.errors import ConfigError
 from streamdrop.evidence import DropPolicy, Evidence, Offer
 from streamdrop.scores import best_prefix, first_crossing
-from streamdrop.values import UnfitValue, check_fields, fitted, kind_of
+from streamdrop.values import UnfitValue, check_fields, check_whole, fitted, kind_of
 
 __all__ = [
     "AutoPolicy",

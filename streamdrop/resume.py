@@ -1,19 +1,21 @@
-"""What a FineTuner's checkpoint holds, and how a store is brought to the moment it was written."""
+"""What a FineTuner's checkpoint holds, and how a tuner goes on from it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from streamdrop import checkpoint
-from streamdrop.errors import CheckpointError, StoreError
-from streamdrop.split import SplitModel, run_in_chunks
-from streamdrop.store import FeatureStore, MemoryStore
-from streamdrop.thawing import Prepare, thaw_store
+from streamdrop.errors import CheckpointError
+from streamdrop.split import SplitModel
+from streamdrop.store import MemoryStore
 from streamdrop.values import kind_of
 
 if TYPE_CHECKING:
@@ -56,26 +58,50 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
 
 
 def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
-    """The checkpoint at ``path``, which the state names too; its weights go into the model. Raises CheckpointError."""
+    """The checkpoint at ``path``, which the state names too, of a model with these layers. Raises CheckpointError."""
     parts, state = checkpoint.read_checkpoint(str(path))
     if lacking := sorted({"model", "optimizer", "scores"} - parts.keys()):
         raise CheckpointError(f"{path}: the checkpoint lacks its {', '.join(lacking)}: start anew or take a backup")
     if state.get("layers") != list(split.layers):
         raise CheckpointError(f"{path}: saved from a model with other layers: build the model it was saved from")
+    return parts, {**state, "path": path}
+
+
+@contextmanager
+def with_weights(model: torch.nn.Module, parts: checkpoint.Parts, path: object) -> Iterator[None]:
+    """Inside, and after it, the model has the checkpoint's weights; where it raises, its own again.
+
+    Raises CheckpointError for weights of another model.
+    """
+    before = deepcopy(model.state_dict())
     try:
-        split.model.load_state_dict(parts["model"])
+        _load_weights(model, parts["model"], path)
+        yield
+    except BaseException:
+        model.load_state_dict(before)
+        raise
+
+
+def _load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: object) -> None:
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{path}: the weights do not fit this model ({reason}): build the same model") from None
-    return parts, {**state, "path": path}
 
 
 def continue_from(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:
     """Put the checkpoint's optimiser, scores and counters into a tuner built anew. Raises CheckpointError."""
-    tuner.round, tuner.extra, tuner.extra_tensors = state["round"], state["extra"], parts.get("extra", {})
-    tuner.decisions.restore(state)
-    tuner.thawing.restore(state["thawing"])
-    tuner.cutting.advance(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
+    tuner.cutting.go_on_at(state["cut"])  # before the optimiser's state: rates that grow with the batch are in it
+    try:
+        tuner.round, tuner.extra, tuner.extra_tensors = state["round"], state["extra"], parts.get("extra", {})
+        tuner.decisions.restore(state)
+        tuner.thawing.restore(state["thawing"])
+    except (KeyError, TypeError, ValueError) as error:  # digests tell damage: this is another release's form
+        raise CheckpointError(
+            f"{state['path']}: what it says of its rounds is not in this release's form ({error!r}): "
+            "go on with the release that saved it, or start anew"
+        ) from None
     _restore_optimizer(tuner, parts, state)
     _restore_scores(tuner, parts, state)
     tuner.cutting.mean.restore(parts.get("mean", {}), state["iterations"])
@@ -137,54 +163,3 @@ def _groups(tuner: FineTuner) -> list[list[str]]:
     """The names of the parameters in each of the optimiser's groups."""
     names = {id(parameter): name for name, parameter in tuner.split.model.named_parameters()}
     return [[names.get(id(p), "") for p in group["params"]] for group in tuner.optimizer.param_groups]
-
-
-def align_store(
-    store: FeatureStore,
-    state: State,
-    parts: checkpoint.Parts,
-    split: SplitModel,
-    path: object,
-    prepare: Prepare | None = None,
-) -> None:
-    """Bring a store to the checkpoint's mark: promote one that is behind, roll back what came later.
-
-    One ahead, or made by later weights, is thawed where its samples have sources, else refused. Raises CheckpointError.
-    """
-    saved = state["store"]
-    if isinstance(store, MemoryStore):
-        if "memory" not in state:
-            raise CheckpointError(f"{path}: saved with a store on disk: open that store and give it to load")
-        store.restore(parts.get("store", {}), state["memory"])
-        return
-    if "memory" in state:
-        raise CheckpointError(
-            f"{path}: saved with a store in memory, which it carries: give load a MemoryStore or none"
-        )
-    # A drop's checkpoint names the new cut before the store flips: a store at either is this checkpoint's own.
-    newest = max(saved["cut"], state["cut"]) if state["settings"]["strategy"] == "drop" else saved["cut"]
-    ahead = store.cut not in (newest, saved["cut"]) and store.cut > saved["cut"]
-    if ahead or (store.cut > 0 and store.version != split.version(store.cut)):
-        _thaw(
-            store, state, split, prepare, f"{path}: the store is at cut {store.cut}, ahead of the checkpoint's {newest}"
-        )
-    if store.cut < saved["cut"]:
-        step = split.step(store.cut, saved["cut"])
-        chunk = state["settings"]["chunk"]
-        store.advance(saved["cut"], lambda given: run_in_chunks(step, given, chunk), split.version(saved["cut"]), chunk)
-    store.rollback(saved["mark"])
-    if len(store) != saved["count"]:
-        raise CheckpointError(
-            f"{path}: the store holds {len(store)} samples, the checkpoint {saved['count']}: "
-            "give the store it was saved with"
-        )
-
-
-def _thaw(store: FeatureStore, state: State, split: SplitModel, prepare: Prepare | None, what: str) -> None:
-    """Make a store's activations anew by the checkpoint's own weights."""
-    store.rollback(state["store"]["mark"])
-    try:
-        thaw_store(store, split, state["store"]["cut"], state["settings"]["chunk"], prepare)
-    except StoreError as error:
-        remedy = "load the newest checkpoint, or start with a new store"
-        raise CheckpointError(f"{what}, and cannot be made anew ({error}): {remedy}") from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from streamdrop.config import check_above, check_whole
 from streamdrop.errors import ConfigError
-from streamdrop.values import check_fields
+from streamdrop.values import check_above, check_fields, check_whole
 
 LEAST = {
     "warm_up": 0,

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamdrop.config import check_whole
 from streamdrop.errors import ConfigError, StoreError
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, decode_source
 from streamdrop.types import Activations
+from streamdrop.values import check_fields, check_whole
 
 Prepare = Callable[[Any], Tensor]
 """A decoded source → one sample as the model takes it, without the batch dimension."""
@@ -42,6 +42,7 @@ class ThawPlan:
     most: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "thaw.")
         if self.every is None and self.plateau is None and self.rise is None:
             raise ConfigError(
                 "thaw: none of every, plateau and rise is given: give one, rounds or a factor of the loss"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import InstanceOf, TypeAdapter, ValidationError
 
 from streamdrop.errors import ConfigError
 
@@ -37,13 +38,12 @@ def fitted(kind: Any, value: Any, *, strict: bool = False) -> Any:
 
     Truth is no number, and no number is infinite or NaN: neither is ever a setting, and both end in odd places.
     """
-    parts = _parts(kind)
-    if isinstance(value, bool) and bool not in parts and (int in parts or float in parts):
-        raise UnfitValue(called(kind), value)
     try:
         result = _adapter(kind).validate_python(value, strict=strict)
     except ValidationError:
         raise UnfitValue(called(kind), value) from None
+    for path, truth, number in _truths(value, result):
+        raise UnfitValue(called(type(number)) if path else called(kind), truth, path)
     for path, number in _not_finite(result):
         raise UnfitValue("a finite number", number, path)
     return result
@@ -52,19 +52,37 @@ def fitted(kind: Any, value: Any, *, strict: bool = False) -> Any:
 def check_fields(instance: Any, owner: str = "") -> None:
     """Raise ConfigError unless every field of a dataclass instance holds what its type says; ``owner`` begins it.
 
-    NumPy's numbers become Python's, also where the dataclass is frozen.
+    NumPy's numbers become Python's, and lists tuples where those are wanted, also where the dataclass is frozen. What a
+    field in whose metadata ``secret`` is true holds is not shown.
     """
-    hints = typing.get_type_hints(type(instance))
+    hints = _hints(instance.__class__)
     for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
+        value, kind = getattr(instance, field.name), hints[field.name]
         plain = _without_numpy(value)
+        if isinstance(plain, list) and typing.get_origin(kind) is tuple:
+            plain = tuple(plain)
         try:
-            fitted(hints[field.name], plain, strict=True)
+            fitted(kind, plain, strict=True)
         except UnfitValue as unfit:
             name = ".".join((field.name, *unfit.path))
-            raise ConfigError(f"{owner}{name} is {unfit.value!r}: give {unfit.wanted}") from None
+            held = "of another kind (not shown here)" if field.metadata.get("secret") else repr(unfit.value)
+            raise ConfigError(f"{owner}{name} is {held}: give {unfit.wanted}") from None
         if plain is not value:
             object.__setattr__(instance, field.name, plain)
+
+
+def check_above(name: str, value: float, bound: float) -> None:
+    """Raise ConfigError unless a field's value is finite and above ``bound``."""
+    if not bound < value < math.inf:
+        raise ConfigError(f"{name} is {value}: give a number above {bound:g}")
+
+
+def check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Raise ConfigError for a whole number below ``least``, or above ``most`` where that is given."""
+    if value < least:
+        raise ConfigError(f"{name} is {value}: give a whole number of at least {least}")
+    if most is not None and value > most:
+        raise ConfigError(f"{name} is {value}: give a whole number of at most {most}")
 
 
 def called(kind: Any) -> str:
@@ -75,6 +93,8 @@ def called(kind: Any) -> str:
     parts = _parts(kind)
     if len(parts) > 1:
         return " or ".join(called(part) for part in parts)
+    if dataclasses.is_dataclass(kind):
+        return f"a {kind_of(kind)}"
     plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
     return plain.get(kind, str(kind).replace("typing.", "").replace("NoneType", "nothing").replace("None", "nothing"))
 
@@ -91,7 +111,35 @@ def _parts(kind: Any) -> tuple[Any, ...]:
 
 @functools.cache  # making one takes milliseconds
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    return TypeAdapter(_by_instance(kind))
+
+
+def _by_instance(kind: Any) -> Any:
+    """A dataclass, also within a tuple or a union, as what its instances are: they have checked themselves."""
+    if dataclasses.is_dataclass(kind):
+        return InstanceOf[kind]  # type: ignore[misc]
+    if typing.get_origin(kind) is tuple and any(map(dataclasses.is_dataclass, typing.get_args(kind))):
+        return types.GenericAlias(tuple, tuple(map(_by_instance, typing.get_args(kind))))
+    parts = _parts(kind)
+    return functools.reduce(operator.or_, map(_by_instance, parts)) if len(parts) > 1 else kind
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _truths(given: Any, made: Any, path: Path = ()) -> Iterator[tuple[Path, bool, Any]]:
+    """Every truth in nested values that became a number, with its path."""
+    if isinstance(given, bool):
+        if isinstance(made, (int, float)) and not isinstance(made, bool):
+            yield path, given, made
+    elif isinstance(given, Mapping) and isinstance(made, Mapping):
+        for (key, item), result in zip(given.items(), made.values(), strict=False):
+            yield from _truths(item, result, (*path, str(key)))
+    elif isinstance(given, (list, tuple)) and isinstance(made, (list, tuple)):
+        for index, (item, result) in enumerate(zip(given, made, strict=False)):
+            yield from _truths(item, result, (*path, str(index)))
 
 
 def _not_finite(value: Any, path: Path = ()) -> Iterator[tuple[Path, float]]:
@@ -112,4 +160,6 @@ def _without_numpy(value: Any) -> Any:
         return value.item()
     if isinstance(value, Mapping) and any(isinstance(part, np.generic) for pair in value.items() for part in pair):
         return {_without_numpy(key): _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, np.generic) for item in value):
+        return type(value)(_without_numpy(item) for item in value) if type(value) in (list, tuple) else value
     return value

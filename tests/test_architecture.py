@@ -36,6 +36,7 @@ ORDER = [
         "weight_mean",
         "checkpoint",
         "feed",
+        "alignment",
         "resume",
         "engine",
         "export",

@@ -188,8 +188,8 @@ SLOWED = """
 import sys, threading
 import torch; torch.set_num_threads(1)
 from streamdrop.cli import main
-from streamdrop.service import session
-session.CHECKPOINT_SECONDS = 0.0
+from streamdrop.service import track_run
+track_run.CHECKPOINT_SECONDS = 0.0
 from streamdrop.tracking import Tracker
 update = Tracker.update
 def held(self, image):

@@ -88,7 +88,7 @@ def test_a_stopped_run_goes_on_to_the_same_boxes(clip, tmp_path, capsys, monkeyp
     source, (one, two), _ = clip
     track = ("track", source, *one, *two, *SET)
     assert run(capsys, *track, "--boxes", tmp_path / "whole.txt")[0] == 0
-    monkeypatch.setattr("streamdrop.service.session.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("streamdrop.service.track_run.CHECKPOINT_SECONDS", 0.0)
     from streamdrop.tracking import Targets
 
     update, seen = Targets.update, []

@@ -124,10 +124,26 @@ def test_secrets_are_in_no_message_and_no_repr(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "root", ["rtsp://[::1/", "rtsp://cam:99999/", "http://cam:door/x", "rtsp://", "rtsp:///x", "", " "]
+)
+def test_a_place_that_no_source_can_be_in_is_refused(root):
+    with pytest.raises(ConfigError, match="roots: "):
+        load_daemon({"roots": ["/videos", root]})
+
+
+def test_places_that_sources_can_be_in():
+    roots = ("/videos", "rtsp://cam.lan:554/", "http://[::1]:80/a b", "udp://@:1234", 0, "1")
+    assert load_daemon({"roots": list(roots)}).roots == roots
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("rtsp://u:p@cam:554/a?x=1", "rtsp://cam:554/a"),
         ("at rtsp://u:p@ss@cam/a failed", "at rtsp://cam/a failed"),
+        ("""at 'rtsp://u:p'w"d@cam/a' failed""", "at 'rtsp://cam/a' failed"),
+        ("'rtsp://cam/a' and 'x@y'", "'rtsp://cam/a' and 'x@y'"),
+        ("'rtsp://cam' and 'x@y'", "'rtsp://cam' and 'x@y'"),
         ("http://cam/user=admin&password=x/a", "http://cam/user=…&password=…/a"),
         ("videos/a?b.mp4", "videos/a?b.mp4"),
     ],

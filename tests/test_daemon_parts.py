@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import resource
 import threading
 import time
@@ -516,6 +517,26 @@ def in_threads(*jobs: object) -> None:
         assert not thread.is_alive()
 
 
+def test_videos_that_a_killed_process_left_are_removed_and_no_others(tmp_path):
+    videos = tmp_path / "video"
+    videos.mkdir()
+    own = ["20260102-030405.mp4.partial", "20260102-030405-2.mp4.partial"]
+    others = [
+        "20260102-030405.mp4",
+        "holiday.mp4.partial",
+        "20260102-030405.mkv.partial",
+        "x20260102-030405.mp4.partial",
+    ]
+    for name in (*own, *others):
+        (videos / name).write_bytes(b"...")
+    files = OutputFiles(OutputsConfig(video_minutes=1.0), tmp_path, 25.0)
+    assert sorted(path.name for path in videos.iterdir()) == sorted(others)
+    files.add(0, np.zeros((32, 32, 3), np.uint8), {1: Track(0, Box(1, 1, 4, 4), 1.0, False)})
+    (growing,) = (path for path in videos.glob("*.partial") if path.name not in others)
+    OutputFiles(OutputsConfig(), tmp_path, 25.0).close()  # the next start, had this one been killed
+    assert not growing.exists()
+
+
 def test_no_more_than_the_slots_compute_at_once():
     share, inside, most = Share(2), [], []
 
@@ -528,6 +549,43 @@ def test_no_more_than_the_slots_compute_at_once():
 
     in_threads(*(lambda name=name: job(name) for name in "abcd"))
     assert max(most) <= 2
+
+
+def test_slots_that_come_and_go_count_from_the_next_turn_on():
+    share, entered = Share(1), queue.SimpleQueue()
+    done = {name: threading.Event() for name in "abcd"}
+
+    def job(name: str) -> None:
+        with share.turn(name) if name != "d" else share.alone(name):
+            entered.put(name)
+            assert done[name].wait(30)
+
+    threads = [threading.Thread(target=job, args=(name,), daemon=True) for name in "abcd"]
+    threads[0].start()
+    assert entered.get(timeout=30) == "a"
+    threads[1].start()
+    until(lambda: share._waiting, "b waits")
+    share.resize(2)
+    assert entered.get(timeout=30) == "b"
+    share.resize(1)
+    threads[2].start()
+    until(lambda: share._waiting, "c waits")
+    done["a"].set()
+    threads[0].join(30)
+    assert entered.empty()  # b holds the one that is left
+    done["b"].set()
+    assert entered.get(timeout=30) == "c"
+    threads[3].start()
+    until(lambda: share._waiting, "d waits")
+    done["c"].set()
+    assert entered.get(timeout=30) == "d"
+    share.resize(8)
+    later = threading.Thread(target=job, args=("a",), daemon=True)
+    later.start()
+    until(lambda: share._waiting, "a waits")  # for one that is alone, however many slots there are
+    assert entered.empty()
+    done["d"].set()
+    assert entered.get(timeout=30) == "a"
 
 
 def test_alone_means_alone():
@@ -642,7 +700,7 @@ def test_every_optimiser_step_is_a_place_to_yield_and_may_interrupt():
             optimizer.step()
     with share.turn("a", stop):
         optimizer.step()  # nobody watches any more
-    assert share._free == 1
+    assert share._busy == 0
 
 
 # -------------------------------------------------------------------- what clients may name

@@ -257,6 +257,19 @@ def test_what_is_refused_is_not_done_and_the_stream_goes_on(stage, monkeypatch, 
     assert [event["why"] for event in stage.events() if event.get("event") == "target"] == ["remembered"]
 
 
+def test_a_box_that_was_drawn_is_learned_though_it_was_to_be_cleared_where_that_is_refused(stage, monkeypatch):
+    session = stage.session(box=None, start=False)
+    worker = session._worker
+    worker.buffer.put(Arrival(0, 0, np.zeros((64, 64, 3), np.uint8), 0.0))
+    session.set_target(Box(1, 1, 20, 20))
+    monkeypatch.setattr("streamdrop.service.stream_session._COMMAND", 0.0)
+    with pytest.raises(ConflictError, match="try again"):
+        session.clear_target()
+    wanted = worker.wanted.next()
+    assert wanted is not None
+    assert wanted.box == Box(1, 1, 20, 20)
+
+
 @pytest.mark.slow
 def test_a_file_that_is_paused_stays_so_after_a_second_pause_that_is_refused(stage, monkeypatch):
     session = stage.session(box=None)

@@ -240,12 +240,28 @@ def test_of_one_id_only_what_was_asked_for_last_waits():
     wanted.give_up(1)
     assert not wanted
     assert wanted.withdrawn(1)
+    assert wanted.next() is None
     wanted.forgotten(1)
     assert not wanted.withdrawn(1)
+    assert wanted.next() is None
     wanted.give_up(1)
     wanted.ask(second)
+    wanted.forgotten(1)  # late: it is wanted anew
     assert wanted.next() == second
-    assert not wanted.withdrawn(1)  # it is wanted anew
+    assert not wanted.withdrawn(1)
+
+
+def test_what_was_to_be_forgotten_and_is_kept_still_waits():
+    arrival = Arrival(0, 0, np.zeros((2, 2, 3), np.uint8), 0.0)
+    first, other = (Wanted(Box(1, 1, 5, 5), arrival, "drawn", key) for key in (1, 2))
+    wanted = WantedTargets()
+    for one in (first, other):
+        wanted.ask(one)
+    wanted.give_up(1)
+    assert wanted.next() == other
+    wanted.kept(1)
+    assert wanted.ids() == {1}
+    assert wanted.next() == first
 
 
 def test_frames_to_catch_up_with_end_at_the_last_one():

@@ -7,6 +7,7 @@ import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from small_tracker import SMALL
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.service.daemon import Daemon
 from streamdrop.service.recorder import Recorder
-from streamdrop.service.session import Session
+from streamdrop.service.serve import Server
 from streamdrop.service.settings import StreamConfig, load_daemon, load_stream
 from streamdrop.service.stream_session import StreamSession
+from streamdrop.service.track_run import TrackRun
 
 
 @pytest.fixture
@@ -54,6 +56,16 @@ def test_a_reload_that_an_added_stream_does_not_fit_changes_nothing(tmp_path, da
     assert daemon.get("x") is session
     assert daemon.reload(configured(tmp_path, roots=["/b"]))["unchanged"] == ["x"]
     assert daemon.config.roots == ("/b",)
+
+
+def test_a_reload_changes_how_many_compute_at_once_and_touches_no_stream(tmp_path, daemon):
+    daemon.add(stream(tmp_path))
+    session = daemon.get("x")
+    for workers in (3, 1):
+        done = daemon.reload(configured(tmp_path, limits={"workers": workers, "streams": 5}))
+        assert (daemon.share.slots, done["unchanged"]) == (workers, ["x"])
+    assert daemon.get("x") is session
+    assert daemon.reload(configured(tmp_path, limits={"save_rounds": 2}))["restarted"] == ["x"]
 
 
 def test_a_stream_that_cannot_be_kept_is_not_started(tmp_path, daemon, monkeypatch):
@@ -94,11 +106,26 @@ def test_a_stream_whose_removal_cannot_be_kept_goes_on(tmp_path, daemon, monkeyp
     assert (daemon.sessions(), kept(tmp_path)) == ([], [])
 
 
+def test_where_the_daemon_answers_is_told_whole_or_as_it_was(tmp_path, daemon, monkeypatch):
+    told = tmp_path / "run" / "daemon.json"
+    server = SimpleNamespace(daemon=daemon, http=SimpleNamespace(address="http://127.0.0.1:1"))
+    Server._tell_where(server)
+    before = json.loads(told.read_text())
+    assert before["address"] == "http://127.0.0.1:1"
+    server.http.address = "http://127.0.0.1:2"
+    with monkeypatch.context() as disk:
+        disk.setattr("streamdrop.atomic.os.fsync", full)
+        with pytest.raises(OutputError, match="free some space"):
+            Server._tell_where(server)
+    assert json.loads(told.read_text()) == before
+    assert not told.with_name("daemon.json.new").exists()
+
+
 def test_a_run_that_a_full_disk_kept_from_starting_can_be_started(tmp_path):
     """What a run began with is written whole or not at all: half of it would pass for an earlier run."""
 
     def start() -> None:
-        Session(Recorder([]), None, (1, 1, 4, 4), started={"source": "x" * 100}, state=tmp_path / "state")
+        TrackRun(Recorder([]), None, (1, 1, 4, 4), started={"source": "x" * 100}, state=tmp_path / "state")
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))

@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 
 from streamdrop.engine import FineTuner
-from streamdrop.errors import CheckpointError, OutputError
+from streamdrop.errors import CheckpointError, ConfigError, OutputError
 from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
 from streamdrop.split import SplitModel
-from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.store import LmdbStore, MemoryStore, TieredStore
 from streamdrop.testing.tuners import SmallNet, labelled_batch, small_tuner
 
 BATCH = labelled_batch(25)
@@ -101,6 +101,66 @@ def test_a_store_ahead_of_its_checkpoint_is_refused_with_the_remedy(tmp_path):
         resumed(tmp_path / "old", SchedulePolicy({2: 2}), store)
 
 
+def other_optimizer(path, store):
+    resumed(path, SchedulePolicy(), store, optimizer=adam)
+
+
+def other_groups(path, store):
+    resumed(path, SchedulePolicy(), store, optimizer=lambda p: halves(p, 0))
+
+
+def other_policy(path, store):
+    resumed(path, PaperPolicy(), store)
+
+
+def impossible_setting(path, store):
+    resumed(path, SchedulePolicy(), store, batch_size=0)
+
+
+REFUSED = [other_optimizer, other_groups, other_policy, impossible_setting]
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+@pytest.mark.parametrize("kind", [LmdbStore, TieredStore])
+def test_a_refused_load_leaves_the_store_as_it_was(kind, refused, tmp_path):
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy(), store=kind(tmp_path / "s"))
+    tuner.fit_round()
+    tuner.save(tmp_path / "c")
+    tuner.observe(labelled_batch(4, first=100))
+    tuner.store.discard(tuner.store.keys()[:5])
+    keys = tuner.store.keys()
+    with pytest.raises((CheckpointError, ConfigError)):
+        refused(tmp_path / "c", tuner.store)
+    assert tuner.store.keys() == keys
+    tuner.store.close()
+
+
+@pytest.mark.parametrize("kind", [LmdbStore, TieredStore])
+def test_another_store_is_refused_and_left_as_it_was(kind, tmp_path):
+    for name, count in (("a", 25), ("b", 20)):
+        tuner = small_tuner(batch=labelled_batch(count), policy=SchedulePolicy(), store=kind(tmp_path / name))
+        tuner.save(tmp_path / f"{name}.saved")
+        tuner.observe(labelled_batch(5, first=10))  # replaces some
+        tuner.store.flush()
+        tuner.observe(labelled_batch(5, first=100))
+        tuner.store.discard(tuner.store.keys()[:3])
+        tuner.store.close()
+    with kind(tmp_path / "b") as store:
+        keys = store.keys()
+        with pytest.raises(CheckpointError, match=r"the checkpoint 25: give the store it was saved with"):
+            resumed(tmp_path / "a.saved", SchedulePolicy(), store)
+        assert store.keys() == keys
+
+
+def test_a_refused_load_gives_the_model_its_weights_back(tmp_path):
+    small_tuner(batch=BATCH, policy=SchedulePolicy()).save(tmp_path / "c")
+    model = SmallNet()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        resumed(tmp_path / "c", SchedulePolicy(), model=model, optimizer=adam)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_store_behind_its_checkpoint_is_promoted(tmp_path):
     policy = SchedulePolicy({1: 2})
     tuner = small_tuner(batch=BATCH, policy=policy, store=LmdbStore(tmp_path / "s"))
@@ -151,7 +211,7 @@ def saved(path, optimizer=sgd, policy=None, old=False, **options):
     folder = path / (path / "current").read_text()
     if old:
         kept = json.loads((folder / "state.json").read_text())
-        text = json.dumps({key: value for key, value in kept.items() if key not in ("kinds", "groups")})
+        text = json.dumps({key: value for key, value in kept.items() if key not in ("kinds", "groups", "digests")})
         (folder / "state.json").write_text(text)
         (folder / "digests.json").unlink()
     return folder
@@ -192,9 +252,40 @@ def test_a_part_that_is_missing_is_named(tmp_path):
         resumed(tmp_path / "c", SchedulePolicy())
 
 
+def test_lost_digests_do_not_make_a_checkpoint_an_old_one(tmp_path):
+    folder = saved(tmp_path / "c")
+    (folder / "digests.json").unlink()
+    flip(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 7)
+    with pytest.raises(CheckpointError, match=r"damaged \(digests.json is missing\)"):
+        resumed(tmp_path / "c", SchedulePolicy())
+
+
 def test_a_checkpoint_of_an_earlier_release_still_loads(tmp_path):
     saved(tmp_path / "c", old=True)
     assert resumed(tmp_path / "c", SchedulePolicy()).extra == {"frame": 7}
+
+
+def rewritten(folder, without=(), **changes):
+    """The state of ``folder`` as an earlier release left it: without some keys, others otherwise, and no digests."""
+    kept = {**json.loads((folder / "state.json").read_text()), **changes}
+    lacking = {"digests", *without}
+    (folder / "state.json").write_text(json.dumps({key: value for key, value in kept.items() if key not in lacking}))
+    (folder / "digests.json").unlink()
+
+
+def test_scores_of_dropped_layers_kept_in_order_are_those_of_the_first_layers(tmp_path):
+    folder = saved(tmp_path / "c", cut=1)
+    rewritten(folder, dropped_scores=[0.5, -0.25])
+    tuner = resumed(tmp_path / "c", SchedulePolicy(), optimizer=sgd)
+    layers = tuner.split.layers
+    assert tuner.decisions.dropped_scores == {layers[1]: 0.5, layers[2]: -0.25}
+
+
+@pytest.mark.parametrize("changes", [{"without": ["first_loss"]}, {"thawing": [None, 0, 0, 0, 0, None]}])
+def test_a_state_in_a_form_of_long_ago_is_refused(changes, tmp_path):
+    rewritten(saved(tmp_path / "c"), **changes)
+    with pytest.raises(CheckpointError, match="go on with the release that saved it"):
+        resumed(tmp_path / "c", SchedulePolicy())
 
 
 def test_another_model_is_refused(tmp_path):

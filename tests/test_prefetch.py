@@ -156,11 +156,10 @@ def test_the_order_is_drawn_in_the_callers_thread_and_no_further_than_depth(dept
         assert len(drawn) == min(10, number + depth)
 
 
-def test_depth_0_and_stores_in_memory_read_in_line():
-    for store, depth in ((DictStore(), 0), (DictStore(), 2)):
-        store.in_memory = depth > 0
-        list(read_ahead(store, batches(2, 2), depth))
-        assert store.threads == {threading.current_thread()}
+def test_depth_0_reads_in_line():
+    store = DictStore()
+    list(read_ahead(store, batches(2, 2), 0))
+    assert store.threads == {threading.current_thread()}
 
 
 # ---------------------------------------------------------------- memory
@@ -213,7 +212,6 @@ def test_pinned_memory_is_made_once_per_buffer(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     store = ReadingInto()
-    store.in_memory = True  # pinning is work worth hiding
     for got in read_ahead(store, batches(*[2] * 8), depth=1, pin=True):
         assert {t.data_ptr() for t in (*got.activations, got.targets)} <= set(pinned)
     assert len(pinned) == 2 * 2 + 8  # two tensors in two buffer sets, and every batch's targets

@@ -11,7 +11,10 @@ import pytest
 from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store import LmdbStore, store_info, verify
 from streamdrop.store.environment import Environment
+from streamdrop.store.examination import repair
+from streamdrop.store.header import check_pages, read_header
 from streamdrop.store.integrity import seal
+from streamdrop.store.mending import mend_headers
 from streamdrop.testing.stores import assert_holds, name, samples
 
 
@@ -30,6 +33,22 @@ def unread(monkeypatch):
         raise AssertionError("the file was read through")
 
     monkeypatch.setattr("streamdrop.store.integrity.survives", survives)
+
+
+def in_child(work):
+    """What ``work`` raises in a process of its own."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except StoreError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as text:
+        raise StoreError(text.read())
 
 
 def flip(file, at, bit):
@@ -72,10 +91,101 @@ def test_an_emptied_file_is_not_taken_for_a_new_store(path, unread):
 
 def test_without_the_seal_what_is_there_opens(path, monkeypatch):
     monkeypatch.setattr("streamdrop.store.integrity.survives", lambda folder: True)
-    flip(path / "data.mdb", TRANSACTION, 0)
-    (path / "seal.json").unlink()
-    with LmdbStore(path) as store:  # the remedy that the error names: here a state before the samples came
-        assert len(store) in (0, 20)
+    with (path / "data.mdb").open("r+b") as file:
+        file.truncate()  # a power cut can lose a file that was never synced, not its name
+    with pytest.raises(StoreCorruptError, match="headers"):
+        LmdbStore(path)
+    (path / "seal.json").unlink()  # the remedy that the error names
+    with LmdbStore(path) as store:
+        assert len(store) == 0
+
+
+# ---------------------------------------------------------------- headers of a killed writer, which left no seal
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamdrop.store.integrity.survives", lambda folder: True)
+    child = os.fork()
+    if not child:
+        store = LmdbStore(tmp_path / "killed")
+        for at in range(0, 20, 5):
+            store.put_many(samples(range(at, at + 5)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    return tmp_path / "killed"
+
+
+HEADER, SECOND = 152, 4096
+UNUSED = range(88, 92)
+"""Where LMDB's headers keep nothing."""
+
+
+def test_no_changed_bit_in_a_header_leads_a_killed_store_back(killed):
+    file = killed / "data.mdb"
+    whole, true = file.read_bytes(), read_header(file)
+    numbers = [*range(TRANSACTION, TRANSACTION + 8), *range(SECOND + TRANSACTION, SECOND + TRANSACTION + 8)]
+    for at in [*range(HEADER), *numbers]:
+        for bit in range(8) if at in numbers else (at % 8,):
+            flip(file, at, bit)
+            try:
+                header = read_header(file)
+                check_pages(file, header)
+                assert at in UNUSED or header.tables == true.tables, (at, bit)
+            except StoreError:
+                assert at not in UNUSED
+            file.write_bytes(whole)
+    with LmdbStore(killed) as store:
+        assert_holds(store, range(20))
+
+
+@pytest.mark.parametrize("at", [TRANSACTION, SECOND + TRANSACTION, TRANSACTION + 3, 16, SECOND + 16, 40, 10])
+def test_repair_writes_headers_anew_and_loses_nothing(killed, at):
+    for bit in (0, 1, 3):
+        flip(killed / "data.mdb", at, bit)
+        try:
+            check_pages(killed / "data.mdb", read_header(killed / "data.mdb"))
+        except StoreError:
+            with pytest.raises(StoreCorruptError):
+                LmdbStore(killed)
+            assert repair(killed)["repaired"] == ["LMDB's headers were damaged: they are as their states prove them"]
+        with LmdbStore(killed) as store:
+            assert_holds(store, range(20))
+            store.put_many(samples(range(20)))
+        (killed / "seal.json").unlink()
+
+
+def test_a_header_beyond_repair_is_made_from_the_other_and_said_to_be(killed):
+    file = killed / "data.mdb"
+    newest = read_header(file).transaction
+    flip(file, SECOND * (newest % 2) + 128, 1)  # the root of its records
+    with pytest.raises(StoreCorruptError):
+        LmdbStore(killed)
+    assert repair(killed)["repaired"][0].startswith("one of LMDB's headers shows no whole state")
+    with LmdbStore(killed) as store:
+        assert_holds(store, range(15))  # the last put is lost with its header
+        store.put_many(samples(range(15, 20)))
+    with LmdbStore(killed) as store:
+        assert_holds(store, range(20))
+
+
+def test_headers_of_a_sealed_store_are_mended_to_what_was_sealed(path, monkeypatch):
+    monkeypatch.setattr("streamdrop.store.integrity.survives", lambda folder: True)
+    whole = (path / "data.mdb").read_bytes()
+    flip(path / "data.mdb", TRANSACTION, 1)
+    mend_headers(path / "data.mdb")
+    assert (path / "data.mdb").read_bytes() == whole
+    with LmdbStore(path) as store:
+        assert_holds(store, range(20))
+
+
+def test_a_store_that_is_open_here_is_not_mended(path):
+    with LmdbStore(path) as store:
+        with pytest.raises(StoreError, match="already being written"):
+            repair(path)
+        with pytest.raises(StoreError, match="being written by"):  # the lock was not let go of
+            in_child(lambda: LmdbStore(path))
+        store.put_many(samples([30]))
 
 
 @pytest.mark.parametrize("field", ["headers", "digest"])

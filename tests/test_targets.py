@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from streamdrop.tracking.config import RealtimeConfig, SearchConfig, TrackerConf
 from streamdrop.tracking.crops import View, take
 from streamdrop.tracking.eye import Eye
 from streamdrop.tracking.learner import Learner
+from streamdrop.tracking.saved_targets import read_targets, write_targets
 from streamdrop.tracking.search import Motion
 from streamdrop.tracking.sheets import Area, Sheet, grouped
 from streamdrop.tracking.turns import Turns
@@ -236,7 +238,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         targets.restore(tmp_path)
     (tmp_path / "set-000001").mkdir()
     (tmp_path / "current").write_text("set-000001")
-    for text in ("", "[]", '{"format": 1}', '{"format": 9}', '{"format": 1, "borrows": [1]}'):
+    for text in ("", "[]", '{"format": 1}', '{"format": 9}', '{"format": 1, "borrows": [1]}', '{"format": 2}'):
         (tmp_path / "set-000001" / "targets.json").write_text(text)
         with pytest.raises(CheckpointError):
             targets.restore(tmp_path)
@@ -244,6 +246,24 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         targets.tracker(1)
     with pytest.raises(CheckpointError, match="several targets: give the folder of one"):
         read_checkpoint(tmp_path)
+
+
+def test_one_changed_bit_in_what_stands_beside_the_trackers_is_refused(tmp_path: Path) -> None:
+    state = {"frame": 12, "turns": {"last": [1, 0.25]}, "borrows": {"1": False}}
+    write_targets(tmp_path, {}, state)
+    file = tmp_path / "set-000001" / "targets.json"
+    whole = file.read_bytes()
+    assert read_targets(tmp_path) == (tmp_path / "set-000001", state)
+    for at in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[at // 8] ^= 1 << at % 8
+        file.write_bytes(damaged)
+        try:  # a blank that became another blank is no damage
+            assert read_targets(tmp_path)[1] == state
+        except CheckpointError:
+            continue
+    file.write_text(json.dumps({"format": 1, **state}))  # of an earlier release
+    assert read_targets(tmp_path)[1] == state
 
 
 # -------------------------------------------------------------------- which of them share a crop

@@ -184,6 +184,19 @@ def test_saved_after_any_round_of_a_plan_and_resumed(tmp_path):
         assert same(weights(tuner), weights(whole)), f"resumed after round {number}"
 
 
+def test_resumed_before_the_cut_that_the_run_began_at(tmp_path):
+    whole = make(cut=2, policy=SchedulePolicy({4: 3}))
+    whole.thaw(0)
+    whole.fit_round()
+    whole.save(tmp_path / "saved", extra=0)
+    tuner = resumed(tmp_path / "saved", policy=SchedulePolicy({4: 3}))
+    assert (tuner.cut, tuner.store.cut) == (0, 0)
+    for _ in range(4):
+        whole.fit_round()
+        tuner.fit_round()
+    assert same(weights(tuner), weights(whole))
+
+
 @pytest.mark.parametrize("later", range(1, 8))
 def test_a_store_that_went_on_without_a_checkpoint_is_made_anew_from_its_sources(later, tmp_path):
     """The disk holds what rounds after the checkpoint left: later cuts, thawed cuts, the same cut by other weights."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from streamdrop.boxes import Box
     from streamdrop.service.group_recorder import GroupRecorder
     from streamdrop.service.recorder import Recorder
-    from streamdrop.service.session import Session
+    from streamdrop.service.track_run import TrackRun
     from streamdrop.streams import Stream, Window
     from streamdrop.tracking import TrackerConfig
     from streamdrop.types import Sample, Track
@@ -41,11 +41,11 @@ def track(options: argparse.Namespace) -> int:
         stream = closing.enter_context(open_stream(options.source, verbose=options.verbose))
         begun = _begin(stream)
         boxes = _boxes(options, begun.first, window)
-        recorder, session = (_of_one if len(boxes) == 1 else _of_several)(options, config, begun, boxes, state, closing)
+        recorder, run = (_of_one if len(boxes) == 1 else _of_several)(options, config, begun, boxes, state, closing)
         if options.resume:
-            past = f"{session.replayed} frame{'' if session.replayed == 1 else 's'}"
-            note(f"going on after {past}" if session.replayed else "nothing to resume: starting")
-        whole = _watch(session, recorder, stream, window)
+            past = f"{run.replayed} frame{'' if run.replayed == 1 else 's'}"
+            note(f"going on after {past}" if run.replayed else "nothing to resume: starting")
+        whole = _watch(run, recorder, stream, window)
     if stream.notice:
         note(f"warning: {stream.notice}")
     for warning in unequal(options, recorder) if whole else ():
@@ -63,9 +63,9 @@ def _of_one(
     boxes: list[Box],
     state: Path | None,
     closing: contextlib.ExitStack,
-) -> tuple[Recorder, Session[Track]]:
+) -> tuple[Recorder, TrackRun[Track]]:
     from streamdrop.service.recorder import Recorder
-    from streamdrop.service.session import Session
+    from streamdrop.service.track_run import TrackRun
     from streamdrop.tracking import Tracker
 
     tracker = Tracker(config)
@@ -73,7 +73,7 @@ def _of_one(
     truth = options.truth[0] if options.truth else None
     recorder = closing.enter_context(Recorder(begun, **recorded(options), truth=truth, layers=tracker.layers))
     started = {"source": options.source, "box": list(boxes[0]), "configuration": _digest(config)}
-    return recorder, Session(recorder, tracker, boxes[0], started=started, state=state, resume=options.resume)
+    return recorder, TrackRun(recorder, tracker, boxes[0], started=started, state=state, resume=options.resume)
 
 
 def _of_several(
@@ -83,9 +83,9 @@ def _of_several(
     boxes: list[Box],
     state: Path | None,
     closing: contextlib.ExitStack,
-) -> tuple[GroupRecorder, Session[dict[int, Track]]]:
+) -> tuple[GroupRecorder, TrackRun[dict[int, Track]]]:
     from streamdrop.service.group_recorder import GroupRecorder
-    from streamdrop.service.session import Session
+    from streamdrop.service.track_run import TrackRun
     from streamdrop.tracking import Targets
 
     targets = Targets(config)
@@ -95,7 +95,7 @@ def _of_several(
     outputs = recorded(options)
     recorder = closing.enter_context(GroupRecorder(begun, ids, **outputs, truths=truths, layers=targets.layers))
     started = {"source": options.source, "boxes": [list(box) for box in boxes], "configuration": _digest(config)}
-    return recorder, Session(recorder, targets, boxes, started=started, state=state, resume=options.resume)
+    return recorder, TrackRun(recorder, targets, boxes, started=started, state=state, resume=options.resume)
 
 
 def _check_targets(options: argparse.Namespace) -> None:
@@ -182,10 +182,10 @@ def _boxes(options: argparse.Namespace, first: Sample, window: Window | None) ->
     return [box]
 
 
-def _watch(session: Session[Any], recorder: Recorder | GroupRecorder, stream: Stream, window: Window | None) -> bool:
+def _watch(run: TrackRun[Any], recorder: Recorder | GroupRecorder, stream: Stream, window: Window | None) -> bool:
     """Run to the end of the stream, or until the window is closed; whether the end was reached."""
     with Progress("frames", stream.length) as progress:
-        for item in session:
+        for item in run:
             progress.advance(_word(item))
             if window is not None and not window.show(recorder.drawn(item)):
                 return False

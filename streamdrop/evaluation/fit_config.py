@@ -12,13 +12,12 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from streamdrop.config import check_above, check_whole
 from streamdrop.errors import ConfigError
 from streamdrop.evaluation.views import ViewsConfig
 from streamdrop.policies import policy_from
 from streamdrop.split import Layers, convolutions, transformer_blocks
 from streamdrop.thawing import ThawPlan
-from streamdrop.values import MOST_SEED, MOST_THREADS
+from streamdrop.values import MOST_SEED, MOST_THREADS, check_above, check_fields, check_whole
 
 STRATEGIES = ("sgd", "freeze", "freeze-full", "drop", "sgd-same-time")
 """``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind)."""
@@ -53,6 +52,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0005
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_above("lr", self.lr, 0.0)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum is {self.momentum:g}: give a number of at least 0, below 1")
@@ -76,6 +76,7 @@ class ScheduleConfig:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind == "step" and not self.milestones:
             raise ConfigError("a step schedule needs milestones: give the epochs after which the rate changes")
         if self.kind != "step" and self.milestones:
@@ -140,6 +141,7 @@ class FitConfig:
     average: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, least in LEAST.items():
             check_whole(name, getattr(self, name), least, MOST.get(name))
         if self.threads is not None:

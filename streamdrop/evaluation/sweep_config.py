@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from streamdrop.config import check_whole, load, merged
+from streamdrop.config import load, merged
 from streamdrop.errors import ConfigError
 from streamdrop.evaluation.fit_config import FitConfig, checked_strategies
 from streamdrop.evaluation.networks import network_names
-from streamdrop.values import MOST_THREADS
+from streamdrop.values import MOST_THREADS, check_fields, check_whole
 
 Keys = dict[str, Any]
 SET_BY_SWEEP = ("data", "model", "seed", "threads")
@@ -41,6 +41,7 @@ class SweepConfig:
     variants: dict[str, Keys] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("data", "models", "seeds", "strategies"):
             given = list(getattr(self, name))
             if not given or len(set(given)) < len(given):

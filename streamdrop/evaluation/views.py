@@ -16,6 +16,7 @@ from torch.nn import functional
 from streamdrop.errors import ConfigError
 from streamdrop.rounds import count_batches, generator_of, shuffled_batches
 from streamdrop.types import Batch
+from streamdrop.values import check_fields
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ViewsConfig:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "views.")
         for name, least, most in (("count", 1, 255), ("shift", 0, 1000)):
             if not least <= getattr(self, name) <= most:
                 raise ConfigError(f"views.{name} is {getattr(self, name)}: give a whole number from {least} to {most}")

@@ -99,11 +99,11 @@ def stream_events(number: int, tracks: dict[int, Track], latency: float) -> list
     for key, track in tracks.items():
         frame = next(events_of(number, track, key))
         events.append({**frame, "time": now, "latency_ms": round(latency * 1e3, 1)})
-        events += round_events(number, key, track.reports)
+        events += stream_rounds(number, key, track.reports)
     return events
 
 
-def round_events(number: int, key: int, reports: Iterable[RoundReport]) -> list[dict[str, Any]]:
+def stream_rounds(number: int, key: int, reports: Iterable[RoundReport]) -> list[dict[str, Any]]:
     """A target's rounds after a frame, with the time of day and what the page shows of them: importance, the reason."""
     now = round(time.time(), 3)
     return [

@@ -16,7 +16,14 @@ from typing import Any
 from streamdrop.atomic import replace_text
 from streamdrop.errors import ConfigError, ConflictError, OutputError, StoreError, StoreLockedError, UnknownError
 from streamdrop.service.mqtt import Publisher
-from streamdrop.service.settings import DaemonConfig, SessionSettings, StreamConfig, load_stream, tracker_settings
+from streamdrop.service.settings import (
+    DaemonConfig,
+    LimitsConfig,
+    SessionSettings,
+    StreamConfig,
+    load_stream,
+    tracker_settings,
+)
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.stream_session import StreamSession
 from streamdrop.store.lock import WriterLock
@@ -149,6 +156,8 @@ class Daemon:
     def reload(self, config: DaemonConfig) -> dict[str, list[str]]:
         """Take another configuration; only streams that differ are touched. Returns the names by what was done.
 
+        ``limits.workers`` and ``limits.streams`` count at once and touch no stream.
+
         Raises ConfigError, and changes nothing, where http, state, logging or mqtt differ, which need a restart, and
         where an added stream does not fit the configuration.
         """
@@ -163,6 +172,7 @@ class Daemon:
                 raise ConfigError(f"{', '.join(fixed)} changed, which needs a restart: nothing was reloaded")
             wanted = {name: _settings(config, stream) for name, stream in self._wanted(config).items()}
             self.config = config
+            self.share.resize(config.limits.slots)
             before = {name: session.settings for name, session in self._sessions.items()}
             changed = [name for name in wanted if name in before and wanted[name] != before[name]]
             done = {
@@ -223,7 +233,8 @@ class Daemon:
 
 def _settings(config: DaemonConfig, stream: StreamConfig) -> SessionSettings:
     """What a stream is made from under a configuration. Raises ConfigError."""
-    return SessionSettings(stream, tracker_settings(config, stream), stream.outputs or config.outputs, config.limits)
+    limits = dataclasses.replace(config.limits, workers=None, streams=LimitsConfig.streams)  # those are the daemon's
+    return SessionSettings(stream, tracker_settings(config, stream), stream.outputs or config.outputs, limits)
 
 
 def _plain(stream: StreamConfig) -> dict[str, Any]:

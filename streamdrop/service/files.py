@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +16,21 @@ from streamdrop.service.settings import OutputsConfig
 from streamdrop.streams import VideoWriter, annotate
 from streamdrop.types import Image, Track
 
+log = logging.getLogger("streamdrop")
+
+_LEFT = re.compile(r"\d{8}-\d{6}(-\d+)?\.mp4\.partial")
+"""What a video of ``_unused``'s names is called until it is whole."""
+
 NAMES = {"xywh": "boxes.txt", "mot": "boxes.mot.txt", "got10k": "boxes.got10k.txt"}
 
 
 class OutputFiles:
     """Writes what ``config`` asks for into ``folder``. Raises OutputError; the other files are written all the same.
 
-    Lines are appended: a restart goes on. ``xywh``: ``frame,x,y,w,h,score,lost`` (0-based pixels, frame from 0);
-    ``mot``: ``frame,id,x,y,w,h,score,-1,-1,-1`` (1-based, as MOT challenge), none while lost; ``got10k``: ``x,y,w,h``
-    of every frame tracked. ``mot`` is one file for all targets; of the others each target but the first (id 1) has its
-    own, ``boxes.2.txt`` and so on.
+    Lines are appended: a restart goes on. A video that a killed process left, which no player opens, is removed.
+    ``xywh``: ``frame,x,y,w,h,score,lost`` (0-based pixels, frame from 0); ``mot``: ``frame,id,x,y,w,h,score,-1,-1,-1``
+    (1-based, as MOT challenge), none while lost; ``got10k``: ``x,y,w,h`` of every frame tracked. ``mot`` is one file
+    for all targets; of the others each target but the first (id 1) has its own, ``boxes.2.txt`` and so on.
     """
 
     def __init__(self, config: OutputsConfig, folder: Path, fps: float | None) -> None:
@@ -33,6 +40,7 @@ class OutputFiles:
         self._until = 0.0
         for kind in config.boxes:
             self._file(kind, 1)
+        _remove_left(folder / "video")
 
     def add(self, number: int, image: Image, tracks: Mapping[int, Track], film: bool = True) -> None:
         """One tracked frame; ``film``: into the video too."""
@@ -87,6 +95,13 @@ class OutputFiles:
             file.close()
         self._lines = {}
         self._finish()
+
+
+def _remove_left(folder: Path) -> None:
+    for path in sorted(folder.glob("*.partial")):
+        if _LEFT.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+            log.warning("%s: removed: the process that wrote it was killed, and it lacks its index", path)
 
 
 def _unused(folder: Path) -> Path:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-import numpy as np
 
 from streamdrop.errors import ConflictError
 from streamdrop.streams import annotate
+from streamdrop.streams.shrinking import scale_to_fit, scaled
 from streamdrop.types import Image
 
 LARGEST = (1280, 960)
@@ -67,7 +67,7 @@ class Pictures:
             shown = self.encoded()
             if shown is None:
                 picture = self._some()
-                shown = Shown(picture.number, picture.targets, encode(_shrunk(picture.image)))
+                shown = Shown(picture.number, picture.targets, encode(_live_size(picture.image)))
                 self._encoded = (picture, shown)
             return shown
 
@@ -96,8 +96,5 @@ def encode(image: Image, quality: int = _QUALITY) -> bytes:
     return bytes(data)
 
 
-def _shrunk(image: Image) -> Image:
-    scale = min(1.0, LARGEST[0] / image.shape[1], LARGEST[1] / image.shape[0])
-    if scale == 1.0:
-        return image
-    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+def _live_size(image: Image) -> Image:
+    return scaled(image, scale_to_fit(image, LARGEST))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")  # a password may hold quotes
 _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"]*")
 _NAMED = re.compile(r"\b(user(?:name)?|pass(?:word|wd)?|pwd|token|key|secret|auth)=[^&/\s'\"]*", re.IGNORECASE)
 

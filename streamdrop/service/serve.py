@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamdrop.errors import ConfigError, StreamdropError
+from streamdrop.atomic import replace_text
+from streamdrop.errors import ConfigError, OutputError, StreamdropError
 from streamdrop.service.daemon import Daemon
 from streamdrop.service.logs import start_logging
 from streamdrop.service.settings import DaemonConfig, load_daemon
@@ -43,12 +44,18 @@ class Server:
             raise
 
     def start(self) -> None:
-        """Answer, then start the streams; ``state/daemon.json`` says where."""
+        """Answer, then start the streams; ``state/daemon.json`` says where. Raises OutputError."""
         self.http.start()
         self.daemon.start()
-        where = {"pid": os.getpid(), "address": self.http.address}
-        (Path(self.daemon.config.state) / "daemon.json").write_text(json.dumps(where), encoding="utf-8")
+        self._tell_where()
         log.info("open %s", self.http.address)
+
+    def _tell_where(self) -> None:
+        path = Path(self.daemon.config.state) / "daemon.json"
+        try:
+            replace_text(path, json.dumps({"pid": os.getpid(), "address": self.http.address}))
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}): free some space") from None
 
     def reload(self) -> dict[str, list[str]]:
         """Read the file again; what differs restarts. Raises ConfigError: nothing has changed then."""

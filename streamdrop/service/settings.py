@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from streamdrop.boxes import Box, as_box
-from streamdrop.config import check_above, load, merged, overrides_of, secret
+from streamdrop.config import load, merged, overrides_of, secret
 from streamdrop.errors import BoxError, ConfigError
+from streamdrop.service.addresses import is_address, server_and_path
 from streamdrop.service.redact import redacted
 from streamdrop.tracking import TrackerConfig
 from streamdrop.tracking.threads import cores
+from streamdrop.values import check_above, check_fields
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Names of streams: they are folders, labels and parts of addresses."""
@@ -46,6 +48,7 @@ class HttpConfig:
     client_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}: give one from 1 to 65535, or 0 for any free one")
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
@@ -86,6 +89,7 @@ class LimitsConfig:
     events_files: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.workers is not None and self.workers < 1) or self.streams < 1 or self.save_rounds < 1:
             raise ConfigError("workers, streams and save_rounds are at least 1")
         if self.round_seconds is not None:
@@ -116,6 +120,7 @@ class OutputsConfig:
     videos: int = 24
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.video_minutes < math.inf or self.videos < 1:
             raise ConfigError("video_minutes is at least 0, videos at least 1")
 
@@ -127,6 +132,9 @@ class LoggingConfig:
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
     file: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,7 @@ class MqttConfig:
     frames: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}: give one from 1 to 65535")
         for name in ("prefix", "discovery"):
@@ -162,6 +171,7 @@ class TargetConfig:
     id: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _checked_box(self.box)
         if self.id is not None and self.id < 1:
             raise ConfigError(f"id is {self.id}: give a whole number of at least 1")
@@ -188,6 +198,7 @@ class StreamConfig:
     outputs: OutputsConfig | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"name {self.name!r}: use letters, digits, - and _, at most 64")
         if isinstance(self.source, int) and self.source < 0:
@@ -242,6 +253,7 @@ class DaemonConfig:
     mqtt: MqttConfig | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         names = [stream.name.lower() for stream in self.streams]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -250,6 +262,8 @@ class DaemonConfig:
             raise ConfigError(f"{len(names)} streams, limits.streams is {self.limits.streams}: raise it or remove some")
         for stream in self.streams:
             tracker_settings(self, stream)
+        for root in self.roots:
+            _check_root(str(root).strip())
 
 
 @dataclass(frozen=True)
@@ -312,6 +326,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_root(root: str) -> None:
+    """Raise ConfigError for a place that no source is in; an empty one would be the folder that the daemon runs in."""
+    if not root or "\0" in root:
+        raise ConfigError("roots: one is empty: give a folder, the beginning of an address, or a camera's number")
+    if is_address(root) and server_and_path(root) is None:
+        raise ConfigError(
+            f"roots: {redacted(root)} is malformed: give the beginning of an address, such as rtsp://cam/"
+        )
 
 
 def _checked_box(values: Sequence[float]) -> None:

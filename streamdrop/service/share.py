@@ -12,6 +12,7 @@ from typing import Any
 ALONE, FRAME, ROUND = 0, 1, 2
 """What waits: for all slots, with a frame to look at, or in a round between two iterations. Lower numbers go first."""
 
+_ALL = 1 << 30  # slots, those of one that is alone: however many there are or will be
 _MEMORY = 0.25  # seconds of computing by which a stream can be ahead of the others, or behind
 
 
@@ -19,9 +20,13 @@ _MEMORY = 0.25  # seconds of computing by which a stream can be ahead of the oth
 class _Waiter:
     name: str
     kind: int
-    slots: int = 1
     passed: int = 0
     ready: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def slots(self) -> int:
+        """How many it takes."""
+        return _ALL if self.kind == ALONE else 1
 
 
 class Share:
@@ -33,7 +38,7 @@ class Share:
     """
 
     def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.slots = self._free = slots
+        self._slots, self._busy = slots, 0
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
@@ -55,11 +60,11 @@ class Share:
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Inside, nobody else has a turn: for what changes torch for all threads, as tracing a network does."""
-        self._enter(_Waiter(name, ALONE, self.slots))
+        self._enter(_Waiter(name, ALONE))
         try:
             yield
         finally:
-            self._leave(name, self.slots, 0.0)
+            self._leave(name, _ALL, 0.0)
 
     def between(self) -> None:
         """Let the frames that wait go first. Does nothing in a thread that has no turn."""
@@ -74,6 +79,17 @@ class Share:
         self._leave(name, 1, self._clock() - self._local.began)
         self._enter(_Waiter(name, ROUND))
         self._local.began = self._clock()
+
+    @property
+    def slots(self) -> int:
+        """How many compute at once."""
+        return self._slots
+
+    def resize(self, slots: int) -> None:
+        """Let so many compute at once from now on; turns under way are finished."""
+        with self._lock:
+            self._slots = slots
+            self._grant()
 
     def forget(self, name: str) -> None:
         """A stream has gone: its account is closed."""
@@ -100,7 +116,7 @@ class Share:
 
     def _leave(self, name: str, slots: int, seconds: float) -> None:
         with self._lock:
-            self._free += slots
+            self._busy -= slots
             if name in self._used:
                 self._used[name] += seconds
                 self._total[name] = self._total.get(name, 0.0) + seconds
@@ -110,9 +126,9 @@ class Share:
         """Give free slots to those who go first; one that needs all slots holds the others back until they are free."""
         while self._waiting:
             first = min(self._waiting, key=self._rank)
-            if first.slots > self._free:
+            if self._busy >= (1 if first.kind == ALONE else self._slots):
                 return
-            self._free -= first.slots
+            self._busy += first.slots
             self._waiting.remove(first)
             for waiter in self._waiting:
                 waiter.passed += 1

@@ -121,7 +121,7 @@ class StreamSession:
         try:
             self._do(lambda: orders.forget(self._worker, key))
         except ConflictError:
-            self._worker.wanted.forgotten(key)  # it stays, and may be learned
+            self._worker.wanted.kept(key)
             raise
 
     def pause(self) -> None:

@@ -36,16 +36,24 @@ class WantedTargets:
     def next(self) -> Wanted | None:
         """The one to learn now, None: none."""
         with self._lock:
-            return self._waiting.pop(0) if self._waiting else None
+            found = next((one for one in self._waiting if one.key not in self._given_up), None)
+            self._waiting = [one for one in self._waiting if one is not found]
+            return found
 
     def give_up(self, key: int) -> None:
-        """Let go of what waits under this id, and of learning it where that is under way, until ``forgotten``."""
+        """Hold back what waits under this id, and let go of learning it, until ``forgotten`` or ``kept``."""
         with self._lock:
-            self._waiting = [one for one in self._waiting if one.key != key]
             self._given_up.add(key)
 
     def forgotten(self, key: int) -> None:
-        """Whoever gave it up has been obeyed."""
+        """Whoever gave it up has been obeyed; what was asked for since stays."""
+        with self._lock:
+            if key in self._given_up:
+                self._waiting = [one for one in self._waiting if one.key != key]
+                self._given_up.discard(key)
+
+    def kept(self, key: int) -> None:
+        """Whoever gave it up has been refused: what waits under this id may be learned."""
         with self._lock:
             self._given_up.discard(key)
 
@@ -55,9 +63,9 @@ class WantedTargets:
             return key in self._given_up or any(one.key == key for one in self._waiting)
 
     def ids(self) -> set[int]:
-        """The ids of those that wait."""
+        """The ids of those that wait, and are not given up."""
         with self._lock:
-            return {one.key for one in self._waiting}
+            return {one.key for one in self._waiting} - self._given_up
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self.ids())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from streamdrop.boxes import as_box, check_inside
 from streamdrop.errors import BoxError, CheckpointError, StoreFullError, StreamdropError
-from streamdrop.service.broadcast import Broadcast, round_events, stream_events
+from streamdrop.service.broadcast import Broadcast, stream_events, stream_rounds
 from streamdrop.service.capture import Capture, Signal, backoff
 from streamdrop.service.commands import Commands
 from streamdrop.service.following import Following, Interrupted
@@ -171,7 +171,7 @@ class Worker:
         """Learn until the next frame is there; how many rounds ended."""
         ended = self.following.spare()
         for key, reports in ended.items():
-            events = round_events(arrival.number, key, reports)
+            events = stream_rounds(arrival.number, key, reports)
             self.state.targets[key].report = events[-1]
             self.stats.learned(reports, events)
             for event in events:

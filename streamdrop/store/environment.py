@@ -270,6 +270,12 @@ def attach(path: Path, read_only: bool) -> Environment:
         return environment
 
 
+def is_open(path: str | os.PathLike[str]) -> bool:
+    """Whether this process has the files at ``path`` open."""
+    with _OPEN_LOCK:
+        return os.path.realpath(path) in _OPEN
+
+
 def detach(environment: Environment, read_only: bool) -> None:
     """Undo one ``attach``; the last one closes."""
     with _OPEN_LOCK:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store.entries import Entry, decode, key_of
+from streamdrop.store.environment import is_open
 from streamdrop.store.header import check_file
 from streamdrop.store.ledger import Ledger
 from streamdrop.store.lmdb import LmdbStore
+from streamdrop.store.mending import mend_headers
 from streamdrop.store.records import stack_targets
 from streamdrop.store.rows import PACKED_UNIT, Packer, read_row, unpacker
 from streamdrop.store.slab import Place, Slab
@@ -135,10 +137,12 @@ def repair(path: str | PathLike[str]) -> dict[str, list[str]]:
     """Drop the samples that do not decode: {"dropped", "repaired"}.
 
     "dropped" names them by key, or by number where the key is lost; "repaired" says in a line each what was wrong, with
-    the store's own counts too. They are forgotten for good, even where a mark would hold them. Opens for writing
-    and never creates. Raises StoreLockedError, StoreError, StoreCorruptError where the files as a whole cannot be read.
+    the store's own counts and LMDB's headers too. They are forgotten for good, even where a mark would hold them. Opens
+    for writing and never creates. Raises StoreLockedError, StoreError, StoreCorruptError where the files as a whole
+    cannot be read.
     """
     check_file(Path(path), read_only=True)
+    mended = [] if is_open(path) else mend_headers(Path(path) / "data.mdb")
     with LmdbStore(path) as store:
         with store.folder.reading() as (tables, state):
             found = list(examine(store, tables, state))
@@ -147,7 +151,7 @@ def repair(path: str | PathLike[str]) -> dict[str, list[str]]:
             store.flush()
     return {
         "dropped": [_name(problem) for problem in found if problem.seq is not None],
-        "repaired": [problem.text for problem in found],
+        "repaired": [*mended, *(problem.text for problem in found)],
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from streamdrop.errors import ConfigError, DataError, MissingKeyError, StoreFullError
+from streamdrop.errors import DataError, MissingKeyError
 from streamdrop.store.layout import Layout
 from streamdrop.store.protocol import Sources, Targets
 from streamdrop.store.records import as_target, check_info, encode_target
@@ -72,22 +72,6 @@ def check_keys(keys: Sequence[bytes]) -> list[bytes]:
     if isinstance(keys, (bytes, str)):
         raise DataError(f"keys is the single key {keys!r}: give a list of keys")
     return [check_key(key) for key in keys]
-
-
-def check_max_samples(max_samples: int | None) -> int | None:
-    """None or a whole number of at least 1. Raises ConfigError."""
-    if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
-        raise ConfigError(f"max_samples={max_samples!r} is not a whole number of at least 1: leave it out for no limit")
-    return max_samples
-
-
-def check_room(pinned: int, incoming: Sequence[Incoming], limit: int | None) -> None:
-    """Raise StoreFullError when pinned samples (``pinned``: with the new ones) leave none of ``limit`` places."""
-    free = any(not item.info.pinned for item in incoming)
-    if limit is not None and pinned + free > limit:
-        raise StoreFullError(
-            f"{pinned} pinned samples leave no room among max_samples={limit}: raise the limit or discard some"
-        )
 
 
 def missing(keys: Iterable[bytes]) -> MissingKeyError:

@@ -2,8 +2,9 @@
 
 A writer that closes in order leaves a seal beside the file: its size, time and digests. Of a file without a fitting
 seal, of a killed writer or changed by something else, the pages are looked at first; then a process of its own reads
-it through. Whole pages do not show that they are the newest: where the headers are not the sealed ones, LMDB may take
-an earlier state, empty perhaps, for the present one, so such a file is refused.
+it through. Whole pages do not show that they are the newest: where the headers are not the sealed ones, or without a
+seal not as transactions number them, LMDB may take an earlier state, empty perhaps, for the present one, so such a file
+is refused.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def check_sound(file: Path, header: Header | None, writer: bool) -> None:
     if _at_another_state(sealed, facts) and sealed == _seal_of(file):  # no writer has come and gone meanwhile
         raise StoreCorruptError(
             f"{file} is damaged, its headers are not those that its writer left: restore it and seal.json from a copy, "
-            "or remove seal.json to open what is there, maybe an earlier state"
+            "let store verify --repair mend them, or remove seal.json to open what is there, maybe an earlier state"
         )
     if header is None:
         return

@@ -22,7 +22,7 @@ from streamdrop.store.folder import Folder
 from streamdrop.store.intake import check_keys, take_in
 from streamdrop.store.layout import Layout, codec_name, fitting
 from streamdrop.store.ledger import LmdbShelf
-from streamdrop.store.marks import release, rollback
+from streamdrop.store.marks import count_at, release, rollback
 from streamdrop.store.memory_shelf import Record
 from streamdrop.store.promotion import LmdbStage
 from streamdrop.store.protocol import Sources, Step, Targets
@@ -284,6 +284,10 @@ class LmdbStore:
         self.folder.change(lambda _, state: state.marked())
         self.flush()
         return self.now().last
+
+    def count_at(self, mark: int) -> int:
+        """How many samples ``rollback`` to ``mark`` would leave. Raises StoreError as that does."""
+        return count_at(self.folder, mark)
 
     def rollback(self, mark: int) -> None:
         """Undo every put and discard made after ``mark``. Raises StoreError."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 64 << 20
 """Staged rows are recorded each time so many bytes are on the disk: a killed promotion goes on from there."""
+_PAGE = 1024
 _AHEAD = 2
 """Writes under way at most: a promotion waits for the disk rather than filling the memory."""
 
@@ -213,12 +214,12 @@ def pages(store: LmdbStore, making: Making, chunk: int) -> Iterator[list[Found]]
             waiting = waiting[chunk:]
 
 
-def _page(store: LmdbStore, start: int, size: int = 1024) -> tuple[list[Found], int | None]:
+def _page(store: LmdbStore, start: int) -> tuple[list[Found], int | None]:
     """Places of the present generation from ``start`` on, and where to go on."""
     seen: list[Found] = []
     with store.folder.reading() as (tables, state):
         for one in tables.placed(VALUES, state.generation, start):
             seen.append(one)
-            if len(seen) == size:
+            if len(seen) == _PAGE:
                 return seen, seen[-1][0] + 1
     return seen, None

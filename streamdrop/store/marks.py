@@ -29,6 +29,14 @@ def rollback(folder: Folder, mark: int) -> None:
     folder.change(work)
 
 
+def count_at(folder: Folder, mark: int) -> int:
+    """How many samples ``rollback`` to ``mark`` would leave. Raises StoreError as that does."""
+    with folder.reading() as (tables, state):
+        state.check_mark(mark)
+        newer = sum(1 for _ in tables.living(state.last, mark + 1))
+        return state.count - newer + sum(1 for seq, died, _ in tables.held() if seq <= mark < died)
+
+
 def release(folder: Folder, mark: int) -> None:
     """Forget for good what was removed up to ``mark``, some at a time. Raises StoreError."""
     more = True

@@ -196,7 +196,7 @@ class MemoryStore:
         """Replace the content by what ``state`` gave. Raises StoreCorruptError, StoreVersionError."""
         with self._lock:
             self._check_open()
-            state, live, buried = from_snapshot(tensors, meta, self._state.codec, self._clock())
+            state, live, buried = from_snapshot(tensors, meta, self._state.codec)
             shelf = self._shelf_of(live, state)
             with held():
                 self._state, self._held, self._shelf = state, buried, shelf

@@ -50,6 +50,18 @@ def all_there(file: Path, page: int, tables: tuple[bytes, bytes], last: int, tra
     return True
 
 
+def last_freed(file: Path, page: int, free: bytes, last: int) -> int | None:
+    """The newest transaction of which a table of free pages has a record, None: none, or the table is not whole.
+
+    Every transaction but a file's first replaces pages, and so leaves a record of its own there.
+    """
+    with file.open("rb") as data:
+        try:
+            return max(_Walk(data, page, last).freed_by(free), default=None)
+        except (Damage, struct.error, ValueError):
+            return None
+
+
 class _Nodes(NamedTuple):
     """Where a page's nodes begin, and what their heads say."""
 
@@ -88,10 +100,14 @@ class _Walk:
                     value = self._data.read(int(nodes.size[i]))
                 numbers = np.frombuffer(value, "<u8")[1 : 1 + int.from_bytes(value[:8], "little")].tolist()
                 whole = len(numbers) == len(set(numbers)) == int.from_bytes(value[:8], "little")
-                key = raw[nodes.at[i] + _HEAD : nodes.at[i] + _HEAD + nodes.key[i]]
-                if not whole or int.from_bytes(key, "little") > transaction:
+                if not whole or _number(raw, nodes, i) > transaction:
                     raise Damage
                 yield set(numbers)
+
+    def freed_by(self, record: bytes) -> Iterator[int]:
+        """The transactions that have set pages free. Raises Damage."""
+        for raw, nodes in self._leaves(record, _BY_NUMBER):
+            yield from (_number(raw, nodes, i) for i in range(len(nodes.at)))
 
     def _leaves(self, record: bytes, wanted: int) -> Iterator[tuple[bytes, _Nodes]]:
         _, flags, depth, branches, leaves, overflows, entries, root = TABLE.unpack(record)
@@ -163,6 +179,11 @@ def _nodes(raw: bytes, flags: int) -> _Nodes:
     if flags == _LEAF and kind.max() > _SUBTABLE:
         raise Damage
     return _Nodes(at, size, kind, key)
+
+
+def _number(raw: bytes, nodes: _Nodes, i: int) -> int:
+    """A leaf's key where keys are numbers."""
+    return int.from_bytes(raw[nodes.at[i] + _HEAD : nodes.at[i] + _HEAD + nodes.key[i]], "little")
 
 
 def _value(raw: bytes, nodes: _Nodes, i: int) -> bytes:

@@ -29,8 +29,8 @@ def read_ahead(
 ) -> Generator[Stored, None, None]:
     """The batches that ``order`` names, up to ``depth`` of them gathered ahead by a thread while the caller computes.
 
-    Activations are valid until the next batch is asked for: their memory is used again. ``depth`` 0 reads in line, and
-    so does a store that is ``in_memory``, unless ``pin`` asks for page-locked memory, from which a GPU copies.
+    Activations are valid until the next batch is asked for: their memory is used again. ``depth`` 0 reads in line.
+    ``pin`` asks for page-locked memory, from which a GPU copies.
     ``order`` is drawn in the caller's thread, ``depth`` batches before their turn. What ``order`` or the store raises
     comes at the batch it belongs to; the thread ends with the generator, also when that is closed early. A batch shows
     the store as it was when it was gathered. Raises ConfigError for a negative ``depth``.
@@ -38,7 +38,7 @@ def read_ahead(
     if depth < 0:
         raise ConfigError(f"depth is {depth}: give a whole number of at least 0")
     read = _Reader(store, info, pin)
-    if depth == 0 or (getattr(store, "in_memory", False) and not pin):
+    if depth == 0:
         return _in_line(read, order)
     return _in_background(read, order, depth)
 

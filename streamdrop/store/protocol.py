@@ -110,7 +110,11 @@ class FeatureStore(Protocol):
         """Make all durable and return a mark. From the first mark on, what is removed or replaced is held back."""
 
     def rollback(self, mark: int) -> None:
-        """Undo every put and discard made after ``mark``. Raises StoreError for a mark that cannot be restored."""
+        """Undo every put and discard made after ``mark``. Raises StoreError for a mark that cannot be restored.
+
+        A store may also have ``count_at(mark)``: how many samples that would leave, with the same errors. It is asked
+        before a checkpoint is loaded, so that another checkpoint's store is refused as it is.
+        """
 
     def release(self, mark: int) -> None:
         """Forget for good what was removed up to ``mark``; marks before it can no longer be restored."""

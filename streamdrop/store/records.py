@@ -13,39 +13,6 @@ from streamdrop.errors import DataError, StoreCorruptError
 from streamdrop.store.layout import byte_view, dtype_name, dtype_named
 from streamdrop.types import SampleInfo, Target
 
-_INFO = struct.Struct("<dBqH")  # weight, flags, label, bytes of the stream's name; the name and the key follow
-_PINNED, _LABELLED = 1, 2
-
-
-def encode_entry(key: bytes, info: SampleInfo) -> bytes:
-    """Key and info of a sample as one record."""
-    flags = _PINNED * info.pinned | _LABELLED * (info.label is not None)
-    stream = info.stream.encode()
-    return _INFO.pack(info.weight, flags, info.label or 0, len(stream)) + stream + key
-
-
-def decode_entry(record: bytes | memoryview) -> tuple[bytes, SampleInfo]:
-    """What ``encode_entry`` wrote. Raises StoreCorruptError."""
-    try:
-        weight, flags, label, length = _INFO.unpack_from(record)
-        end = _INFO.size + length
-        stream = bytes(record[_INFO.size : end]).decode()
-    except (struct.error, UnicodeDecodeError) as error:
-        raise StoreCorruptError(f"a sample's info does not decode ({error}): restore the store from a copy") from error
-    return bytes(record[end:]), SampleInfo(weight, bool(flags & _PINNED), label if flags & _LABELLED else None, stream)
-
-
-def entry_key(record: bytes | memoryview) -> bytes:
-    """The key alone: listing keys does not build infos."""
-    if len(record) < _INFO.size:
-        raise StoreCorruptError("a sample's info is cut off: restore the store from a copy")
-    return bytes(record[_INFO.size + int.from_bytes(record[_INFO.size - 2 : _INFO.size], "little") :])
-
-
-def entry_pinned(record: bytes | memoryview) -> bool:
-    """Whether a sample must never be evicted."""
-    return bool(record[8] & _PINNED)
-
 
 def check_info(key: bytes, info: object) -> SampleInfo:
     """``info`` if it can be stored. Raises DataError."""

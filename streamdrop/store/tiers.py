@@ -229,6 +229,11 @@ class TieredStore:
         with self.settled():
             return self.durable.mark()
 
+    def count_at(self, mark: int) -> int:
+        """How many samples ``rollback`` to ``mark`` would leave. Raises StoreError as that does."""
+        with self.settled():
+            return self.durable.count_at(mark)
+
     def rollback(self, mark: int) -> None:
         """Undo every put and discard made after ``mark``. Raises StoreError."""
         with self.settled(), self._reloaded():

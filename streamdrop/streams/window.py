@@ -10,6 +10,7 @@ import numpy as np
 
 from streamdrop.boxes import Box
 from streamdrop.errors import StreamdropError
+from streamdrop.streams.shrinking import scale_to_fit, scaled
 from streamdrop.types import Image
 
 if TYPE_CHECKING:
@@ -40,15 +41,15 @@ class Window:
 
         if self._open and self._gone():
             return False
-        key = self._draw(_scaled(image, scale_to_fit(image.shape[1], image.shape[0])), wait=1)
+        key = self._draw(scaled(image, scale_to_fit(image, LARGEST)), wait=1)
         return key not in (27, ord("q"))
 
     def select(self, image: Image) -> Box | None:
         """The box that the user drags on ``image`` and confirms; None when cancelled or the window was closed."""
         import cv2
 
-        scale = scale_to_fit(image.shape[1], image.shape[0])
-        picture = _scaled(image, scale)
+        scale = scale_to_fit(image, LARGEST)
+        picture = scaled(image, scale)
         self._draw(picture, wait=1)
         cv2.setMouseCallback(self.title, self._mouse)
         self._anchor = self._corner = None
@@ -126,19 +127,6 @@ class Window:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def scale_to_fit(width: int, height: int) -> float:
-    """At most 1: by how much a picture shrinks to fit ``LARGEST``."""
-    return min(1.0, LARGEST[0] / width, LARGEST[1] / height)
-
-
-def _scaled(image: Image, scale: float) -> Image:
-    import cv2
-
-    if scale == 1.0:
-        return image
-    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def require_display() -> None:

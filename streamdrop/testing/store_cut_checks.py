@@ -106,12 +106,20 @@ def check_rollback(store: FeatureStore) -> None:
     store.advance(1, doubled, "one")
     store.put_many({name(8): sample(8, 2)})
     assert store.keys() == [name(n) for n in (2, 3, 1, 8)]
+    _check_count_at(store, mark, 4)
     store.rollback(mark)
     assert_holds(store, range(4), 2)
     assert torch.equal(targets_of(store, range(4)), torch.arange(4)), "targets of restored samples"
     store.discard([name(3)])
     store.rollback(mark)
     assert_holds(store, range(4), 2)
+
+
+def _check_count_at(store: FeatureStore, mark: int, count: int) -> None:
+    """What a rollback would leave is told beforehand, where the store has ``count_at``."""
+    count_at, keys = getattr(store, "count_at", None), store.keys()
+    assert count_at is None or count_at(mark) == count, "count_at, of what a rollback would leave"
+    assert store.keys() == keys, "count_at changes nothing"
 
 
 def check_release(store: FeatureStore) -> None:
@@ -128,6 +136,7 @@ def check_release(store: FeatureStore) -> None:
         with raises(StoreError, f"rollback to {mark}, which cannot be restored"):
             store.rollback(mark)
     assert_holds(store, [2, 3])
+    _check_count_at(store, second, 3)
     store.rollback(second)
     assert_holds(store, [1, 2, 3])
 

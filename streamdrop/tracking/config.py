@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from streamdrop.config import check_above, check_whole
 from streamdrop.errors import ConfigError
-from streamdrop.values import MOST_SEED, MOST_THREADS
+from streamdrop.values import MOST_SEED, MOST_THREADS, check_above, check_fields, check_whole
 
 STRIDES = (8, 16)
 """Pixels of a crop per cell of the two maps; the score map has the first."""
@@ -39,6 +38,7 @@ class SearchConfig:
     distractors: int = 3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 64 <= self.size <= _MOST_SIZE or self.size % 32:
             raise ConfigError(f"size is {self.size}: give a multiple of 32 from 64 to {_MOST_SIZE}")
         check_above("context", self.context, 1.0)
@@ -62,6 +62,7 @@ class HeadConfig:
     sigma: float = 0.18
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.channels < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise ConfigError(f"channels {self.channels}, kernel {self.kernel}: give channels ≥ 1 and an odd kernel")
         check_above("sigma", self.sigma, 0.0)
@@ -87,6 +88,7 @@ class FirstFrameConfig:
     shift: float = 1.3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.crops, self.steps, self.batch) < 1:
             raise ConfigError("first_frame: crops, steps and batch are whole numbers of at least 1")
         for name in ("background", "again"):
@@ -122,6 +124,7 @@ class UpdateConfig:
     deadline: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.every, self.steps, self.recent, self.memory) < 1 or min(self.first, self.early, self.confirm) < 0:
             raise ConfigError("update: every, steps, recent, memory at least 1; first, early, confirm at least 0")
         _check_between("lasting", self.lasting, 0.0, 1.0)
@@ -161,6 +164,7 @@ class BoxConfig:
     leap: float = 1.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.pool, self.samples, self.fresh) < 1 or self.recent < 0:
             raise ConfigError("box: pool, samples and fresh are whole numbers of at least 1, recent of at least 0")
         _check_between("lasting", self.lasting, 0.0, 1.0)
@@ -195,6 +199,7 @@ class LostConfig:
     windows: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_between("below", self.below, 0.0, 1.0)
         _check_between("found", self.found, self.below, 1.0)
         _check_between("floor", self.floor, 0.0, 1.0)
@@ -225,6 +230,7 @@ class DropConfig:
     trial: int = 16
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.blocks <= 7:
             raise ConfigError(f"blocks is {self.blocks}: between 0 and 7 blocks of the backbone can be trained")
         if self.warm_up < 0 or min(self.steps, self.trial) < 1:
@@ -249,6 +255,7 @@ class TargetsConfig:
     most: int = 16
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("alike", "rounds"):
             if not 1.0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a factor of at least 1")
@@ -271,6 +278,7 @@ class RealtimeConfig:
     first: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in (("fps", self.fps), ("first", self.first)):
             if value is not None:
                 check_above(name, value, 0.0)
@@ -295,6 +303,7 @@ class PriorConfig:
     box: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.head is not None and self.backbone is None:
             raise ConfigError(f"head is {self.head}, but no backbone is given: give both")
         _check_between("mix", self.mix, 0.0, 1.0)
@@ -336,6 +345,7 @@ class TrackerConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole("seed", self.seed, 0, MOST_SEED)
         check_whole("target", self.target, 0)
         if self.threads is not None:

@@ -4,6 +4,8 @@
 
     path/current          the name of the folder that counts, replaced in one step
     path/set-000007/      targets.json, and each tracker's checkpoint in a folder named by its id
+
+targets.json carries a digest of the state in it, since format 2; format 1 is read too.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from streamdrop.atomic import replace_text
 from streamdrop.errors import CheckpointError, OutputError
 from streamdrop.tracking.tracker import Tracker
 
-FORMAT = 1
+FORMAT = 2
+_UNDIGESTED = 1
 
 
 def write_targets(path: str | os.PathLike[str], trackers: Mapping[int, Tracker], state: dict[str, Any]) -> None:
@@ -33,7 +38,7 @@ def write_targets(path: str | os.PathLike[str], trackers: Mapping[int, Tracker],
         folder.mkdir(parents=True)
         for key, tracker in sorted(trackers.items()):
             tracker.save(folder / str(key), hold=True)
-        replace_text(folder / "targets.json", json.dumps({"format": FORMAT, **state}))
+        replace_text(folder / "targets.json", json.dumps({"format": FORMAT, "digest": _digest(state), **state}))
         replace_text(root / "current", folder.name)
     except OSError as error:
         raise OutputError(
@@ -51,16 +56,30 @@ def read_targets(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     root = Path(path)
     try:
         folder = root / (root / "current").read_text(encoding="utf-8").strip()
-        state = json.loads((folder / "targets.json").read_text(encoding="utf-8"))
+        state = _whole(json.loads((folder / "targets.json").read_text(encoding="utf-8")))
     except OSError:
         raise CheckpointError(
             f"{root}: no checkpoint of several targets here: give the folder that save() wrote"
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{root}: the checkpoint is damaged ({error}): start anew or take a backup") from None
-    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+    if state is None:
         raise CheckpointError(f"{folder}: not of format {FORMAT}: it needs another version of streamdrop")
     return folder, state
+
+
+def _whole(written: Any) -> dict[str, Any] | None:
+    """The state in what a file holds, None: of another format. Raises ValueError where it is not as it was written."""
+    kept = dict(written) if isinstance(written, dict) else {}
+    kind, digest = kept.pop("format", None), kept.pop("digest", None)
+    if kind == FORMAT and digest != _digest(kept):
+        raise ValueError("targets.json changed since it was written")
+    return kept if kind in (FORMAT, _UNDIGESTED) else None
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """xxh3-64 of plain data as JSON, in hex, whichever order its keys are in."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(state, sort_keys=True).encode())
 
 
 def _last_number(root: Path) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from streamdrop.errors import ConfigError
+from streamdrop.service.addresses import is_address, server_and_path
 from streamdrop.service.redact import redacted
 
 VIDEOS = frozenset(
@@ -18,7 +17,6 @@ VIDEOS = frozenset(
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"))
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LISTS = (b"#EXTM3U", b"ffconcat", b"[playlist", b"v=0", b"<?xml", b"<MPD")
 
 
@@ -29,15 +27,15 @@ def permitted_source(source: str | int, roots: Sequence[str | int]) -> str | int
         if text in {str(root).strip() for root in roots}:
             return int(text)
         raise _refused(text, roots)
-    if _ADDRESS.match(text):
+    if is_address(text):
         return _address(text, roots)
     return str(_inside(text, roots))
 
 
 def _address(text: str, roots: Sequence[str | int]) -> str:
-    given = _server_and_path(text)
+    given = server_and_path(text)
     for root in roots:
-        allowed = _server_and_path(root) if isinstance(root, str) and _ADDRESS.match(root) else None
+        allowed = server_and_path(root) if isinstance(root, str) and is_address(root) else None
         if given is None or allowed is None:
             continue
         (server, path), (allowed_server, beginning) = given, allowed
@@ -46,17 +44,8 @@ def _address(text: str, roots: Sequence[str | int]) -> str:
     raise _refused(redacted(text), roots)
 
 
-def _server_and_path(address: str) -> tuple[tuple[str, str | None, int | None], str] | None:
-    """Scheme, host and port of an address, and its path; None for one that is malformed."""
-    try:
-        parts = urlsplit(address)
-        return (parts.scheme.lower(), parts.hostname, parts.port), unquote(parts.path)  # servers read %2e%2e as ..
-    except ValueError:  # half of an IPv6 address, or a port that is none
-        return None
-
-
 def _inside(text: str, roots: Sequence[str | int]) -> Path:
-    folders = [Path(os.path.realpath(str(root))) for root in roots if not _ADDRESS.match(str(root))]
+    folders = [Path(os.path.realpath(str(root))) for root in roots if not is_address(str(root))]
     folders = [folder for folder in folders if folder.is_dir()]
     if "\0" in text or not text:
         raise _refused(repr(text), roots)

@@ -48,17 +48,30 @@ class TargetBody(BaseModel):
 
 def add_streams(app: FastAPI, daemon: Daemon) -> None:
     """Streams: which there are, add, change, remove; what they did of late."""
-    schema = json_schema(StreamConfig, "Stream")
-    del schema["$schema"]
-    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-    some = {"requestBody": {"content": {"application/json": {"schema": {**schema, "required": []}}}}}
-
     one: Responses = {200: {"model": schemas.Status}}
-    added: Responses = {201: {"model": schemas.Status, "headers": {"location": {"schema": {"type": "string"}}}}}
 
     @app.get("/api/streams", tags=["streams"], summary="All streams", responses={200: {"model": list[schemas.Status]}})
     async def streams() -> Response:
         return Json([session.status() for session in daemon.sessions()])
+
+    @app.get("/api/streams/{name}", tags=["streams"], summary="One stream", responses=one)
+    async def stream(name: Name) -> Response:
+        return Json(daemon.get(name).status())
+
+    @app.delete("/api/streams/{name}", tags=["streams"], summary="Remove it; purge: its files too", status_code=204)
+    def remove(name: Name, purge: bool = False) -> None:
+        daemon.remove(name, purge)
+
+    _add_changes(app, daemon, one)
+    _add_last(app, daemon)
+
+
+def _add_changes(app: FastAPI, daemon: Daemon, one: Responses) -> None:
+    schema = json_schema(StreamConfig, "Stream")
+    del schema["$schema"]
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    some = {"requestBody": {"content": {"application/json": {"schema": {**schema, "required": []}}}}}
+    added: Responses = {201: {"model": schemas.Status, "headers": {"location": {"schema": {"type": "string"}}}}}
 
     @app.post(
         "/api/streams",
@@ -73,10 +86,6 @@ def add_streams(app: FastAPI, daemon: Daemon) -> None:
         session = await run_in_threadpool(daemon.add, stream)
         return Json(session.status(), 201, headers={"location": f"/api/streams/{session.name}"})
 
-    @app.get("/api/streams/{name}", tags=["streams"], summary="One stream", responses=one)
-    async def stream(name: Name) -> Response:
-        return Json(daemon.get(name).status())
-
     @app.patch(
         "/api/streams/{name}",
         tags=["streams"],
@@ -89,12 +98,6 @@ def add_streams(app: FastAPI, daemon: Daemon) -> None:
         values = _permitted(await _mapping(request), daemon)
         await run_in_threadpool(daemon.change, name, values)
         return Json(daemon.get(name).status())
-
-    @app.delete("/api/streams/{name}", tags=["streams"], summary="Remove it; purge: its files too", status_code=204)
-    def remove(name: Name, purge: bool = False) -> None:
-        daemon.remove(name, purge)
-
-    _add_last(app, daemon)
 
 
 def _add_last(app: FastAPI, daemon: Daemon) -> None:

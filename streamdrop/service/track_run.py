@@ -68,7 +68,7 @@ class Recording(Protocol[Found_contra]):
         """Record what the frame last iterated over gave."""
 
 
-class Session(Generic[Found]):
+class TrackRun(Generic[Found]):
     """Tracks ``recorder``'s stream from ``box``; with ``state``, a folder, the run survives being killed.
 
     ``tracker`` may be a Tracker, whose target is in ``box``, or Targets, with as many boxes. ``resume`` goes on from
@@ -98,7 +98,7 @@ class Session(Generic[Found]):
 
     @property
     def replayed(self) -> int:
-        """Frames that the checkpoint had behind it when the session was opened."""
+        """Frames that the checkpoint had behind it when the run was opened."""
         return len(self._past)
 
     def __iter__(self) -> Iterator[Found]:
