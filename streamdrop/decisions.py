@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop.errors import ConfigError
-from streamdrop.policies import DropPolicy, Evidence, Offer, ask, check_policy
+from streamdrop.policies import DropPolicy, Evidence, Offer, ask, parts_of
 from streamdrop.rounds import has_normalisation
 from streamdrop.scores import GradientScores
 from streamdrop.settings import TunerSettings
@@ -34,10 +34,12 @@ class Decisions:
     ``settling``: the next round stores, and no scored decision follows it. ``dropped_scores``: by layer, the P' that it
     had when it was dropped. ``waited``: rounds since the last drop after which the policy dropped nothing.
     ``why``: what the policy says about its last answer. ``back``: the cut to return to, where a drop is taken back.
+    Raises ConfigError for what is no policy.
     """
 
     def __init__(self, policy: DropPolicy, settings: TunerSettings, split: SplitModel) -> None:
         self.policy, self.settings, self.split = policy, settings, split
+        self._parts = parts_of(policy)
         self.settling = False
         self.dropped_scores: dict[str, float] = {}
         self.last_iterations = 0
@@ -57,15 +59,13 @@ class Decisions:
     @property
     def needs_scores(self) -> bool:
         """Whether the policy rests on gradient scores."""
-        return bool(getattr(self.policy, "needs_scores", True))
+        return self._parts.needs_scores
 
     def check(self) -> None:
         """Raise ConfigError for what cannot work for this model; warn of what works badly."""
-        check_policy(self.policy)
         layers, asked = len(self.split.layers), self.settings.strategy != "sgd"
-        check = getattr(self.policy, "check", None)
-        if check is not None and asked:
-            check(layers)
+        if asked:
+            self._parts.check(layers)
         if self.settings.cut > layers - 1:
             raise ConfigError(f"cut {self.settings.cut}: the model has {layers} layers and the last stays")
         if self.needs_scores and asked and not has_normalisation(self.split.model):
@@ -79,7 +79,7 @@ class Decisions:
         """An empty window over the layers from ``cut`` on, as many of their weights as the policy wants; None: none."""
         layers = self.split.layers[cut:] if cut is not None else ()
         weights = {name: self.split.layer_parameters(name) for name in layers}
-        return GradientScores(weights, getattr(self.policy, "scored_weights", None))
+        return GradientScores(weights, self._parts.scored_weights)
 
     # ---------------------------------------------------------------- windows of scores
 
@@ -119,8 +119,7 @@ class Decisions:
             return 0
         self.asked = round_ if self.asked is None else self.asked
         count = ask(self.policy, evidence)
-        explain = getattr(self.policy, "explain", None)
-        self.why = str(explain(evidence)) if explain is not None else ""
+        self.why = str(self._parts.explain(evidence))
         self.waited = 0 if count else self.waited + 1
         if count:
             layers = self.split.layers[cut : cut + count]
@@ -137,7 +136,7 @@ class Decisions:
         before = self._losses[-1] if self._losses else math.inf
         self._losses = [*self._losses, loss][-LOSSES:]
         came_from, self._came_from = self._came_from, None
-        tolerance = getattr(self.policy, "tolerance", None)
+        tolerance = self._parts.tolerance
         if came_from is None or tolerance is None or loss <= tolerance * before:
             return False
         self._refusals += 1
@@ -151,7 +150,7 @@ class Decisions:
         """Only scores have to ripen: a schedule is obeyed whatever the warm-up."""
         if not self.needs_scores:
             return False
-        settled = getattr(self.policy, "settled", None)
+        settled = self._parts.settled
         warming = evidence.round <= self.settings.warm_up and not (settled is not None and settled(evidence))
         return warming or evidence.iterations < MINIMUM_ITERATIONS
 
@@ -163,7 +162,6 @@ class Decisions:
         if not self.needs_scores:
             return Evidence(round_, cut, layers, (), dropped, scores.iterations)
         importance = scores.importance()
-        measures = getattr(self.policy, "measures", False)
         return Evidence(
             round_,
             cut,
@@ -177,7 +175,7 @@ class Decisions:
             offers=tuple(Offer(self._costs[cut][0] - macs, size) for macs, size in self._costs[cut + 1 :]),
             room=free_bytes(store),
             samples=len(store),
-            break_even=macs_per_second * _seconds_per_byte(store) if measures else None,
+            break_even=macs_per_second * _seconds_per_byte(store) if self._parts.measures else None,
             first_loss=self._first_loss,
             losses=tuple(self._losses),
         )
