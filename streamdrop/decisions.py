@@ -7,6 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,11 @@ class Decisions:
         room = len(self.split.layers) - 1 - cut
         if self.settings.strategy == "sgd" or room <= 0 or (self.needs_scores and settling):
             return 0
-        evidence = self._evidence(round_, cut, scores, store, macs_per_second)
-        if self._too_early(evidence):
+        evidence = self._ripe_evidence(round_, cut, scores, store)
+        if evidence is None:
             return 0
+        if self._parts.measures:
+            evidence = replace(evidence, break_even=macs_per_second * _seconds_per_byte(store))
         self.asked = round_ if self.asked is None else self.asked
         count = ask(self.policy, evidence)
         self.why = str(self._parts.explain(evidence))
@@ -146,18 +149,21 @@ class Decisions:
         self.why = f"the drop is taken back: a loss of {loss:.3g} in its first round, {before:.3g} before it"
         return True
 
-    def _too_early(self, evidence: Evidence) -> bool:
-        """Only scores have to ripen: a schedule is obeyed whatever the warm-up."""
-        if not self.needs_scores:
-            return False
-        settled = self._parts.settled
-        warming = evidence.round <= self.settings.warm_up and not (settled is not None and settled(evidence))
-        return warming or evidence.iterations < MINIMUM_ITERATIONS
+    def _ripe_evidence(self, round_: int, cut: int, scores: GradientScores, store: FeatureStore) -> Evidence | None:
+        """Evidence to decide on; None while it is too early, and then it is gathered only to ask the policy that.
 
-    def _evidence(
-        self, round_: int, cut: int, scores: GradientScores, store: FeatureStore, macs_per_second: float
-    ) -> Evidence:
-        """What the policy sees after a round; scores and costs only if it needs scores."""
+        Only scores have to ripen: a schedule is obeyed whatever the warm-up.
+        """
+        warming, settled = self.needs_scores and round_ <= self.settings.warm_up, self._parts.settled
+        if self.needs_scores and scores.iterations < MINIMUM_ITERATIONS:
+            return None
+        if warming and settled is None:
+            return None
+        evidence = self._evidence(round_, cut, scores, store)
+        return None if warming and settled is not None and not settled(evidence) else evidence
+
+    def _evidence(self, round_: int, cut: int, scores: GradientScores, store: FeatureStore) -> Evidence:
+        """What the policy sees after a round, but for what is measured; scores and costs only if it needs scores."""
         layers, dropped = len(self.split.layers), tuple(self.dropped_scores.values())
         if not self.needs_scores:
             return Evidence(round_, cut, layers, (), dropped, scores.iterations)
@@ -175,7 +181,6 @@ class Decisions:
             offers=tuple(Offer(self._costs[cut][0] - macs, size) for macs, size in self._costs[cut + 1 :]),
             room=free_bytes(store),
             samples=len(store),
-            break_even=macs_per_second * _seconds_per_byte(store) if self._parts.measures else None,
             first_loss=self._first_loss,
             losses=tuple(self._losses),
         )

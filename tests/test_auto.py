@@ -119,7 +119,7 @@ def test_the_warm_up_ends_when_no_layer_moves():
     assert AUTO.settled(see([0.0, 0.0], **still))
     assert not AUTO.settled(see([0.0, 0.0], importance=(0.8, 0.9), previous=(0.8, 0.81)))
     assert not AUTO.settled(see([0.0, 0.0], importance=(0.8, 0.8), previous=()))
-    assert not AutoPolicy(settle=0.0)(see([9.0, 0.0], **still))
+    assert not AutoPolicy(settle=0.0).settled(see([9.0, 0.0], **still))
 
 
 @settings(deadline=None)
@@ -195,6 +195,26 @@ def test_drop_and_freeze_agree_under_auto(policy, on_disk, tmp_path):
     drop, _ = check_drop_equals_freeze(make, 12)
     assert policy is AUTO or drop[-1].cut > 0
     assert all(set(r.agreement) == set(r.importance) for r in drop)
+
+
+def test_nothing_is_measured_before_a_decision_is_due():
+    class Counted(MemoryStore):
+        def get_many(self, keys):
+            read.append(len(keys))
+            return super().get_many(keys)
+
+    read = []
+    policy = AutoPolicy(break_even="measured", settle=0.0)
+    tuner = small_tuner(
+        batch=labelled_batch(64), policy=policy, store=Counted(), batch_size=2, warm_up=2, average=False
+    )
+    reads = []
+    for _ in range(3):
+        read.clear()
+        tuner.fit_round()
+        reads.append(read.count(64))  # a training batch has 2
+    assert tuner.decisions.asked == 3
+    assert reads == [0, 0, 2]
 
 
 def test_a_settled_warm_up_ends_before_its_count():
