@@ -64,7 +64,7 @@ class Cutting:
                 self.thaw(cut)
             self.decisions.why = f"thawed: all from cut {cut} on is trained again"
         elif cut is not None:
-            self.decisions.settling, self.decisions.why = True, f"the thaw is over: back to cut {cut}"
+            self.decisions.returns(number, self.cut, cut, self.scores)
             return self._drop(cut, number, clock)
         elif self.thawing.back is None:
             count = self.decisions.after_round(number, self.cut, self.scores, self.store, macs_per_second)
@@ -112,7 +112,7 @@ class Cutting:
     def _retreat(self, cut: int) -> None:
         self.boundary.retreat(cut)
         self.scores, self.mean = self._new_scores(), WeightMean(self._averaged())
-        self.decisions.forget(cut)
+        self.decisions.forget(max(cut, self.thawing.back or 0))  # what a thaw returns to is not forgotten
 
     def _new_scores(self) -> GradientScores:
         return self.decisions.scores(self.cut if self._scoring else None)

@@ -125,8 +125,7 @@ class Decisions:
         self.why = str(self._parts.explain(evidence))
         self.waited = 0 if count else self.waited + 1
         if count:
-            layers = self.split.layers[cut : cut + count]
-            self.dropped_scores.update(zip(layers, evidence.standardised[:count].tolist(), strict=False))
+            self._note_dropped(cut, cut + count, evidence)
             self.settling, self._came_from = True, cut
         return count
 
@@ -185,8 +184,23 @@ class Decisions:
             losses=tuple(self._losses),
         )
 
+    def _note_dropped(self, lower: int, upper: int, evidence: Evidence) -> None:
+        """The P' that layers dropped now have; none without scores."""
+        scores = evidence.standardised[: upper - lower].tolist()
+        self.dropped_scores.update(zip(self.split.layers[lower:upper], scores, strict=False))
+
+    def returns(self, round_: int, lower: int, upper: int, scores: GradientScores) -> None:
+        """A thaw is over, layers are dropped again, and the next round stores.
+
+        The P' of now counts, where enough gradients are behind it; else what they had before the thaw.
+        """
+        self.settling, self.why = True, f"the thaw is over: back to cut {upper}"
+        if self.needs_scores and scores.iterations >= MINIMUM_ITERATIONS:
+            importance = tuple(scores.importance().values())
+            self._note_dropped(lower, upper, Evidence(round_, lower, len(self.split.layers), importance))
+
     def forget(self, cut: int) -> None:
-        """Layers from ``cut`` on are trained again: what they had when they were dropped counts no more."""
+        """Layers from ``cut`` on are trained until dropped anew: what they had when they were counts no more."""
         below = self.split.layers[:cut]
         self.dropped_scores = {name: score for name, score in self.dropped_scores.items() if name in below}
         self._previous, self.settling, self.waited, self._came_from = {}, False, 0, None

@@ -11,6 +11,7 @@ from streamdrop.engine import FineTuner
 from streamdrop.errors import CheckpointError, ConfigError, StoreError, TrainingError
 from streamdrop.growth import growth
 from streamdrop.policies import SchedulePolicy
+from streamdrop.scores import standardise
 from streamdrop.split import SplitModel
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore, encode_source
 from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch
@@ -96,6 +97,36 @@ def test_drop_and_freeze_agree_through_thaws(kind, to, tmp_path):
 
     drop, _ = check_drop_equals_freeze(tuner, 10)
     assert any(r.thawed for r in drop)
+
+
+class DropsFour:
+    """Scored; drops four layers once, and remembers what it saw of those dropped."""
+
+    def __init__(self):
+        self.dropped = []
+
+    def __call__(self, evidence):
+        self.dropped.append(evidence.dropped)
+        return 0 if evidence.dropped else 4
+
+
+@pytest.mark.parametrize("strategy", ["drop", "freeze"])
+@pytest.mark.parametrize(("size", "known"), [(2, True), (8, False)])
+def test_layers_that_a_thaw_drops_again_have_the_scores_of_then(strategy, size, known):
+    """12 iterations a round, three of them thawed, are enough for new scores; 3 are not: those before it stay."""
+    plan = ThawPlan(every=2 if known else 20, rounds=3, to=1, most=1)
+    policy = DropsFour()
+    tuner = make(strategy, policy=policy, thaw=plan, batch_size=size, warm_up=0, average=False)
+    reports = []
+    while not any(report.thawed for report in reports) or tuner.thawing.back is not None:
+        before = dict(tuner.decisions.dropped_scores)
+        reports.append(tuner.fit_round())
+    assert reports[-1].next_cut == 4
+    layers, scores = tuner.split.layers, tuner.decisions.dropped_scores
+    assert list(scores) == list(layers[:4])
+    assert scores[layers[0]] == before[layers[0]]
+    now = standardise(torch.tensor(list(reports[-1].importance.values()), dtype=torch.float64)).tolist()
+    assert [scores[name] for name in layers[1:4]] == (now[:3] if known else [before[name] for name in layers[1:4]])
 
 
 def test_thawed_layers_train_again_and_come_back_to_their_places_in_the_optimiser():
