@@ -167,18 +167,18 @@ class FineTuner:
         if self.moving:
             raise TrainingError(f"the store moves to cut {self.cut} in the next round: fit_round runs it whole")
         began = self._begin(steps, lambda keys, index, generator: sampler(self.store.keys(), index, generator))
-        iterations = self._iterations(began, None, 0)
-        while True:
-            with seeded(self.device), modes_kept(self.split.model):
-                self._head_to_train()
-                next(iterations, None)
-                if len(began.losses) == steps or (deadline is not None and began.clock.elapsed >= deadline):
-                    if len(began.losses) % self.settings.accumulate:
-                        self._step()
-                    break
-            began.clock.stop()
-            yield
-            began.clock.go_on()
+        with contextlib.closing(self._iterations(began, None, 0)) as iterations:
+            while True:
+                with seeded(self.device), modes_kept(self.split.model):
+                    self._head_to_train()
+                    next(iterations, None)
+                    if len(began.losses) == steps or (deadline is not None and began.clock.elapsed >= deadline):
+                        if len(began.losses) % self.settings.accumulate:
+                            self._step()
+                        break
+                began.clock.stop()
+                yield
+                began.clock.go_on()
         self.decisions.takes_back(began.loss, self.round)
         return self._finish(began, False, 0)
 
