@@ -78,7 +78,8 @@ class AutoPolicy:
         stopped = self._stopped(evidence)
         if not stopped:
             z = evidence.agreement[0] if evidence.agreement else 0.0
-            return 0, f"layer {evidence.cut + 1} still learns: its gradients agree at z {z:.1f}, above {self.critical}"
+            critical = self._critical(evidence)
+            return 0, f"layer {evidence.cut + 1} still learns: its gradients agree at z {z:.2f}, above {critical:g}"
         if not evidence.offers:  # nothing is known of costs: the deepest
             return stopped, f"{stopped} layers have stopped learning"
         return self._best(evidence, list(enumerate(evidence.offers[:stopped], start=1)))
@@ -111,14 +112,17 @@ class AutoPolicy:
             return True
         return evidence.waited >= self.patience and not _falls(evidence.losses)
 
+    def _critical(self, evidence: Evidence) -> float:
+        """The agreement above which a layer learns, after so long a wait."""
+        return self.critical + 0.5 * max(0, evidence.waited - self.patience)
+
     def _stopped(self, evidence: Evidence) -> int:
         """How many leading layers no longer learn, leaving one."""
-        critical = self.critical + 0.5 * max(0, evidence.waited - self.patience)
         if evidence.first_loss is not None and evidence.losses[-1] <= self.fitted * evidence.first_loss:
             return max(0, evidence.layers - evidence.cut - 1)
         stopped = 0
         for z in evidence.agreement[:-1]:
-            if z > critical:
+            if z > self._critical(evidence):
                 break
             stopped += 1
         return stopped

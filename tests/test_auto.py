@@ -45,6 +45,12 @@ def test_leading_layers_within_chance_are_dropped_and_the_first_that_learns_ends
 def test_patience_makes_the_test_lenient():
     learning = [2.4, 0.0, 0.0]
     assert [AUTO(see(learning, waited=w)) for w in (0, 3, 4, 5)] == [0, 0, 2, 2]
+    said = [AUTO.explain(see([2.52, 0.0], waited=w)) for w in (3, 4, 5)]
+    assert [text.rpartition(": ")[2] for text in said[:2]] == [
+        "its gradients agree at z 2.52, above 2",
+        "its gradients agree at z 2.52, above 2.5",
+    ]
+    assert "1 layers" in said[2]
 
 
 @pytest.mark.parametrize(
