@@ -61,7 +61,7 @@ class AutoPolicy:
     def settled(self, evidence: Evidence) -> bool:
         """Whether the warm-up may end now: no layer's P has moved much since the window before."""
         moved = [abs(now - before) for now, before in zip(evidence.importance, evidence.previous, strict=False)]
-        return bool(evidence.previous) and max(moved, default=1.0) <= self.settle
+        return self.settle > 0 and bool(evidence.previous) and max(moved, default=1.0) <= self.settle
 
     def __call__(self, evidence: Evidence) -> int:
         """The number of layers to drop now."""

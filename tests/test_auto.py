@@ -125,7 +125,9 @@ def test_the_warm_up_ends_when_no_layer_moves():
     assert AUTO.settled(see([0.0, 0.0], **still))
     assert not AUTO.settled(see([0.0, 0.0], importance=(0.8, 0.9), previous=(0.8, 0.81)))
     assert not AUTO.settled(see([0.0, 0.0], importance=(0.8, 0.8), previous=()))
-    assert not AutoPolicy(settle=0.0).settled(see([9.0, 0.0], **still))
+    unmoved = see([9.0, 0.0], importance=(1.0, 1.0), previous=(1.0, 1.0))  # no gradient in either window
+    assert AUTO.settled(unmoved)
+    assert not AutoPolicy(settle=0.0).settled(unmoved)
 
 
 @settings(deadline=None)
