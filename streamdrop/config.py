@@ -15,7 +15,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,20 +93,6 @@ def check_whole(name: str, value: int, least: int, most: int | None = None) -> N
         raise ConfigError(f"{name} is {value}: give a whole number of at least {least}")
     if most is not None and value > most:
         raise ConfigError(f"{name} is {value}: give a whole number of at most {most}")
-
-
-def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """The plain values of a YAML file, variables expanded. Raises ConfigError."""
-    return _read(path).values
-
-
-def key_paths(values: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    """Every leaf's path in nested mappings, in order."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from key_paths(value, (*prefix, str(key)))
-        else:
-            yield (*prefix, str(key))
 
 
 def _read(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> _Document:

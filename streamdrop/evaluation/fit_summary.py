@@ -15,10 +15,13 @@ Result = dict[str, Any]
 Summary = dict[str, Any]
 Rows = list[dict[str, Any]]
 
-ORDER = ("sgd", "freeze-full", "freeze", "drop", "sgd-same-time")
-"""Strategies in the order in which tables and figures show them."""
-
 SAME_TIME = "sgd-same-time"
+
+STRATEGIES = ("sgd", "freeze-full", "freeze", "drop", SAME_TIME)
+"""In the order in which tables and figures show them.
+
+``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind).
+"""
 
 
 class Spread(NamedTuple):
@@ -42,10 +45,16 @@ def number(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
+def column(rows: Rows, key: str, factor: float = 1.0) -> list[float]:
+    """One number per epoch, times ``factor``, NaN where it is none."""
+    found = [number(row.get(key)) for row in rows]
+    return [math.nan if value is None else factor * value for value in found]
+
+
 def ordered(result: Result) -> dict[str, dict[str, Any]]:
     """The strategies of a result by name, in the order of the tables; unknown ones last."""
     strategies: dict[str, dict[str, Any]] = result["strategies"]
-    known = [name for name in ORDER if name in strategies]
+    known = [name for name in STRATEGIES if name in strategies]
     return {name: strategies[name] for name in [*known, *(n for n in strategies if n not in known)]}
 
 
