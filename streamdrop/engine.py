@@ -384,7 +384,7 @@ class FineTuner:
         (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())  # after the backward pass: on a GPU this waits
         if not math.isfinite(value):
-            why = explain_divergence(self.split, self.cut, self.rate)
+            why = explain_divergence(self.split, self.cut, self.optimizer, self.settings.clip_norm)
             raise TrainingError(f"round {self.round}, batch {index}: the loss is {value}; {why}")
         return value
 

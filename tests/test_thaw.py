@@ -418,3 +418,54 @@ def test_a_gradient_that_is_not_finite_is_named_nearest_to_the_output():
     with pytest.raises(TrainingError, match="first gradient that is not finite is at layer second"):
         tuner.fit_round()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+
+
+def diverging(**options):
+    """A tuner whose classifier alone learns at a rate far too high, in a group of its own."""
+    torch.manual_seed(0)
+
+    def optimizer(parameters):
+        *body, weight, bias = parameters
+        return torch.optim.SGD([{"params": body}, {"params": [weight, bias], "lr": 1e30}], 1e-9)
+
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=optimizer,
+        policy=SchedulePolicy(),
+        batch_size=8,
+        **options,
+    )
+    tuner.observe(BATCH)
+    return tuner
+
+
+def test_the_rate_told_is_that_of_the_group_that_broke():
+    with pytest.raises(
+        TrainingError, match=r"at linear \(no layer of the split\): lower the learning rate \(now 1e\+30\), or check"
+    ):
+        diverging().fit_round()
+
+
+def test_clipping_is_told_of_where_it_is_set():
+    tuner = diverging(clip_norm=5.0)
+    tuner.loss = lambda output, target: output.sum() * float("nan")
+    with pytest.raises(TrainingError, match=r"\(now 1e\+30\) or clip_norm \(now 5\), or check the targets"):
+        tuner.fit_round()
+
+
+def test_weights_that_broke_are_named_before_any_gradient():
+    tuner = diverging()
+    with torch.no_grad():
+        tuner.split.model.first[1].bias[0] = float("nan")
+    with pytest.raises(
+        TrainingError, match=r"the weights of first\.1 \(no layer of the split\) are no longer.*1e-09\)"
+    ):
+        tuner.fit_round()
+
+
+def test_where_nothing_is_at_fault_all_rates_are_told():
+    tuner = diverging()
+    tuner.loss = lambda output, target: torch.tensor(float("inf"), requires_grad=True)
+    with pytest.raises(TrainingError, match=r"weights are finite: lower the learning rate \(now 1e-09, 1e\+30\)"):
+        tuner.fit_round()
