@@ -623,3 +623,52 @@ def test_a_count_may_be_a_tensor():
     report = small_tuner(batch=BATCH, policy=Tensors()).fit_round()
     assert report.next_cut == 1
     assert type(report.next_cut) is int
+
+
+def prepared_tuner(store, preparation, policy=None, observe=True):
+    torch.manual_seed(0)
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2], preparation=preparation),
+        loss=functional.cross_entropy,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.02),
+        store=store,
+        policy=policy or NEVER,
+        batch_size=8,
+    )
+    if observe:
+        tuner.observe(BATCH)
+    return tuner
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, LmdbStore, TieredStore])
+@pytest.mark.parametrize("cut", [0, 2])
+def test_a_store_of_images_prepared_otherwise_is_refused(kind, cut, tmp_path):
+    def store():
+        return MemoryStore() if kind is MemoryStore else kind(tmp_path / "store")
+
+    first = prepared_tuner(store(), "224 px", SchedulePolicy({1: cut}))
+    for _ in range(2):
+        first.fit_round()
+    kept, weights = first.store, first.split.model.state_dict()
+    assert kept.cut == cut
+    if kind is not MemoryStore:
+        kept.close()
+        kept = store()
+    for preparation in ("", "256 px"):
+        with pytest.raises(StoreVersionError, match="prepared otherwise"):
+            prepared_tuner(kept, preparation, observe=False)
+    same = SplitModel(SmallNet(), BATCH.images[:2], preparation="224 px")
+    same.model.load_state_dict(weights)
+    again = FineTuner(
+        same, loss=functional.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.02), store=kept, policy=NEVER
+    )
+    assert again.cut == cut
+    again.fit_round()
+    kept.close()
+
+
+def test_a_store_filled_before_preparations_were_named_is_not_taken_for_a_named_one():
+    store = prepared_tuner(MemoryStore(), "").store
+    with pytest.raises(StoreVersionError, match="prepared otherwise"):
+        prepared_tuner(store, "224 px", observe=False)
+    assert prepared_tuner(store, "", observe=False).cut == 0
