@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim import lr_scheduler as schedules
 
 from streamdrop.engine import FineTuner
 from streamdrop.errors import CheckpointError, ConfigError, StoreError, TrainingError
-from streamdrop.growth import growth
+from streamdrop.growth import growth, scale_rates
 from streamdrop.policies import SchedulePolicy
 from streamdrop.scores import standardise
 from streamdrop.split import SplitModel
@@ -275,6 +276,36 @@ def test_a_scheduler_goes_on_from_the_scaled_rate():
     )
     rates = [tuner.fit_round().lr for _ in range(5)]
     assert rates == pytest.approx([0.02, 0.02, 0.04, 0.004, 0.004])
+
+
+SCHEDULES = {
+    "lambda": lambda o: schedules.LambdaLR(o, lambda n: 0.9**n),
+    "cosine": lambda o: schedules.CosineAnnealingLR(o, 20),
+    "one cycle": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=20),
+    "cyclic": lambda o: schedules.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "one after another": lambda o: schedules.SequentialLR(
+        o, [schedules.LinearLR(o, 0.1, total_iters=4), schedules.LambdaLR(o, lambda n: 0.9**n)], [8]
+    ),
+    "at once": lambda o: schedules.ChainedScheduler([schedules.ConstantLR(o, 0.5, 3), schedules.ExponentialLR(o, 0.9)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_scheduler_goes_on_at_the_scaled_rates(kind):
+    def rates(scaled):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.05, momentum=0.9)
+        scheduler, found = SCHEDULES[kind](optimizer), []
+        for number in range(16):
+            if scaled and number == 5:
+                scale_rates(optimizer, scheduler, 2.0)
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    plain = rates(False)
+    assert rates(True) == pytest.approx([*plain[:5], *(2 * rate for rate in plain[5:])])
 
 
 # ---------------------------------------------------------------- drops on trial
