@@ -15,6 +15,7 @@ from streamdrop.errors import ConfigError, StoreError
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, decode_source
 from streamdrop.types import Activations
+from streamdrop.values import check_fields
 
 Prepare = Callable[[Any], Tensor]
 """A decoded source → one sample as the model takes it, without the batch dimension."""
@@ -42,6 +43,7 @@ class ThawPlan:
     most: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "thaw.")
         if self.every is None and self.plateau is None and self.rise is None:
             raise ConfigError(
                 "thaw: none of every, plateau and rise is given: give one, rounds or a factor of the loss"

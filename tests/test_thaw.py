@@ -159,6 +159,22 @@ def test_a_thaw_that_cannot_be_changes_nothing():
     tuner.fit_round()
 
 
+def test_a_planned_thaw_that_cannot_be_is_said_every_time_and_never_told_as_done():
+    tuner = make(sources=None, policy=SchedulePolicy({1: 3}), thaw=ThawPlan(every=1, rounds=2))
+    reports = [tuner.fit_round() for _ in range(2)]
+    before = weights(tuner)
+    for _ in range(3):
+        with pytest.raises(StoreError, match="source"):
+            tuner.fit_round()
+        assert (tuner.cut, tuner.store.cut, tuner.thawing.back) == (3, 3, None)
+    assert not same(weights(tuner), before)  # the head went on
+    for key, source in SOURCES.items():
+        activations = tuple(part[0] for part in tuner.store.get_many([key]))
+        tuner.store.put_many({key: activations}, {key: tuner.store.get_targets([key])[0]}, sources={key: source})
+    reports += [tuner.fit_round() for _ in range(3)]
+    assert [(r.cut, r.next_cut, r.thawed) for r in reports[2:]] == [(3, 0, False), (0, 0, True), (0, 3, True)]
+
+
 def test_sources_that_are_images_need_prepare():
     def image(key):
         return encode_source(
@@ -183,7 +199,19 @@ def test_sources_that_are_images_need_prepare():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"plateau": 0}, {"rise": 1.0}, {"every": 1, "rounds": 0}, {"every": 1, "to": -1}]
+    "options",
+    [
+        {},
+        {"plateau": 0},
+        {"rise": 1.0},
+        {"rise": float("nan")},
+        {"every": 1, "rounds": 0},
+        {"every": 1, "to": -1},
+        {"every": "3"},
+        {"every": 2.5},
+        {"every": True},
+        {"every": 1, "to": 1.5},
+    ],
 )
 def test_plans_that_cannot_work_are_refused(options):
     with pytest.raises(ConfigError):
