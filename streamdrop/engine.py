@@ -344,7 +344,7 @@ class FineTuner:
     def _finish(self, began: UnderWay, stored: bool, promoted: int) -> RoundReport:
         """Decide what to drop after a round, and report."""
         self._feed.round_done()
-        self.decisions.last_iterations = len(began.losses)
+        self.decisions.last_iterations = -(-len(began.losses) // self.settings.accumulate)  # steps, as scores count
         self._boundary.schedule(began.loss)
         scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
         whole, head = self.split.macs(began.source), self.split.macs(began.cut)

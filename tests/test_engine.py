@@ -107,6 +107,14 @@ def test_scored_decisions_wait_for_the_warm_up_and_skip_storing_rounds():
     assert policy.asked == [(3, 0, 32, 5), (5, 1, 32, 4)]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_first_decision_follows_the_warm_up_however_many_batches_make_a_step(accumulate):
+    """15 steps a round: a window that ended after 30 of them would hold 15 at the first decision."""
+    policy, batch = Recording(), labelled_batch(30 * accumulate)
+    run(small_tuner(batch=batch, policy=policy, warm_up=2, batch_size=2, accumulate=accumulate), 3)
+    assert policy.asked == [(3, 0, 45, 5)]
+
+
 def test_scores_gather_until_thirty_gradients():
     policy = Recording()
     run(small_tuner(batch=labelled_batch(20), policy=policy, warm_up=3, batch_size=2), 7)
