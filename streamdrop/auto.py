@@ -20,7 +20,8 @@ class AutoPolicy:
     where the paper's standardised scores rank layers against each other and, once all are at their noise floor, rank
     noise. In a deep network noise hides slow learning, so nothing is dropped either while the loss is above ``learned``
     of the first round's and still falling: the mean of the last three rounds a tenth below that of the three before.
-    Below ``fitted`` of it there is nothing left to gain by agreeing. After ``patience`` decisions without a drop a loss
+    Below ``fitted`` of it there is nothing left to gain by agreeing. Where the first loss is not above 0, agreement
+    alone decides. After ``patience`` decisions without a drop a loss
     that is high but no longer falls holds nothing back, and the test of agreement grows more lenient, by half a
     deviation each time.
 
@@ -108,7 +109,8 @@ class AutoPolicy:
 
     def _has_learned(self, evidence: Evidence) -> bool:
         """Whether most of the loss is gone, or it no longer falls and that was waited for."""
-        if evidence.first_loss is None or evidence.losses[-1] <= self.learned * evidence.first_loss:
+        first = _first_loss(evidence)
+        if first is None or evidence.losses[-1] <= self.learned * first:
             return True
         return evidence.waited >= self.patience and not _falls(evidence.losses)
 
@@ -118,7 +120,8 @@ class AutoPolicy:
 
     def _stopped(self, evidence: Evidence) -> int:
         """How many leading layers no longer learn, leaving one."""
-        if evidence.first_loss is not None and evidence.losses[-1] <= self.fitted * evidence.first_loss:
+        first = _first_loss(evidence)
+        if first is not None and evidence.losses[-1] <= self.fitted * first:
             return max(0, evidence.layers - evidence.cut - 1)
         stopped = 0
         for z in evidence.agreement[:-1]:
@@ -126,6 +129,11 @@ class AutoPolicy:
                 break
             stopped += 1
         return stopped
+
+
+def _first_loss(evidence: Evidence) -> float | None:
+    """What later losses are a share of; None where none is known, or it is not above 0: nothing is a share of that."""
+    return evidence.first_loss if evidence.first_loss is not None and evidence.first_loss > 0 else None
 
 
 def _falls(losses: tuple[float, ...]) -> bool:

@@ -73,6 +73,11 @@ def test_where_no_loss_is_known_agreement_decides():
     assert AUTO(see([0.0] * 4, first_loss=None, losses=())) == 3
 
 
+def test_a_loss_below_nothing_is_no_share_of_the_first():
+    for first, losses in ((-1.0, (-1.0,)), (-1.0, (-1.0, -3.0)), (0.0, (0.5,))):
+        assert AUTO(see([0.0, 0.0, 9.0, 0.0], first_loss=first, losses=losses)) == 2  # agreement alone decides
+
+
 def test_once_the_loss_is_gone_agreement_holds_nothing_back():
     assert AUTO(see([9.0] * 4, losses=(0.05,))) == 0
     assert AUTO(see([9.0] * 4, losses=(0.04,))) == 3

@@ -74,6 +74,15 @@ def test_a_risen_loss_thaws_until_the_policy_drops_anew():
     assert thawing.next_cut(1, 5.0, moving=False) is None  # nothing is dropped that could be thawed
 
 
+def test_a_negative_loss_has_a_plateau_and_no_rise():
+    flat, rising = Thawing(ThawPlan(plateau=2)), Thawing(ThawPlan(rise=1.5))
+    losses = (-1.0, -1.005, -1.0, -1.0)
+    assert [flat.next_cut(3, loss, moving=False) for loss in losses[:3]] == [None, None, 0]
+    assert [rising.next_cut(3, loss, moving=False) for loss in losses] == [None] * 4
+    falling = Thawing(ThawPlan(plateau=2))
+    assert [falling.next_cut(3, loss, moving=False) for loss in (-1.0, -1.1, -1.2, -1.3)] == [None] * 4
+
+
 def test_a_stream_that_changes_is_learned_by_all_layers_again():
     tuner = make(thaw=ThawPlan(rise=1.02), policy=SchedulePolicy({2: 3}))
     for _ in range(8):
