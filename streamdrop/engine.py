@@ -35,6 +35,7 @@ from streamdrop.rounds import (
     seed_of,
     seeded,
     takes_weights,
+    trainable_loss,
 )
 from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
@@ -380,7 +381,7 @@ class FineTuner:
         extra = {} if weights is None else {"sample_weight": weights}
         mixed = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
         with one_sample_explained(), mixed:
-            loss = self.loss(head(activations), targets, **extra)
+            loss = trainable_loss(self.loss(head(activations), targets, **extra))
         (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())  # after the backward pass: on a GPU this waits
         if not math.isfinite(value):

@@ -56,7 +56,7 @@ class Feed:
     ) -> None:
         """Put samples at the store's cut; every tensor [N, ...] in the keys' order. Raises DataError."""
         parts = targets if isinstance(targets, tuple) else () if targets is None else (targets,)
-        counts = {len(keys), *(len(tensor) for tensor in (*activations, *parts))}
+        counts = {len(keys), *(len(tensor) if tensor.dim() else 0 for tensor in (*activations, *parts))}
         if len(counts) != 1:
             raise DataError(f"keys, activations and targets have lengths {sorted(counts)}: give one of each per sample")
         if len(set(keys)) != len(keys):

@@ -680,3 +680,31 @@ def test_a_store_filled_before_preparations_were_named_is_not_taken_for_a_named_
     with pytest.raises(StoreVersionError, match="prepared otherwise"):
         prepared_tuner(store, "224 px", observe=False)
     assert prepared_tuner(store, "", observe=False).cut == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (
+            lambda output, target: functional.cross_entropy(output, target, reduction="none"),
+            r"shape \(8,\): it must be",
+        ),
+        (lambda output, target: 3.0, "3.0: it must be"),
+        (lambda output, target: functional.cross_entropy(output.detach(), target), "no trained parameter"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_on_is_refused(loss, said):
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    tuner.loss = loss
+    with pytest.raises(TrainingError, match=said):
+        tuner.fit_round()
+
+
+def test_a_sampler_that_gives_nothing_is_refused():
+    with pytest.raises(TrainingError, match="no keys for iteration 0"):
+        small_tuner(batch=BATCH, policy=NEVER).fit_round(steps=2, sampler=lambda keys, i, generator: [])
+
+
+def test_a_target_without_a_batch_dimension_is_refused():
+    with pytest.raises(DataError, match=r"lengths \[0, 1\]"):
+        small_tuner(batch=BATCH, policy=NEVER).observe(Batch([b"one"], BATCH.images[:1], torch.tensor(3)))
