@@ -18,6 +18,7 @@ from streamdrop.scores import GradientScores
 from streamdrop.settings import TunerSettings
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
+from streamdrop.values import kind_of
 
 MINIMUM_ITERATIONS = 30
 """Gradients behind a score before any policy sees it: below that, P is mostly noise."""
@@ -62,11 +63,16 @@ class Decisions:
         """Whether the policy rests on gradient scores."""
         return self._parts.needs_scores
 
-    def check(self) -> None:
+    def check(self, scoring: bool) -> None:
         """Raise ConfigError for what cannot work for this model; warn of what works badly."""
         layers, asked = len(self.split.layers), self.settings.strategy != "sgd"
         if asked:
             self._parts.check(layers)
+        if asked and self.needs_scores and not scoring:
+            raise ConfigError(
+                f"scoring is off, but policy {kind_of(self.policy)} decides by gradient scores, so it is never asked: "
+                "leave scoring out, or give a policy with needs_scores = False, such as SchedulePolicy"
+            )
         if self.settings.cut > layers - 1:
             raise ConfigError(f"cut {self.settings.cut}: the model has {layers} layers and the last stays")
         if self.needs_scores and asked and not has_normalisation(self.split.model):

@@ -54,13 +54,12 @@ class FineTuner:
     if given, makes a learning-rate scheduler stepped once a round (ReduceLROnPlateau by the round's loss). ``policy``
     decides (default: AutoPolicy); ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the
     tuner and each round's report. ``thaw`` plans when dropped layers are trained again, from sources that ``prepare``
-    turns into the model's input.
-    ``scoring`` forces gradient scores on or off (default: when the policy needs them). ``autocast`` is a dtype for
-    mixed precision in the head (inexact), off by default. ``settings`` are the fields of TunerSettings: ``warm_up``,
-    ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``, ``batch_norm`` (train or frozen), ``cut`` (layers
-    dropped from the start), ``accumulate`` (batches per step), ``clip_norm``, ``chunk`` (samples per tail pass),
-    ``read_ahead`` (batches read from the store while one is trained on; 0: in line), ``whole_backward``,
-    ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
+    turns into the model's input. ``scoring`` forces gradient scores on, or off where no policy needs them (default: as
+    the policy needs). ``autocast`` is a dtype for mixed precision in the head (inexact), off by default. ``settings``
+    are the fields of TunerSettings: ``warm_up``, ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``,
+    ``batch_norm`` (train or frozen), ``cut`` (layers dropped from the start), ``accumulate`` (batches per step),
+    ``clip_norm``, ``chunk`` (samples per tail pass), ``read_ahead`` (batches read from the store while one is trained
+    on; 0: in line), ``whole_backward``, ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
 
     Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
     """
@@ -90,12 +89,12 @@ class FineTuner:
         self.extra_tensors: Mapping[str, Tensor] = {}
         self.device = split.device
         self.decisions = Decisions(self.policy, self.settings, split)
-        self.decisions.check()
+        scoring = self.decisions.needs_scores if scoring is None else scoring
+        self.decisions.check(scoring)
         self.thawing = Thawing(thaw)
         self._feed = Feed(split, self.store, self.device, self.settings.chunk)
         self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
-        scoring = self.decisions.needs_scores if scoring is None else scoring
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self._takes_weights = takes_weights(loss)
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names

@@ -175,8 +175,8 @@ def head_to_train(model: nn.Module, head: nn.Module, frozen: bool) -> None:
 
 
 def has_normalisation(model: nn.Module) -> bool:
-    """Whether any module normalises (batch, layer, group, instance)."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    """Whether any module normalises (batch, layer, group, instance, root mean square)."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return any(isinstance(module, kinds) for module in model.modules())
 
 

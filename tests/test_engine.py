@@ -708,3 +708,10 @@ def test_a_sampler_that_gives_nothing_is_refused():
 def test_a_target_without_a_batch_dimension_is_refused():
     with pytest.raises(DataError, match=r"lengths \[0, 1\]"):
         small_tuner(batch=BATCH, policy=NEVER).observe(Batch([b"one"], BATCH.images[:1], torch.tensor(3)))
+
+
+def test_scores_cannot_be_off_where_a_policy_would_wait_for_them_for_ever():
+    with pytest.raises(ConfigError, match="scoring is off, but policy Recording"):
+        small_tuner(batch=BATCH, policy=Recording(), scoring=False)
+    small_tuner(batch=BATCH, policy=Recording(), scoring=False, strategy="sgd")  # which asks no policy
+    small_tuner(batch=BATCH, policy=NEVER, scoring=False)
