@@ -59,6 +59,9 @@ class AutoPolicy:
         """Whether ``Evidence.break_even`` has to be measured."""
         return self.break_even == "measured"
 
+    def check(self, layers: int) -> None:
+        """Works for any number of layers."""
+
     def settled(self, evidence: Evidence) -> bool:
         """Whether the warm-up may end now: no layer's P has moved much since the window before."""
         moved = [abs(now - before) for now, before in zip(evidence.importance, evidence.previous, strict=False)]

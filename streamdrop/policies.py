@@ -56,6 +56,9 @@ class PaperPolicy:
     def __post_init__(self) -> None:
         _check_patience(self, "paper")
 
+    def check(self, layers: int) -> None:
+        """Works for any number of layers."""
+
     def __call__(self, evidence: Evidence) -> int:
         """The number of layers to drop now, 0 or at least 2."""
         z = evidence.standardised
@@ -73,6 +76,9 @@ class PrefixSumPolicy:
 
     def __post_init__(self) -> None:
         _check_patience(self, "prefix-sum")
+
+    def check(self, layers: int) -> None:
+        """Works for any number of layers."""
 
     def __call__(self, evidence: Evidence) -> int:
         """The number of layers to drop now."""

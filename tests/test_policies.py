@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from streamdrop.errors import ConfigError
 from streamdrop.policies import (
+    AutoPolicy,
     Evidence,
     PaperPolicy,
     PolicyParts,
@@ -147,6 +148,11 @@ def test_a_mistake_is_said_once_and_with_its_option():
     with pytest.raises(ConfigError) as caught:
         policy_from({"auto": {"patience": -1}})
     assert str(caught.value) == "policy auto: patience is -1: give a number of at least 0"
+
+
+@pytest.mark.parametrize("policy", [AutoPolicy(), PaperPolicy(), PrefixSumPolicy(), SchedulePolicy()])
+def test_ours_can_be_checked_before_there_is_a_tuner(policy):
+    policy.check(1)
 
 
 @pytest.mark.parametrize("policy", [3, "auto", PaperPolicy, {"auto": {}}])
