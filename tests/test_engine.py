@@ -710,6 +710,26 @@ def test_a_target_without_a_batch_dimension_is_refused():
         small_tuner(batch=BATCH, policy=NEVER).observe(Batch([b"one"], BATCH.images[:1], torch.tensor(3)))
 
 
+def test_a_calibration_that_is_broken_off_leaves_statistics_that_predict():
+    class Failing(MemoryStore):
+        left = 4  # three batches of the round, one of the calibration
+
+        def get_many(self, keys):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("the disk is gone")
+            return super().get_many(keys)
+
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 2}), store=Failing())
+    with pytest.raises(RuntimeError, match="gone"):
+        tuner.fit_round()
+    norm = tuner.split.model.stem[1]
+    assert int(norm.num_batches_tracked) == 3  # the round's own
+    assert not torch.equal(norm.running_var, torch.ones(4))
+    assert norm.momentum == 0.1
+    assert tuner.predict(BATCH.images).isfinite().all()
+
+
 def test_scores_cannot_be_off_where_a_policy_would_wait_for_them_for_ever():
     with pytest.raises(ConfigError, match="scoring is off, but policy Recording"):
         small_tuner(batch=BATCH, policy=Recording(), scoring=False)
