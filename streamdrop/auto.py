@@ -20,7 +20,8 @@ class AutoPolicy:
     where the paper's standardised scores rank layers against each other and, once all are at their noise floor, rank
     noise. In a deep network noise hides slow learning, so nothing is dropped either while the loss is above ``learned``
     of the first round's and still falling: the mean of the last three rounds a tenth below that of the three before.
-    Below ``fitted`` of it there is nothing left to gain by agreeing. After ``patience`` decisions without a drop a loss
+    Below ``fitted`` of it there is nothing left to gain by agreeing. Where the first loss is not above 0, agreement
+    alone decides. After ``patience`` decisions without a drop a loss
     that is high but no longer falls holds nothing back, and the test of agreement grows more lenient, by half a
     deviation each time.
 
@@ -64,7 +65,7 @@ class AutoPolicy:
     def settled(self, evidence: Evidence) -> bool:
         """Whether the warm-up may end now: no layer's P has moved much since the window before."""
         moved = [abs(now - before) for now, before in zip(evidence.importance, evidence.previous, strict=False)]
-        return bool(evidence.previous) and max(moved, default=1.0) <= self.settle
+        return self.settle > 0 and bool(evidence.previous) and max(moved, default=1.0) <= self.settle
 
     def __call__(self, evidence: Evidence) -> int:
         """The number of layers to drop now."""
@@ -81,7 +82,8 @@ class AutoPolicy:
         stopped = self._stopped(evidence)
         if not stopped:
             z = evidence.agreement[0] if evidence.agreement else 0.0
-            return 0, f"layer {evidence.cut + 1} still learns: its gradients agree at z {z:.1f}, above {self.critical}"
+            critical = self._critical(evidence)
+            return 0, f"layer {evidence.cut + 1} still learns: its gradients agree at z {z:.2f}, above {critical:g}"
         if not evidence.offers:  # nothing is known of costs: the deepest
             return stopped, f"{stopped} layers have stopped learning"
         return self._best(evidence, list(enumerate(evidence.offers[:stopped], start=1)))
@@ -110,21 +112,31 @@ class AutoPolicy:
 
     def _has_learned(self, evidence: Evidence) -> bool:
         """Whether most of the loss is gone, or it no longer falls and that was waited for."""
-        if evidence.first_loss is None or evidence.losses[-1] <= self.learned * evidence.first_loss:
+        first = _first_loss(evidence)
+        if first is None or evidence.losses[-1] <= self.learned * first:
             return True
         return evidence.waited >= self.patience and not _falls(evidence.losses)
 
+    def _critical(self, evidence: Evidence) -> float:
+        """The agreement above which a layer learns, after so long a wait."""
+        return self.critical + 0.5 * max(0, evidence.waited - self.patience)
+
     def _stopped(self, evidence: Evidence) -> int:
         """How many leading layers no longer learn, leaving one."""
-        critical = self.critical + 0.5 * max(0, evidence.waited - self.patience)
-        if evidence.first_loss is not None and evidence.losses[-1] <= self.fitted * evidence.first_loss:
+        first = _first_loss(evidence)
+        if first is not None and evidence.losses[-1] <= self.fitted * first:
             return max(0, evidence.layers - evidence.cut - 1)
         stopped = 0
         for z in evidence.agreement[:-1]:
-            if z > critical:
+            if z > self._critical(evidence):
                 break
             stopped += 1
         return stopped
+
+
+def _first_loss(evidence: Evidence) -> float | None:
+    """What later losses are a share of; None where none is known, or it is not above 0: nothing is a share of that."""
+    return evidence.first_loss if evidence.first_loss is not None and evidence.first_loss > 0 else None
 
 
 def _falls(losses: tuple[float, ...]) -> bool:

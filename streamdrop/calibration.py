@@ -52,14 +52,23 @@ def calibration_batches(keys: Sequence[bytes], samples: int, size: int, *seed: i
 
 @contextlib.contextmanager
 def _gathering(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """Inside, the norms use their batch's statistics and keep the mean of all; their options come back."""
+    """Inside, the norms use their batch's statistics and keep the mean of all; their options come back.
+
+    Where that is broken off, so do their statistics: of no batch, or a few, a model would predict nonsense.
+    """
     momenta = [norm.momentum for norm in norms]
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
     try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative mean
             norm.train()
         yield
+    except BaseException:
+        for buffer, was in zip(buffers, before, strict=True):
+            buffer.copy_(was)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

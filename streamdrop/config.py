@@ -14,7 +14,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,20 +78,6 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         under = result.get(key)
         result[key] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return result
-
-
-def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """The plain values of a YAML file, variables expanded. Raises ConfigError."""
-    return _read(path).values
-
-
-def key_paths(values: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    """Every leaf's path in nested mappings, in order."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from key_paths(value, (*prefix, str(key)))
-        else:
-            yield (*prefix, str(key))
 
 
 def _read(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> _Document:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch.nn import Parameter
 
 from streamdrop.boundary import Boundary
 from streamdrop.calibration import calibrate, calibration_batches
 from streamdrop.decisions import Decisions
-from streamdrop.errors import ConfigError
+from streamdrop.errors import ConfigError, StreamdropError
 from streamdrop.rounds import Clock
 from streamdrop.scores import GradientScores
 from streamdrop.split import SplitModel
@@ -58,13 +59,13 @@ class Cutting:
             self.decisions.back = None
             self._retreat(back)
             return 0
+        planned = self.thawing.state()
         cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
         if cut is not None and cut < self.cut:
             with clock.part("tail"):
-                self.thaw(cut)
-            self.decisions.why = f"thawed: all from cut {cut} on is trained again"
+                self._thaw_as_planned(cut, planned)
         elif cut is not None:
-            self.decisions.settling, self.decisions.why = True, f"the thaw is over: back to cut {cut}"
+            self.decisions.returns(number, self.cut, cut, self.scores)
             return self._drop(cut, number, clock)
         elif self.thawing.back is None:
             count = self.decisions.after_round(number, self.cut, self.scores, self.store, macs_per_second)
@@ -93,6 +94,15 @@ class Cutting:
             thaw_store(self.store, self.split, cut, self.settings.chunk, self._prepare)
         self._retreat(cut)
 
+    def _thaw_as_planned(self, cut: int, planned: Sequence[Any]) -> None:
+        """Thaw; where that cannot be, the plan is as it was before the round: there is nothing to return from."""
+        try:
+            self.thaw(cut)
+        except StreamdropError:
+            self.thawing.restore(planned)
+            raise
+        self.decisions.why = f"thawed: all from cut {cut} on is trained again"
+
     def _drop(self, cut: int, number: int, clock: Clock) -> int:
         """Move the cut on and make the layers below fit to be run in eval mode for good; returns multiply-adds run."""
         lower, settings = self.cut, self.settings
@@ -119,7 +129,7 @@ class Cutting:
     def _retreat(self, cut: int) -> None:
         self.boundary.retreat(cut)
         self.scores, self.mean = self._new_scores(), WeightMean(self._averaged())
-        self.decisions.forget(cut)
+        self.decisions.forget(max(cut, self.thawing.back or 0))  # what a thaw returns to is not forgotten
 
     def _new_scores(self) -> GradientScores:
         return self.decisions.scores(self.cut if self._scoring else None)

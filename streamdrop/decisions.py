@@ -7,16 +7,18 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from streamdrop.errors import ConfigError
-from streamdrop.policies import DropPolicy, Evidence, Offer, ask, check_policy
+from streamdrop.policies import DropPolicy, Evidence, Offer, ask, parts_of
 from streamdrop.rounds import has_normalisation
 from streamdrop.scores import GradientScores
 from streamdrop.settings import TunerSettings
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore
+from streamdrop.values import kind_of
 
 MINIMUM_ITERATIONS = 30
 """Gradients behind a score before any policy sees it: below that, P is mostly noise."""
@@ -34,10 +36,12 @@ class Decisions:
     ``settling``: the next round stores, and no scored decision follows it. ``dropped_scores``: by layer, the P' that it
     had when it was dropped. ``waited``: rounds since the last drop after which the policy dropped nothing.
     ``why``: what the policy says about its last answer. ``back``: the cut to return to, where a drop is taken back.
+    Raises ConfigError for what is no policy.
     """
 
     def __init__(self, policy: DropPolicy, settings: TunerSettings, split: SplitModel) -> None:
         self.policy, self.settings, self.split = policy, settings, split
+        self._parts = parts_of(policy)
         self.settling = False
         self.dropped_scores: dict[str, float] = {}
         self.last_iterations = 0
@@ -57,15 +61,18 @@ class Decisions:
     @property
     def needs_scores(self) -> bool:
         """Whether the policy rests on gradient scores."""
-        return bool(getattr(self.policy, "needs_scores", True))
+        return self._parts.needs_scores
 
-    def check(self) -> None:
+    def check(self, scoring: bool) -> None:
         """Raise ConfigError for what cannot work for this model; warn of what works badly."""
-        check_policy(self.policy)
         layers, asked = len(self.split.layers), self.settings.strategy != "sgd"
-        check = getattr(self.policy, "check", None)
-        if check is not None and asked:
-            check(layers)
+        if asked:
+            self._parts.check(layers)
+        if asked and self.needs_scores and not scoring:
+            raise ConfigError(
+                f"scoring is off, but policy {kind_of(self.policy)} decides by gradient scores, so it is never asked: "
+                "leave scoring out, or give a policy with needs_scores = False, such as SchedulePolicy"
+            )
         if self.settings.cut > layers - 1:
             raise ConfigError(f"cut {self.settings.cut}: the model has {layers} layers and the last stays")
         if self.needs_scores and asked and not has_normalisation(self.split.model):
@@ -79,7 +86,7 @@ class Decisions:
         """An empty window over the layers from ``cut`` on, as many of their weights as the policy wants; None: none."""
         layers = self.split.layers[cut:] if cut is not None else ()
         weights = {name: self.split.layer_parameters(name) for name in layers}
-        return GradientScores(weights, getattr(self.policy, "scored_weights", None))
+        return GradientScores(weights, self._parts.scored_weights)
 
     # ---------------------------------------------------------------- windows of scores
 
@@ -114,17 +121,17 @@ class Decisions:
         room = len(self.split.layers) - 1 - cut
         if self.settings.strategy == "sgd" or room <= 0 or (self.needs_scores and settling):
             return 0
-        evidence = self._evidence(round_, cut, scores, store, macs_per_second)
-        if self._too_early(evidence):
+        evidence = self._ripe_evidence(round_, cut, scores, store)
+        if evidence is None:
             return 0
+        if self._parts.measures:
+            evidence = replace(evidence, break_even=macs_per_second * _seconds_per_byte(store))
         self.asked = round_ if self.asked is None else self.asked
         count = ask(self.policy, evidence)
-        explain = getattr(self.policy, "explain", None)
-        self.why = str(explain(evidence)) if explain is not None else ""
+        self.why = str(self._parts.explain(evidence))
         self.waited = 0 if count else self.waited + 1
         if count:
-            layers = self.split.layers[cut : cut + count]
-            self.dropped_scores.update(zip(layers, evidence.standardised[:count].tolist(), strict=False))
+            self._note_dropped(cut, cut + count, evidence)
             self.settling, self._came_from = True, cut
         return count
 
@@ -137,7 +144,7 @@ class Decisions:
         before = self._losses[-1] if self._losses else math.inf
         self._losses = [*self._losses, loss][-LOSSES:]
         came_from, self._came_from = self._came_from, None
-        tolerance = getattr(self.policy, "tolerance", None)
+        tolerance = self._parts.tolerance
         if came_from is None or tolerance is None or loss <= tolerance * before:
             return False
         self._refusals += 1
@@ -147,23 +154,25 @@ class Decisions:
         self.why = f"the drop is taken back: a loss of {loss:.3g} in its first round, {before:.3g} before it"
         return True
 
-    def _too_early(self, evidence: Evidence) -> bool:
-        """Only scores have to ripen: a schedule is obeyed whatever the warm-up."""
-        if not self.needs_scores:
-            return False
-        settled = getattr(self.policy, "settled", None)
-        warming = evidence.round <= self.settings.warm_up and not (settled is not None and settled(evidence))
-        return warming or evidence.iterations < MINIMUM_ITERATIONS
+    def _ripe_evidence(self, round_: int, cut: int, scores: GradientScores, store: FeatureStore) -> Evidence | None:
+        """Evidence to decide on; None while it is too early, and then it is gathered only to ask the policy that.
 
-    def _evidence(
-        self, round_: int, cut: int, scores: GradientScores, store: FeatureStore, macs_per_second: float
-    ) -> Evidence:
-        """What the policy sees after a round; scores and costs only if it needs scores."""
+        Only scores have to ripen: a schedule is obeyed whatever the warm-up.
+        """
+        warming, settled = self.needs_scores and round_ <= self.settings.warm_up, self._parts.settled
+        if self.needs_scores and scores.iterations < MINIMUM_ITERATIONS:
+            return None
+        if warming and settled is None:
+            return None
+        evidence = self._evidence(round_, cut, scores, store)
+        return None if warming and settled is not None and not settled(evidence) else evidence
+
+    def _evidence(self, round_: int, cut: int, scores: GradientScores, store: FeatureStore) -> Evidence:
+        """What the policy sees after a round, but for what is measured; scores and costs only if it needs scores."""
         layers, dropped = len(self.split.layers), tuple(self.dropped_scores.values())
         if not self.needs_scores:
             return Evidence(round_, cut, layers, (), dropped, scores.iterations)
         importance = scores.importance()
-        measures = getattr(self.policy, "measures", False)
         return Evidence(
             round_,
             cut,
@@ -177,13 +186,27 @@ class Decisions:
             offers=tuple(Offer(self._costs[cut][0] - macs, size) for macs, size in self._costs[cut + 1 :]),
             room=free_bytes(store),
             samples=len(store),
-            break_even=macs_per_second * _seconds_per_byte(store) if measures else None,
             first_loss=self._first_loss,
             losses=tuple(self._losses),
         )
 
+    def _note_dropped(self, lower: int, upper: int, evidence: Evidence) -> None:
+        """The P' that layers dropped now have; none without scores."""
+        scores = evidence.standardised[: upper - lower].tolist()
+        self.dropped_scores.update(zip(self.split.layers[lower:upper], scores, strict=False))
+
+    def returns(self, round_: int, lower: int, upper: int, scores: GradientScores) -> None:
+        """A thaw is over, layers are dropped again, and the next round stores.
+
+        The P' of now counts, where enough gradients are behind it; else what they had before the thaw.
+        """
+        self.settling, self.why = True, f"the thaw is over: back to cut {upper}"
+        if self.needs_scores and scores.iterations >= MINIMUM_ITERATIONS:
+            importance = tuple(scores.importance().values())
+            self._note_dropped(lower, upper, Evidence(round_, lower, len(self.split.layers), importance))
+
     def forget(self, cut: int) -> None:
-        """Layers from ``cut`` on are trained again: what they had when they were dropped counts no more."""
+        """Layers from ``cut`` on are trained until dropped anew: what they had when they were counts no more."""
         below = self.split.layers[:cut]
         self.dropped_scores = {name: score for name, score in self.dropped_scores.items() if name in below}
         self._previous, self.settling, self.waited, self._came_from = {}, False, 0, None

@@ -36,6 +36,7 @@ from streamdrop.rounds import (
     seed_of,
     seeded,
     takes_weights,
+    trainable_loss,
 )
 from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
@@ -54,13 +55,12 @@ class FineTuner:
     if given, makes a learning-rate scheduler stepped once a round (ReduceLROnPlateau by the round's loss). ``policy``
     decides (default: AutoPolicy); ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the
     tuner and each round's report. ``thaw`` plans when dropped layers are trained again, from sources that ``prepare``
-    turns into the model's input.
-    ``scoring`` forces gradient scores on or off (default: when the policy needs them). ``autocast`` is a dtype for
-    mixed precision in the head (inexact), off by default. ``settings`` are the fields of TunerSettings: ``warm_up``,
-    ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``, ``batch_norm`` (train or frozen), ``cut`` (layers
-    dropped from the start), ``accumulate`` (batches per step), ``clip_norm``, ``chunk`` (samples per tail pass),
-    ``read_ahead`` (batches read from the store while one is trained on; 0: in line), ``whole_backward``,
-    ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
+    turns into the model's input. ``scoring`` forces gradient scores on, or off where no policy needs them (default: as
+    the policy needs). ``autocast`` is a dtype for mixed precision in the head (inexact), off by default. ``settings``
+    are the fields of TunerSettings: ``warm_up``, ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``,
+    ``batch_norm`` (train or frozen), ``cut`` (layers dropped from the start), ``accumulate`` (batches per step),
+    ``clip_norm``, ``chunk`` (samples per tail pass), ``read_ahead`` (batches read from the store while one is trained
+    on; 0: in line), ``whole_backward``, ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
 
     Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
     """
@@ -90,12 +90,12 @@ class FineTuner:
         self.extra_tensors: Mapping[str, Tensor] = {}
         self.device = split.device
         self.decisions = Decisions(self.policy, self.settings, split)
-        self.decisions.check()
+        scoring = self.decisions.needs_scores if scoring is None else scoring
+        self.decisions.check(scoring)
         self.thawing = Thawing(thaw)
         self._feed = Feed(split, self.store, self.device, self.settings.chunk)
         self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
-        scoring = self.decisions.needs_scores if scoring is None else scoring
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self._takes_weights = takes_weights(loss)
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
@@ -168,18 +168,18 @@ class FineTuner:
         if self.moving:
             raise TrainingError(f"the store moves to cut {self.cut} in the next round: fit_round runs it whole")
         began = self._begin(steps, lambda keys, index, generator: sampler(self.store.keys(), index, generator))
-        iterations = self._iterations(began, None, 0)
-        while True:
-            with seeded(self.device), modes_kept(self.split.model):
-                self._head_to_train()
-                next(iterations, None)
-                if len(began.losses) == steps or (deadline is not None and began.clock.elapsed >= deadline):
-                    if len(began.losses) % self.settings.accumulate:
-                        self._step()
-                    break
-            began.clock.stop()
-            yield
-            began.clock.go_on()
+        with contextlib.closing(self._iterations(began, None, 0)) as iterations:
+            while True:
+                with seeded(self.device), modes_kept(self.split.model):
+                    self._head_to_train()
+                    next(iterations, None)
+                    if len(began.losses) == steps or (deadline is not None and began.clock.elapsed >= deadline):
+                        if len(began.losses) % self.settings.accumulate:
+                            self._step()
+                        break
+                began.clock.stop()
+                yield
+                began.clock.go_on()
         self.decisions.takes_back(began.loss, self.round)
         return self._finish(began, False, 0)
 
@@ -353,7 +353,7 @@ class FineTuner:
     def _finish(self, began: UnderWay, stored: bool, promoted: int) -> RoundReport:
         """Decide what to drop after a round, and report."""
         self._feed.round_done()
-        self.decisions.last_iterations = len(began.losses)
+        self.decisions.last_iterations = -(-len(began.losses) // self.settings.accumulate)  # steps, as scores count
         self._boundary.schedule(began.loss)
         scored = [s or None for s in (self.scores.importance(), self.scores.magnitude(), self.scores.agreement())]
         whole, head = self.split.macs(began.source), self.split.macs(began.cut)
@@ -389,11 +389,11 @@ class FineTuner:
         extra = {} if weights is None else {"sample_weight": weights}
         mixed = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
         with one_sample_explained(), mixed:
-            loss = self.loss(head(activations), targets, **extra)
+            loss = trainable_loss(self.loss(head(activations), targets, **extra))
         (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())  # after the backward pass: on a GPU this waits
         if not math.isfinite(value):
-            why = explain_divergence(self.split, self.cut, self.rate)
+            why = explain_divergence(self.split, self.cut, self.optimizer, self.settings.clip_norm)
             raise TrainingError(f"round {self.round}, batch {index}: the loss is {value}; {why}")
         return value
 

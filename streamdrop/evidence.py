@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,16 +60,39 @@ class Evidence:
 class DropPolicy(Protocol):
     """How many of the head's first layers to drop after a round: 0 … layers - cut - 1.
 
-    ``needs_scores``: asked only after the warm-up, never right after a storing round, and once 30 gradients are in.
-    ``check`` refuses, before training, what cannot work for a model of that many layers (ConfigError).
+    A function will do. What else a policy may say, as attributes and methods of its own: ``PolicyParts``.
     """
 
-    @property
-    def needs_scores(self) -> bool:
-        """Whether the decision rests on ``Evidence.importance``."""
-
-    def check(self, layers: int) -> None:
-        """Raise ConfigError if the policy cannot work for a model of so many layers."""
-
-    def __call__(self, evidence: Evidence) -> int:
+    def __call__(self, evidence: Evidence, /) -> int:
         """The number of layers to drop now."""
+
+
+def _works_for_any(layers: int) -> None:
+    """Refuses no model."""
+
+
+def _says_nothing(evidence: Evidence) -> str:
+    """Gives no reason."""
+    return ""
+
+
+@dataclass(frozen=True)
+class PolicyParts:
+    """All that a policy may have beside its decision, at what holds where it lacks them.
+
+    ``needs_scores``: whether it decides by gradient scores: asked only after the warm-up, never right after a storing
+    round, and once 30 gradients are in. ``scored_weights``: of a larger parameter about so many weights are scored;
+    None: all. ``measures``: whether ``Evidence.break_even`` is measured for it. ``tolerance``: a drop whose first round
+    has a loss above so many times that of the round before is taken back; None: never. ``check(layers)`` raises
+    ConfigError, before training, where it cannot work for a model of so many layers. ``settled(evidence)``: whether the
+    warm-up may end before its count (nothing is measured yet); None: never. ``explain(evidence)``: why it dropped so
+    many, or none, on the evidence that it has just decided on.
+    """
+
+    needs_scores: bool = True
+    scored_weights: int | None = None
+    measures: bool = False
+    tolerance: float | None = None
+    check: Callable[[int], None] = _works_for_any
+    settled: Callable[[Evidence], bool] | None = None
+    explain: Callable[[Evidence], str] = _says_nothing

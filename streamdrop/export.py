@@ -62,27 +62,8 @@ def export(
         module, inputs = _module(split, example, part, cut)
         outputs = _flat(module(*inputs))
         names = _names(part, len(inputs), len(outputs))
-        partial = path.with_name(f".{path.stem}.part{path.suffix}")
-        try:
-            run = _write(module, inputs, partial, names)
-            error = max(_difference(run, module, rows) for rows in (inputs, tuple(x[:1] for x in inputs)))
-            if not error <= tolerance:
-                raise ModelError(
-                    f"{path}: what was exported gives other outputs (largest difference {error:.2g} of their size, "
-                    f"tolerance {tolerance:g}): it was not kept; raise the tolerance if that will do"
-                )
-            partial.replace(path)
-        except OSError as problem:
-            raise OutputError(
-                f"{path} cannot be written ({problem.strerror}): give a file in a folder you may write"
-            ) from None
-        finally:
-            partial.unlink(missing_ok=True)
-    shapes = [
-        {n: tuple(t.shape) for n, t in zip(some, ts, strict=True)}
-        for some, ts in zip(names, (inputs, outputs), strict=True)
-    ]
-    return Exported(path, part, cut, shapes[0], shapes[1], error)
+        error = _write_checked(module, inputs, path, names, tolerance)
+    return Exported(path, part, cut, _shapes(names[0], inputs), _shapes(names[1], outputs), error)
 
 
 class _Flat(nn.Module):
@@ -130,6 +111,33 @@ def _names(part: Part, inputs: int, outputs: int) -> tuple[list[str], list[str]]
     if part == "tail":
         return first, [f"activation_{i}" for i in range(outputs)]
     return first, ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
+
+
+def _shapes(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def _write_checked(
+    module: nn.Module, inputs: tuple[Tensor, ...], path: Path, names: tuple[list[str], list[str]], tolerance: float
+) -> float:
+    """Write the file beside ``path`` and move it there once its outputs are the module's; returns their difference."""
+    partial = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        run = _write(module, inputs, partial, names)
+        error = max(_difference(run, module, rows) for rows in (inputs, tuple(x[:1] for x in inputs)))
+        if not error <= tolerance:
+            raise ModelError(
+                f"{path}: what was exported gives other outputs (largest difference {error:.2g} of their size, "
+                f"tolerance {tolerance:g}): it was not kept; raise the tolerance if that will do"
+            )
+        partial.replace(path)
+    except OSError as problem:
+        raise OutputError(
+            f"{path} cannot be written ({problem.strerror}): give a file in a folder you may write"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return error
 
 
 def _write(

@@ -29,11 +29,13 @@ class Feed:
         if store.cut > layers - 1:
             raise StoreVersionError(f"the store is at cut {store.cut}, the model has {layers} layers: use a new store")
         expected = self._split.version(store.cut)
+        if store.version != expected and store.cut == 0 and not len(store):  # a new store takes its first model's
+            store.advance(0, lambda given: given, expected, self._chunk)
         if store.version != expected:
             raise StoreVersionError(
-                f"the store's activations at cut {store.cut} were made by other tail weights (store "
-                f"{store.version[:12] or 'none'}, model {expected[:12] or 'none'}): load the weights that made them, "
-                "or use a new store"
+                f"the store's activations at cut {store.cut} were made by other tail weights, or of images prepared "
+                f"otherwise (store {store.version[:12] or 'none'}, model {expected[:12] or 'none'}): load the weights "
+                "and prepare images as they were made, or use a new store"
             )
         if cut > store.cut:
             store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
@@ -54,7 +56,7 @@ class Feed:
     ) -> None:
         """Put samples at the store's cut; every tensor [N, ...] in the keys' order. Raises DataError."""
         parts = targets if isinstance(targets, tuple) else () if targets is None else (targets,)
-        counts = {len(keys), *(len(tensor) for tensor in (*activations, *parts))}
+        counts = {len(keys), *(len(tensor) if tensor.dim() else 0 for tensor in (*activations, *parts))}
         if len(counts) != 1:
             raise DataError(f"keys, activations and targets have lengths {sorted(counts)}: give one of each per sample")
         if len(set(keys)) != len(keys):

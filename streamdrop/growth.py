@@ -29,8 +29,16 @@ def scale_rates(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float)
     """
     scale = factor if isinstance(optimizer, torch.optim.SGD) else math.sqrt(factor)
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * scale
-        if "initial_lr" in group:
-            group["initial_lr"] *= scale
-    if scheduler is not None and hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs = [rate * scale for rate in scheduler.base_lrs]
+        for name in ("lr", "initial_lr", "max_lr", "min_lr"):  # the last two are where OneCycleLR goes
+            if name in group:
+                group[name] = group[name] * scale
+    _scale_schedule(scheduler, scale)
+
+
+def _scale_schedule(scheduler: Any, scale: float) -> None:
+    """The rates that a scheduler goes between; those of its parts, where it is made of others."""
+    for part in getattr(scheduler, "_schedulers", ()):
+        _scale_schedule(part, scale)
+    for name in ("base_lrs", "max_lrs"):  # the latter: CyclicLR
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * scale for rate in getattr(scheduler, name)])

@@ -6,7 +6,7 @@ import difflib
 import operator
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from streamdrop.auto import AutoPolicy
 from streamdrop.config import load
 from streamdrop.errors import ConfigError
-from streamdrop.evidence import DropPolicy, Evidence, Offer
+from streamdrop.evidence import DropPolicy, Evidence, Offer, PolicyParts
 from streamdrop.scores import best_prefix, first_crossing
 from streamdrop.values import UnfitValue, check_fields, check_whole, fitted, kind_of
 
@@ -24,6 +24,7 @@ __all__ = [
     "Evidence",
     "Offer",
     "PaperPolicy",
+    "PolicyParts",
     "PrefixSumPolicy",
     "SchedulePolicy",
     "policy_from",
@@ -124,6 +125,18 @@ def check_policy(policy: Any) -> None:
             f"policy is {shown}: give an object such as AutoPolicy(), called with Evidence after a round for the "
             "number of layers to drop"
         )
+
+
+def parts_of(policy: DropPolicy) -> PolicyParts:
+    """What a policy has of PolicyParts; None stands for what it lacks. Raises ConfigError for parts of other kinds."""
+    check_policy(policy)
+    given = {part.name: getattr(policy, part.name, None) for part in fields(PolicyParts)}
+    parts = PolicyParts(**{name: value for name, value in given.items() if value is not None})
+    owner = f"policy {kind_of(policy)}: "
+    check_fields(parts, owner)
+    if parts.scored_weights is not None:
+        check_whole(f"{owner}scored_weights", parts.scored_weights, 1)
+    return parts
 
 
 def ask(policy: DropPolicy, evidence: Evidence) -> int:

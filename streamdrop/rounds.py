@@ -45,10 +45,16 @@ def shuffled_batches(keys: Sequence[bytes], size: int, generator: torch.Generato
 def round_batches(
     keys: list[bytes], size: int, steps: int | None, sampler: Sampler | None, seed: tuple[int, int]
 ) -> Iterator[list[bytes]]:
-    """The batches of one round: a pass over the keys, or ``steps`` batches from ``sampler`` or repeated passes."""
+    """The batches of one round: a pass over the keys, or ``steps`` batches from ``sampler`` or repeated passes.
+
+    Raises TrainingError where ``sampler`` gives no keys.
+    """
     if sampler is not None:
         for i in range(count_batches(keys, size, steps, sampler)):
-            yield list(sampler(keys, i, generator_of(*seed, i)))
+            batch = list(sampler(keys, i, generator_of(*seed, i)))
+            if not batch:
+                raise TrainingError(f"the sampler gave no keys for iteration {i}: it must give at least one")
+            yield batch
         return
     generator = generator_of(*seed)
     done = 0
@@ -169,8 +175,8 @@ def head_to_train(model: nn.Module, head: nn.Module, frozen: bool) -> None:
 
 
 def has_normalisation(model: nn.Module) -> bool:
-    """Whether any module normalises (batch, layer, group, instance)."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    """Whether any module normalises (batch, layer, group, instance, root mean square)."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return any(isinstance(module, kinds) for module in model.modules())
 
 
@@ -193,6 +199,19 @@ def one_sample_explained() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise TrainingError("BatchNorm cannot train on one sample: observe more, or batch_norm='frozen'") from None
+
+
+def trainable_loss(loss: Any) -> torch.Tensor:
+    """What a loss function gave. Raises TrainingError unless it is one number that a backward pass can start from."""
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+        raise TrainingError(f"the loss is {shown}: it must be a tensor of one number, such as the mean over the batch")
+    if not loss.requires_grad:
+        raise TrainingError(
+            "the loss depends on no trained parameter: compute it from the model's output, without detach or no_grad, "
+            "and leave requires_grad on in the layers that are trained"
+        )
+    return loss
 
 
 def takes_weights(loss: Callable[..., Any]) -> bool:

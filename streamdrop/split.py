@@ -43,7 +43,8 @@ class SplitModel:
     """A model cut into tail and head at any of its layers, sharing its parameters.
 
     ``example``: a tensor [N, ...], or a tuple of them, as the model takes; any N ≥ 1. ``layers``: names or a rule,
-    by default every convolution; ``leaves``: names of modules to run as one piece, without looking inside.
+    by default every convolution; ``leaves``: names of modules to run as one piece, without looking inside;
+    ``preparation``: what makes the model's input of an image, in words: part of every ``version``.
     In eval mode ``head(c)(tail(c)(x))`` equals ``model(x)`` bit for bit, and ``step(a, b)(tail(a)(x))`` equals
     ``tail(b)(x)``. The pieces share the model's submodules, so a mode set on one is set on all that share; a module
     without parameters that the model uses on both sides (one Dropout for all) has one mode: set it before each use.
@@ -53,9 +54,16 @@ class SplitModel:
     """
 
     def __init__(
-        self, model: nn.Module, example: Any, layers: Layers | None = None, leaves: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        example: Any,
+        layers: Layers | None = None,
+        leaves: Sequence[str] = (),
+        preparation: str = "",
     ) -> None:
-        self.model = model
+        if not isinstance(preparation, str):  # a function's digest would be another in every process
+            raise ModelError(f"preparation is {preparation!r}: say in words what makes the model's input of an image")
+        self.model, self.preparation = model, preparation
         _check_weights(model)
         inputs = _inputs(example)
         names = _layer_names(model, layers if layers is not None else convolutions)
@@ -121,11 +129,12 @@ class SplitModel:
         """Forward multiply-adds per sample of ``head(cut)`` in eval mode."""
         return sum(step.macs for step in self._flow.steps[self._cuts[self._check(cut)][0] :])
 
-    def version(self, cut: int, preparation: str = "") -> str:
+    def version(self, cut: int, preparation: str | None = None) -> str:
         """What activations at ``cut`` depend on, as a digest: weights and buffers, dropped layers, input preparation.
 
-        The empty string for cut 0 without preparation.
+        ``preparation`` None: the split's own. The empty string for cut 0 without preparation.
         """
+        preparation = self.preparation if preparation is None else preparation
         if self._check(cut) == 0 and not preparation:
             return ""
         digest = hashlib.sha256(repr((self.layers[:cut], preparation)).encode())

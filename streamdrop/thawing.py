@@ -31,7 +31,8 @@ class ThawPlan:
     Layers from ``to`` on are trained again for ``rounds`` rounds after ``every`` rounds at a cut, or once the loss has
     not fallen by a hundredth for ``plateau`` of them; then the cut moves back to where it was. ``rise`` is for streams
     that drift: once the loss has been above ``rise`` times its least at this cut for two rounds running, layers from
-    ``to`` on are trained until the policy drops them anew. ``most``: how often at most. Raises ConfigError.
+    ``to`` on are trained until the policy drops them anew (a loss below 0 has no such factor: it never rises).
+    ``most``: how often at most. Raises ConfigError.
     """
 
     every: int | None = None
@@ -76,8 +77,8 @@ class Thawing:
             self._begin()
             return None
         self._quiet += 1
-        self._risen = self._risen + 1 if self.plan.rise is not None and loss > self.plan.rise * self._best else 0
-        fell = loss < 0.99 * self._best
+        self._risen = self._risen + 1 if self._has_risen(loss, self.plan) else 0
+        fell = loss < (0.99 if self._best > 0 else 1.01) * self._best
         self._flat, self._best = (0, loss) if fell else (self._flat + 1, self._best)
         if self.plan.most is not None and self._done >= self.plan.most:
             return None
@@ -86,6 +87,10 @@ class Thawing:
             self._begin()
             return self.plan.to
         return self._thaw(cut) if self._due(self.plan) else None
+
+    def _has_risen(self, loss: float, plan: ThawPlan) -> bool:
+        """A negative loss has no factor to rise by."""
+        return plan.rise is not None and self._best >= 0 and loss > plan.rise * self._best
 
     def _begin(self) -> None:
         """Nothing is known of this cut yet."""

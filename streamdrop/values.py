@@ -8,7 +8,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,8 @@ def called(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         options = [str(option) for option in typing.get_args(kind)]
         return "one of " + ", ".join(options) if len(options) > 1 else options[0]
+    if typing.get_origin(kind) is Callable:
+        return "a function"
     parts = _parts(kind)
     if len(parts) > 1:
         return " or ".join(called(part) for part in parts)

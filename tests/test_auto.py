@@ -45,6 +45,12 @@ def test_leading_layers_within_chance_are_dropped_and_the_first_that_learns_ends
 def test_patience_makes_the_test_lenient():
     learning = [2.4, 0.0, 0.0]
     assert [AUTO(see(learning, waited=w)) for w in (0, 3, 4, 5)] == [0, 0, 2, 2]
+    said = [AUTO.explain(see([2.52, 0.0], waited=w)) for w in (3, 4, 5)]
+    assert [text.rpartition(": ")[2] for text in said[:2]] == [
+        "its gradients agree at z 2.52, above 2",
+        "its gradients agree at z 2.52, above 2.5",
+    ]
+    assert "1 layers" in said[2]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,11 @@ def test_nothing_is_dropped_while_most_of_the_loss_is_there_and_falls(losses, at
 
 def test_where_no_loss_is_known_agreement_decides():
     assert AUTO(see([0.0] * 4, first_loss=None, losses=())) == 3
+
+
+def test_a_loss_below_nothing_is_no_share_of_the_first():
+    for first, losses in ((-1.0, (-1.0,)), (-1.0, (-1.0, -3.0)), (0.0, (0.5,))):
+        assert AUTO(see([0.0, 0.0, 9.0, 0.0], first_loss=first, losses=losses)) == 2  # agreement alone decides
 
 
 def test_once_the_loss_is_gone_agreement_holds_nothing_back():
@@ -119,7 +130,9 @@ def test_the_warm_up_ends_when_no_layer_moves():
     assert AUTO.settled(see([0.0, 0.0], **still))
     assert not AUTO.settled(see([0.0, 0.0], importance=(0.8, 0.9), previous=(0.8, 0.81)))
     assert not AUTO.settled(see([0.0, 0.0], importance=(0.8, 0.8), previous=()))
-    assert not AutoPolicy(settle=0.0)(see([9.0, 0.0], **still))
+    unmoved = see([9.0, 0.0], importance=(1.0, 1.0), previous=(1.0, 1.0))  # no gradient in either window
+    assert AUTO.settled(unmoved)
+    assert not AutoPolicy(settle=0.0).settled(unmoved)
 
 
 @settings(deadline=None)
@@ -195,6 +208,26 @@ def test_drop_and_freeze_agree_under_auto(policy, on_disk, tmp_path):
     drop, _ = check_drop_equals_freeze(make, 12)
     assert policy is AUTO or drop[-1].cut > 0
     assert all(set(r.agreement) == set(r.importance) for r in drop)
+
+
+def test_nothing_is_measured_before_a_decision_is_due():
+    class Counted(MemoryStore):
+        def get_many(self, keys):
+            read.append(len(keys))
+            return super().get_many(keys)
+
+    read = []
+    policy = AutoPolicy(break_even="measured", settle=0.0)
+    tuner = small_tuner(
+        batch=labelled_batch(64), policy=policy, store=Counted(), batch_size=2, warm_up=2, average=False
+    )
+    reads = []
+    for _ in range(3):
+        read.clear()
+        tuner.fit_round()
+        reads.append(read.count(64))  # a training batch has 2
+    assert tuner.decisions.asked == 3
+    assert reads == [0, 0, 2]
 
 
 def test_a_settled_warm_up_ends_before_its_count():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from streamdrop.config import key_paths, load
+from streamdrop.config import load
 from streamdrop.errors import ConfigError
 
 
@@ -110,7 +110,3 @@ def test_a_given_mapping_is_left_alone():
 def test_missing_file():
     with pytest.raises(ConfigError, match="no such configuration file"):
         load("nowhere.yaml", Outer)
-
-
-def test_key_paths_are_leaves():
-    assert list(key_paths({"a": {"b": 1, "c": {}}, "d": 2})) == [("a", "b"), ("a", "c"), ("d",)]

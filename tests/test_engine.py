@@ -107,6 +107,14 @@ def test_scored_decisions_wait_for_the_warm_up_and_skip_storing_rounds():
     assert policy.asked == [(3, 0, 32, 5), (5, 1, 32, 4)]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_first_decision_follows_the_warm_up_however_many_batches_make_a_step(accumulate):
+    """15 steps a round: a window that ended after 30 of them would hold 15 at the first decision."""
+    policy, batch = Recording(), labelled_batch(30 * accumulate)
+    run(small_tuner(batch=batch, policy=policy, warm_up=2, batch_size=2, accumulate=accumulate), 3)
+    assert policy.asked == [(3, 0, 45, 5)]
+
+
 def test_scores_gather_until_thirty_gradients():
     policy = Recording()
     run(small_tuner(batch=labelled_batch(20), policy=policy, warm_up=3, batch_size=2), 7)
@@ -623,3 +631,107 @@ def test_a_count_may_be_a_tensor():
     report = small_tuner(batch=BATCH, policy=Tensors()).fit_round()
     assert report.next_cut == 1
     assert type(report.next_cut) is int
+
+
+def prepared_tuner(store, preparation, policy=None, observe=True):
+    torch.manual_seed(0)
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2], preparation=preparation),
+        loss=functional.cross_entropy,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.02),
+        store=store,
+        policy=policy or NEVER,
+        batch_size=8,
+    )
+    if observe:
+        tuner.observe(BATCH)
+    return tuner
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, LmdbStore, TieredStore])
+@pytest.mark.parametrize("cut", [0, 2])
+def test_a_store_of_images_prepared_otherwise_is_refused(kind, cut, tmp_path):
+    def store():
+        return MemoryStore() if kind is MemoryStore else kind(tmp_path / "store")
+
+    first = prepared_tuner(store(), "224 px", SchedulePolicy({1: cut}))
+    for _ in range(2):
+        first.fit_round()
+    kept, weights = first.store, first.split.model.state_dict()
+    assert kept.cut == cut
+    if kind is not MemoryStore:
+        kept.close()
+        kept = store()
+    for preparation in ("", "256 px"):
+        with pytest.raises(StoreVersionError, match="prepared otherwise"):
+            prepared_tuner(kept, preparation, observe=False)
+    same = SplitModel(SmallNet(), BATCH.images[:2], preparation="224 px")
+    same.model.load_state_dict(weights)
+    again = FineTuner(
+        same, loss=functional.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.02), store=kept, policy=NEVER
+    )
+    assert again.cut == cut
+    again.fit_round()
+    kept.close()
+
+
+def test_a_store_filled_before_preparations_were_named_is_not_taken_for_a_named_one():
+    store = prepared_tuner(MemoryStore(), "").store
+    with pytest.raises(StoreVersionError, match="prepared otherwise"):
+        prepared_tuner(store, "224 px", observe=False)
+    assert prepared_tuner(store, "", observe=False).cut == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (
+            lambda output, target: functional.cross_entropy(output, target, reduction="none"),
+            r"shape \(8,\): it must be",
+        ),
+        (lambda output, target: 3.0, "3.0: it must be"),
+        (lambda output, target: functional.cross_entropy(output.detach(), target), "no trained parameter"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_on_is_refused(loss, said):
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    tuner.loss = loss
+    with pytest.raises(TrainingError, match=said):
+        tuner.fit_round()
+
+
+def test_a_sampler_that_gives_nothing_is_refused():
+    with pytest.raises(TrainingError, match="no keys for iteration 0"):
+        small_tuner(batch=BATCH, policy=NEVER).fit_round(steps=2, sampler=lambda keys, i, generator: [])
+
+
+def test_a_target_without_a_batch_dimension_is_refused():
+    with pytest.raises(DataError, match=r"lengths \[0, 1\]"):
+        small_tuner(batch=BATCH, policy=NEVER).observe(Batch([b"one"], BATCH.images[:1], torch.tensor(3)))
+
+
+def test_a_calibration_that_is_broken_off_leaves_statistics_that_predict():
+    class Failing(MemoryStore):
+        left = 4  # three batches of the round, one of the calibration
+
+        def get_many(self, keys):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("the disk is gone")
+            return super().get_many(keys)
+
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 2}), store=Failing())
+    with pytest.raises(RuntimeError, match="gone"):
+        tuner.fit_round()
+    norm = tuner.split.model.stem[1]
+    assert int(norm.num_batches_tracked) == 3  # the round's own
+    assert not torch.equal(norm.running_var, torch.ones(4))
+    assert norm.momentum == 0.1
+    assert tuner.predict(BATCH.images).isfinite().all()
+
+
+def test_scores_cannot_be_off_where_a_policy_would_wait_for_them_for_ever():
+    with pytest.raises(ConfigError, match="scoring is off, but policy Recording"):
+        small_tuner(batch=BATCH, policy=Recording(), scoring=False)
+    small_tuner(batch=BATCH, policy=Recording(), scoring=False, strategy="sgd")  # which asks no policy
+    small_tuner(batch=BATCH, policy=NEVER, scoring=False)

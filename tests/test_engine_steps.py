@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from streamdrop.engine import FineTuner
 from streamdrop.errors import TrainingError
 from streamdrop.policies import SchedulePolicy
 from streamdrop.split import SplitModel
-from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.store import LmdbStore, MemoryStore, read_ahead
+from streamdrop.store.prefetch import Stored
 from streamdrop.testing.tuners import SmallNet, labelled_batch, small_tuner
 from streamdrop.types import RoundReport
 
@@ -122,3 +123,32 @@ def test_saved_between_pieces_it_goes_on_with_the_next_round(tmp_path: object) -
     reports = [t.fit_round(steps=3, sampler=newest) for t in (tuner, again)]
     assert reports[0].round == reports[1].round == 2
     assert torch.equal(weights(again), weights(tuner))
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_was_read_is_let_go_of_before_the_round_is_told(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline leaves batches unread: their reading ends with the round, not when someone lets go of its report."""
+    reading: list[object] = []
+
+    def watched(*given: object, **more: object) -> Generator[Stored, None, None]:
+        reading.append(given)
+        try:
+            yield from read_ahead(*given, **more)  # type: ignore[arg-type]
+        finally:
+            reading.clear()
+
+    def told(tuner: FineTuner, report: RoundReport) -> None:
+        assert not reading
+        if failing:
+            raise TrainingError("of the callback's own")
+
+    monkeypatch.setattr("streamdrop.feed.read_ahead", watched)
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy(), callbacks=[told])
+    pieces = tuner.round_by_steps(5, newest, deadline=1e-9)
+    with pytest.raises(TrainingError if failing else StopIteration):
+        next(pieces)
+    given_up = tuner.round_by_steps(5, newest)
+    next(given_up)
+    assert reading
+    given_up.close()
+    assert not reading

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from streamdrop.errors import ConfigError
 from streamdrop.policies import (
+    AutoPolicy,
     Evidence,
     PaperPolicy,
+    PolicyParts,
     PrefixSumPolicy,
     SchedulePolicy,
     ask,
     check_policy,
+    parts_of,
     policy_from,
 )
 from streamdrop.testing.policies import check_policy as check_by_kit
@@ -24,8 +27,13 @@ def see(importance, cut=0, dropped=(), round_=9):
 
 
 @pytest.mark.parametrize("policy", [PaperPolicy(), PrefixSumPolicy(), SchedulePolicy({1: 2, 5: 4}), SchedulePolicy()])
-def test_every_policy_passes_the_kit(policy):
-    check_by_kit(policy)
+@pytest.mark.parametrize("layers", [1, 7, 8])
+def test_every_policy_passes_the_kit(policy, layers):
+    if layers == 1 and policy == SchedulePolicy({1: 2, 5: 4}):
+        with pytest.raises(ConfigError, match="last is never dropped"):
+            check_by_kit(policy, layers)
+    else:
+        check_by_kit(policy, layers)
 
 
 @settings(deadline=None)
@@ -142,10 +150,75 @@ def test_a_mistake_is_said_once_and_with_its_option():
     assert str(caught.value) == "policy auto: patience is -1: give a number of at least 0"
 
 
+@pytest.mark.parametrize("policy", [AutoPolicy(), PaperPolicy(), PrefixSumPolicy(), SchedulePolicy()])
+def test_ours_can_be_checked_before_there_is_a_tuner(policy):
+    policy.check(1)
+
+
 @pytest.mark.parametrize("policy", [3, "auto", PaperPolicy, {"auto": {}}])
 def test_what_is_no_policy_is_refused(policy):
     with pytest.raises(ConfigError, match="give an object such as AutoPolicy"):
         check_policy(policy)
+
+
+class Plain:
+    """All that a policy must have."""
+
+    def __call__(self, evidence):
+        return 0
+
+
+def with_(**parts):
+    """A plain policy with these parts."""
+    return type("Mine", (Plain,), parts)()
+
+
+def test_a_policy_needs_nothing_but_its_decision():
+    assert parts_of(Plain()) == parts_of(lambda evidence: 0) == PolicyParts()
+    check_by_kit(Plain())
+
+
+def test_a_policys_own_parts_are_taken_and_none_is_what_it_lacks():
+    parts = parts_of(
+        with_(needs_scores=False, tolerance=np.float64(1.5), explain=lambda self, evidence: "so", check=None)
+    )
+    assert (parts.needs_scores, parts.tolerance, parts.explain(see([0.5]))) == (False, 1.5, "so")
+    assert parts.check is PolicyParts().check
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"needs_scores": lambda self: False},  # without @property, it was true
+        {"measures": "yes"},
+        {"settled": True},
+        {"explain": "because"},
+        {"check": 3},
+        {"tolerance": "little"},
+        {"tolerance": float("nan")},
+        {"scored_weights": 0},
+    ],
+)
+def test_parts_of_another_kind_are_refused_by_name(parts):
+    with pytest.raises(
+        ConfigError, match=rf"^policy Mine: {next(iter(parts))} is .*: give (true|a (function|number|finite|whole))"
+    ):
+        parts_of(with_(**parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"explain": lambda self, evidence: None}, "one sentence"),
+        ({"settled": lambda self, evidence: 1}, "True or False"),
+        ({"tolerance": 0.0}, "takes every drop back"),
+        ({"__call__": lambda self, evidence: 1.0}, "whole number"),
+        ({"__call__": lambda self, evidence: evidence.layers}, "leaves none"),
+    ],
+)
+def test_the_kit_finds_what_the_engine_cannot_use(parts, said):
+    with pytest.raises(AssertionError, match=said):
+        check_by_kit(with_(**parts))
 
 
 @pytest.mark.parametrize("answer", [2, True, np.int64(2), np.uint8(1), torch.tensor(1)])

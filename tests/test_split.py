@@ -294,6 +294,16 @@ def test_version_tells_what_the_activations_depend_on():
     assert split.version(2) != versions[2]
 
 
+def test_a_split_may_name_its_preparation_once_for_all_versions():
+    x = torch.randn(2, 3, 8, 8)
+    plain = SplitModel(Net(through, part=nn.BatchNorm2d(4)), x)
+    named = SplitModel(plain.model, x, preparation="ImageNet mean, 224 px")
+    assert [named.version(c) for c in range(3)] == [plain.version(c, "ImageNet mean, 224 px") for c in range(3)]
+    assert [named.version(c, "") for c in range(3)] == [plain.version(c) for c in range(3)]
+    with pytest.raises(ModelError, match="say in words"):
+        SplitModel(plain.model, x, preparation=lambda image: image)
+
+
 def test_buffers_moved_after_the_split_are_followed():
     class Normed(Net):
         def __init__(self):

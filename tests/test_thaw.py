@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim import lr_scheduler as schedules
 
 from streamdrop.engine import FineTuner
 from streamdrop.errors import CheckpointError, ConfigError, StoreError, TrainingError
-from streamdrop.growth import growth
+from streamdrop.growth import growth, scale_rates
 from streamdrop.policies import SchedulePolicy
+from streamdrop.scores import standardise
 from streamdrop.split import SplitModel
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore, encode_source
 from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch
@@ -72,6 +74,15 @@ def test_a_risen_loss_thaws_until_the_policy_drops_anew():
     assert thawing.next_cut(1, 5.0, moving=False) is None  # nothing is dropped that could be thawed
 
 
+def test_a_negative_loss_has_a_plateau_and_no_rise():
+    flat, rising = Thawing(ThawPlan(plateau=2)), Thawing(ThawPlan(rise=1.5))
+    losses = (-1.0, -1.005, -1.0, -1.0)
+    assert [flat.next_cut(3, loss, moving=False) for loss in losses[:3]] == [None, None, 0]
+    assert [rising.next_cut(3, loss, moving=False) for loss in losses] == [None] * 4
+    falling = Thawing(ThawPlan(plateau=2))
+    assert [falling.next_cut(3, loss, moving=False) for loss in (-1.0, -1.1, -1.2, -1.3)] == [None] * 4
+
+
 def test_a_stream_that_changes_is_learned_by_all_layers_again():
     tuner = make(thaw=ThawPlan(rise=1.02), policy=SchedulePolicy({2: 3}))
     for _ in range(8):
@@ -96,6 +107,36 @@ def test_drop_and_freeze_agree_through_thaws(kind, to, tmp_path):
 
     drop, _ = check_drop_equals_freeze(tuner, 10)
     assert any(r.thawed for r in drop)
+
+
+class DropsFour:
+    """Scored; drops four layers once, and remembers what it saw of those dropped."""
+
+    def __init__(self):
+        self.dropped = []
+
+    def __call__(self, evidence):
+        self.dropped.append(evidence.dropped)
+        return 0 if evidence.dropped else 4
+
+
+@pytest.mark.parametrize("strategy", ["drop", "freeze"])
+@pytest.mark.parametrize(("size", "known"), [(2, True), (8, False)])
+def test_layers_that_a_thaw_drops_again_have_the_scores_of_then(strategy, size, known):
+    """12 iterations a round, three of them thawed, are enough for new scores; 3 are not: those before it stay."""
+    plan = ThawPlan(every=2 if known else 20, rounds=3, to=1, most=1)
+    policy = DropsFour()
+    tuner = make(strategy, policy=policy, thaw=plan, batch_size=size, warm_up=0, average=False)
+    reports = []
+    while not any(report.thawed for report in reports) or tuner.thawing.back is not None:
+        before = dict(tuner.decisions.dropped_scores)
+        reports.append(tuner.fit_round())
+    assert reports[-1].next_cut == 4
+    layers, scores = tuner.split.layers, tuner.decisions.dropped_scores
+    assert list(scores) == list(layers[:4])
+    assert scores[layers[0]] == before[layers[0]]
+    now = standardise(torch.tensor(list(reports[-1].importance.values()), dtype=torch.float64)).tolist()
+    assert [scores[name] for name in layers[1:4]] == (now[:3] if known else [before[name] for name in layers[1:4]])
 
 
 def test_thawed_layers_train_again_and_come_back_to_their_places_in_the_optimiser():
@@ -127,6 +168,22 @@ def test_a_thaw_that_cannot_be_changes_nothing():
     tuner.fit_round()
 
 
+def test_a_planned_thaw_that_cannot_be_is_said_every_time_and_never_told_as_done():
+    tuner = make(sources=None, policy=SchedulePolicy({1: 3}), thaw=ThawPlan(every=1, rounds=2))
+    reports = [tuner.fit_round() for _ in range(2)]
+    before = weights(tuner)
+    for _ in range(3):
+        with pytest.raises(StoreError, match="source"):
+            tuner.fit_round()
+        assert (tuner.cut, tuner.store.cut, tuner.thawing.back) == (3, 3, None)
+    assert not same(weights(tuner), before)  # the head went on
+    for key, source in SOURCES.items():
+        activations = tuple(part[0] for part in tuner.store.get_many([key]))
+        tuner.store.put_many({key: activations}, {key: tuner.store.get_targets([key])[0]}, sources={key: source})
+    reports += [tuner.fit_round() for _ in range(3)]
+    assert [(r.cut, r.next_cut, r.thawed) for r in reports[2:]] == [(3, 0, False), (0, 0, True), (0, 3, True)]
+
+
 def test_sources_that_are_images_need_prepare():
     def image(key):
         return encode_source(
@@ -151,7 +208,19 @@ def test_sources_that_are_images_need_prepare():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"plateau": 0}, {"rise": 1.0}, {"every": 1, "rounds": 0}, {"every": 1, "to": -1}]
+    "options",
+    [
+        {},
+        {"plateau": 0},
+        {"rise": 1.0},
+        {"rise": float("nan")},
+        {"every": 1, "rounds": 0},
+        {"every": 1, "to": -1},
+        {"every": "3"},
+        {"every": 2.5},
+        {"every": True},
+        {"every": 1, "to": 1.5},
+    ],
 )
 def test_plans_that_cannot_work_are_refused(options):
     with pytest.raises(ConfigError):
@@ -257,6 +326,36 @@ def test_a_scheduler_goes_on_from_the_scaled_rate():
     )
     rates = [tuner.fit_round().lr for _ in range(5)]
     assert rates == pytest.approx([0.02, 0.02, 0.04, 0.004, 0.004])
+
+
+SCHEDULES = {
+    "lambda": lambda o: schedules.LambdaLR(o, lambda n: 0.9**n),
+    "cosine": lambda o: schedules.CosineAnnealingLR(o, 20),
+    "one cycle": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=20),
+    "cyclic": lambda o: schedules.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "one after another": lambda o: schedules.SequentialLR(
+        o, [schedules.LinearLR(o, 0.1, total_iters=4), schedules.LambdaLR(o, lambda n: 0.9**n)], [8]
+    ),
+    "at once": lambda o: schedules.ChainedScheduler([schedules.ConstantLR(o, 0.5, 3), schedules.ExponentialLR(o, 0.9)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_scheduler_goes_on_at_the_scaled_rates(kind):
+    def rates(scaled):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.05, momentum=0.9)
+        scheduler, found = SCHEDULES[kind](optimizer), []
+        for number in range(16):
+            if scaled and number == 5:
+                scale_rates(optimizer, scheduler, 2.0)
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    plain = rates(False)
+    assert rates(True) == pytest.approx([*plain[:5], *(2 * rate for rate in plain[5:])])
 
 
 # ---------------------------------------------------------------- drops on trial
@@ -400,3 +499,54 @@ def test_a_gradient_that_is_not_finite_is_named_nearest_to_the_output():
     with pytest.raises(TrainingError, match="first gradient that is not finite is at layer second"):
         tuner.fit_round()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+
+
+def diverging(**options):
+    """A tuner whose classifier alone learns at a rate far too high, in a group of its own."""
+    torch.manual_seed(0)
+
+    def optimizer(parameters):
+        *body, weight, bias = parameters
+        return torch.optim.SGD([{"params": body}, {"params": [weight, bias], "lr": 1e30}], 1e-9)
+
+    tuner = FineTuner(
+        SplitModel(SmallNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=optimizer,
+        policy=SchedulePolicy(),
+        batch_size=8,
+        **options,
+    )
+    tuner.observe(BATCH)
+    return tuner
+
+
+def test_the_rate_told_is_that_of_the_group_that_broke():
+    with pytest.raises(
+        TrainingError, match=r"at linear \(no layer of the split\): lower the learning rate \(now 1e\+30\), or check"
+    ):
+        diverging().fit_round()
+
+
+def test_clipping_is_told_of_where_it_is_set():
+    tuner = diverging(clip_norm=5.0)
+    tuner.loss = lambda output, target: output.sum() * float("nan")
+    with pytest.raises(TrainingError, match=r"\(now 1e\+30\) or clip_norm \(now 5\), or check the targets"):
+        tuner.fit_round()
+
+
+def test_weights_that_broke_are_named_before_any_gradient():
+    tuner = diverging()
+    with torch.no_grad():
+        tuner.split.model.first[1].bias[0] = float("nan")
+    with pytest.raises(
+        TrainingError, match=r"the weights of first\.1 \(no layer of the split\) are no longer.*1e-09\)"
+    ):
+        tuner.fit_round()
+
+
+def test_where_nothing_is_at_fault_all_rates_are_told():
+    tuner = diverging()
+    tuner.loss = lambda output, target: torch.tensor(float("inf"), requires_grad=True)
+    with pytest.raises(TrainingError, match=r"weights are finite: lower the learning rate \(now 1e-09, 1e\+30\)"):
+        tuner.fit_round()

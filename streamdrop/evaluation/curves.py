@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from streamdrop.errors import OutputError
-from streamdrop.evaluation.fit_summary import SAME_TIME, Result, Rows, number, ordered
+from streamdrop.evaluation.fit_summary import SAME_TIME, Result, Rows, column, ordered
 from streamdrop.evaluation.layer_curves import agreement_figure, importance_pair_figure, layers_figure
 
 
@@ -82,12 +81,6 @@ def _save(figure: Figure, folder: Path, name: str) -> Iterator[Path]:
         yield path
 
 
-def values(rows: Rows, key: str, factor: float = 1.0) -> list[float]:
-    """One number per epoch, NaN where it is none."""
-    found = [number(row.get(key)) for row in rows]
-    return [math.nan if value is None else factor * value for value in found]
-
-
 def _figure(title: str, columns: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(5.4 * columns, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11, parse_math=False)
@@ -134,9 +127,9 @@ def _accuracy_and_time(result: Result) -> Figure:
     """Fig. 5: accuracy and seconds per epoch; epochs that stored activations are starred."""
     figure, (left, right) = _figure(_title(result), 2)
     for name, rows, epochs in _arms(result):
-        accuracy = values(rows, "accuracy")
+        accuracy = column(rows, "accuracy")
         left.plot(epochs, accuracy, **_style(name))
-        right.plot(epochs, values(rows, "seconds"), **_style(name))
+        right.plot(epochs, column(rows, "seconds"), **_style(name))
         if name == SAME_TIME:
             left.axhline(
                 accuracy[-1], color=PENS[name].colour, linestyle="--", linewidth=1, label=f"{name}, at its end"
@@ -156,7 +149,7 @@ def _accuracy_over_seconds(result: Result) -> Figure:
     """Accuracy against the time spent so far: what each strategy gives for the same seconds."""
     figure, (axis,) = _figure(_title(result), 1)
     for name, rows, _ in _arms(result):
-        axis.plot(list(accumulate(values(rows, "seconds"))), values(rows, "accuracy"), marker=".", **_style(name))
+        axis.plot(list(accumulate(column(rows, "seconds"))), column(rows, "accuracy"), marker=".", **_style(name))
     axis.xaxis.set_major_locator(MaxNLocator())
     axis.set_xlabel("seconds of training and storing")
     axis.set_ylabel("test accuracy")
@@ -169,8 +162,8 @@ def _parameters_and_macs(result: Result) -> Figure:
     """Fig. 6: parameters still trained and forward MACs run, per epoch."""
     figure, (left, right) = _figure(f"{_title(result)}: what each epoch trains and runs", 2)
     for name, rows, epochs in _arms(result):
-        left.step(epochs, values(rows, "parameters", 1e-6), where="mid", **_style(name))
-        right.step(epochs, values(rows, "forward_macs", 1e-9), where="mid", **_style(name))
+        left.step(epochs, column(rows, "parameters", 1e-6), where="mid", **_style(name))
+        right.step(epochs, column(rows, "forward_macs", 1e-9), where="mid", **_style(name))
     left.set_ylabel("parameters trained, millions")
     right.set_ylabel("forward MACs, billions")
     for axis in (left, right):

@@ -21,9 +21,10 @@ from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.datasets import read_split
 from streamdrop.evaluation.device import check_device, memory_explained, same_every_time
 from streamdrop.evaluation.fit_arm import Arm, FitData, Plan, open_arm, take_first_costs, weights_of
-from streamdrop.evaluation.fit_config import SAME_TIME, STRATEGIES, FitConfig, OptimizerConfig, checked_strategies
+from streamdrop.evaluation.fit_config import FitConfig, OptimizerConfig, checked_strategies
 from streamdrop.evaluation.fit_result import describe_arms, describe_run
 from streamdrop.evaluation.fit_state import replace_text, write_weights
+from streamdrop.evaluation.fit_summary import SAME_TIME, STRATEGIES
 
 __all__ = ["STRATEGIES", "FitConfig", "OptimizerConfig", "read_result", "run_experiment"]
 

@@ -27,8 +27,9 @@ from streamdrop import checkpoint
 from streamdrop.engine import FineTuner
 from streamdrop.errors import CheckpointError, ConfigError, TrainingError
 from streamdrop.evaluation.datasets import LabelledSet
-from streamdrop.evaluation.fit_config import RULES, SAME_TIME, FitConfig
+from streamdrop.evaluation.fit_config import RULES, FitConfig
 from streamdrop.evaluation.fit_state import Row, append_row, read_rows, replace_text
+from streamdrop.evaluation.fit_summary import SAME_TIME
 from streamdrop.evaluation.networks import build_network, layer_rule
 from streamdrop.evaluation.views import OneViewEach, view_of
 from streamdrop.policies import policy_from

@@ -7,7 +7,7 @@ import math
 from markupsafe import Markup
 
 from streamdrop.evaluation.figures import Line, line_chart, stacked_bars
-from streamdrop.evaluation.fit_summary import SAME_TIME, Result, Rows, number, ordered
+from streamdrop.evaluation.fit_summary import SAME_TIME, Result, Rows, column, number, ordered
 from streamdrop.evaluation.layer_curves import layer_names
 
 COLOURS = {"sgd": 8, "freeze-full": 1, "freeze": 0, "drop": 2, SAME_TIME: 4}
@@ -39,14 +39,9 @@ def charts(result: Result) -> list[Markup]:
 
 def _lines(arms: Arms, key: str, factor: float = 1.0, style: str = "line") -> list[Line]:
     return [
-        Line(name, [row["epoch"] for row in rows], _column(rows, key, factor), COLOURS.get(name, 3), style)
+        Line(name, [row["epoch"] for row in rows], column(rows, key, factor), COLOURS.get(name, 3), style)
         for name, rows in arms
     ]
-
-
-def _column(rows: Rows, key: str, factor: float = 1.0) -> list[float]:
-    found = [number(row.get(key)) for row in rows]
-    return [math.nan if value is None else factor * value for value in found]
 
 
 def _per_epoch(title: str, arms: Arms, key: str, last: int, factor: float) -> Markup:
@@ -57,7 +52,7 @@ def _accuracy(arms: Arms, last: int) -> Markup:
     lines = _lines([arm for arm in arms if arm[0] != SAME_TIME], "accuracy")
     for name, rows in arms:
         if name == SAME_TIME:
-            end = _column(rows, "accuracy")[-1]
+            end = column(rows, "accuracy")[-1]
             lines.append(Line(f"{name}, at its end", [1, last], [end, end], COLOURS[name], "dashed"))
     return line_chart("Test accuracy (Fig. 5)", lines, x_label="epoch", x_range=(1, last))
 
@@ -68,7 +63,7 @@ def _seconds(arms: Arms, last: int) -> Markup:
         stored = [row for row in rows if row.get("stored") and row["cut"]]
         if name == "drop" and stored:
             x = [row["epoch"] for row in stored]
-            lines.append(Line("drop: this epoch stores", x, _column(stored, "seconds"), 3, "dots"))
+            lines.append(Line("drop: this epoch stores", x, column(stored, "seconds"), 3, "dots"))
     return line_chart("Seconds per epoch (Fig. 5)", lines, x_label="epoch", x_range=(1, last))
 
 

@@ -13,16 +13,13 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from streamdrop.errors import ConfigError
+from streamdrop.evaluation.fit_summary import SAME_TIME, STRATEGIES
 from streamdrop.evaluation.views import ViewsConfig
 from streamdrop.policies import policy_from
 from streamdrop.split import Layers, convolutions, transformer_blocks
 from streamdrop.thawing import ThawPlan
 from streamdrop.values import MOST_SEED, MOST_THREADS, check_above, check_fields, check_whole
 
-STRATEGIES = ("sgd", "freeze", "freeze-full", "drop", "sgd-same-time")
-"""``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind)."""
-
-SAME_TIME = "sgd-same-time"
 LEAST = {
     "image_size": 1,
     "train": 2,

@@ -15,10 +15,13 @@ Result = dict[str, Any]
 Summary = dict[str, Any]
 Rows = list[dict[str, Any]]
 
-ORDER = ("sgd", "freeze-full", "freeze", "drop", "sgd-same-time")
-"""Strategies in the order in which tables and figures show them."""
-
 SAME_TIME = "sgd-same-time"
+
+STRATEGIES = ("sgd", "freeze", "freeze-full", "drop", SAME_TIME)
+"""``freeze`` builds no graph below the boundary, ``freeze-full`` the whole one (the paper's kind)."""
+
+ORDER = ("sgd", "freeze-full", "freeze", "drop", SAME_TIME)
+"""The same in the order in which tables and figures show them: the paper's kind of freezing before ours."""
 
 
 class Spread(NamedTuple):
@@ -40,6 +43,12 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 def number(value: Any) -> float | None:
     """A finite number, or None for None, NaN and infinities."""
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def column(rows: Rows, key: str, factor: float = 1.0) -> list[float]:
+    """One number per epoch, times ``factor``, NaN where it is none."""
+    found = [number(row.get(key)) for row in rows]
+    return [math.nan if value is None else factor * value for value in found]
 
 
 def ordered(result: Result) -> dict[str, dict[str, Any]]:

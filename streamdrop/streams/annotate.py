@@ -15,31 +15,19 @@ UNSURE: Colour = (255, 184, 40)
 LOST: Colour = (255, 72, 72)
 INK: Colour = (16, 18, 22)
 PAPER: Colour = (240, 242, 245)
-TRUTH: Colour = (120, 170, 255)
 MOST_HIDDEN = 5
 """Words take at most one part in so many of a frame's height."""
 
 
-def annotate(
-    image: Image,
-    box: Sequence[float],
-    score: float,
-    lost: bool,
-    text: str = "",
-    *,
-    truth: Sequence[float] | None = None,
-    name: str = "",
-) -> Image:
+def annotate(image: Image, box: Sequence[float], score: float, lost: bool, text: str = "", *, name: str = "") -> Image:
     """A copy of ``image`` (uint8 H×W×3 RGB) with the box (x, y, w, h in pixels), its score and a line of ``text``.
 
-    Green: found with a high score; amber: with a low one; red and dashed: lost, the last box known. ``truth`` is drawn
-    as a thin blue box. ``name`` stands before the score. A box that is not finite is left out, and so are words that
-    would hide the picture, of a frame of few pixels.
+    Green: found with a high score; amber: with a low one; red and dashed: lost, the last box known. ``name`` stands
+    before the score. A box that is not finite is left out, and so are words that would hide the picture, of a frame of
+    few pixels.
     """
     canvas = np.array(image, dtype=np.uint8, order="C")
     thick = max(2, round(min(canvas.shape[:2]) / 240))
-    if truth is not None and np.isfinite(truth).all():
-        cv2.rectangle(canvas, *_corners(truth), TRUTH, max(1, thick // 2), cv2.LINE_AA)
     colour = LOST if lost else _between(UNSURE, SURE, (score - 0.2) / 0.4)
     if np.isfinite(box).all():
         low, high = _corners(box)
