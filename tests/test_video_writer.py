@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 
 import av
@@ -90,11 +89,12 @@ class Interrupted(Exception):
 
 
 def test_however_often_it_is_interrupted_every_frame_is_there(tmp_path: Path) -> None:
-    writing = threading.Event()
+    writing = False
 
     def interrupt(number: int, frame: object) -> None:
-        if writing.is_set():
-            writing.clear()
+        nonlocal writing
+        if writing:
+            writing = False
             raise Interrupted
 
     before, interruptions = signal.signal(signal.SIGALRM, interrupt), 0
@@ -103,11 +103,11 @@ def test_however_often_it_is_interrupted_every_frame_is_there(tmp_path: Path) ->
             for frame in make_frames(20) * 15:
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 0.0003)
-                    writing.set()
+                    writing = True
                     writer.write(frame)
                 except Interrupted:
                     interruptions += 1
-                writing.clear()
+                writing = False
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

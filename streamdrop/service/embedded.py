@@ -58,7 +58,8 @@ class Session:
         self.share: Share = Share(config.limits.slots) if beside is None else beside.share
         self.missed = 0
         self._events: deque[dict[str, Any]] = deque(maxlen=_BACKLOG)
-        self._changed = threading.Condition()
+        self._entry = threading.RLock()  # a Condition, entered itself, stays locked where Ctrl-C comes into its methods
+        self._changed = threading.Condition(self._entry)
         self._ended = False
         if beside is None:
             self._closing.enter_context(watch_rounds(self.share))
@@ -67,7 +68,7 @@ class Session:
         self._session.start()
 
     def _heard(self, event: dict[str, Any]) -> None:
-        with self._changed:
+        with self._entry:
             self.missed += len(self._events) == _BACKLOG
             self._events.append(event)
             self._ended = self._ended or event.get("event") in ("ended", "stopped")
@@ -76,7 +77,7 @@ class Session:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Every event from now on, waiting for each."""
         while True:
-            with self._changed:
+            with self._entry:
                 self._changed.wait_for(lambda: self._events or self._ended)
                 if not self._events:
                     return
@@ -135,7 +136,7 @@ class Session:
         """Save and end. Twice is fine."""
         self._session.stop()
         self._session.join(60.0)
-        with self._changed:
+        with self._entry:
             self._ended = True
             self._changed.notify_all()
         self._closing.close()

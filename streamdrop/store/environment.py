@@ -38,7 +38,9 @@ class Environment:
         self.users, self.pid = 0, os.getpid()
         self.written, self.durable = False, 0
         self.lock = WriterLock(path)
-        self._gate = threading.Condition()
+        # Entered as a lock: a Condition's own methods are Python, and one that Ctrl-C comes into stays locked.
+        self._entry = threading.Lock()
+        self._gate = threading.Condition(self._entry)
         self._views: dict[lmdb.Transaction, int] = {}  # under way, with the thread that looks
         self.turn = threading.RLock()
         if not read_only:
@@ -94,7 +96,7 @@ class Environment:
     def begin_read(self) -> lmdb.Transaction:
         """A consistent view, with values as buffers, until ``end_read``."""
         self.check_process()
-        with self._gate:
+        with self._entry:
             txn = self._begun()
             self._views[txn] = threading.get_ident()
             return txn
@@ -111,7 +113,7 @@ class Environment:
     def end_read(self, txn: lmdb.Transaction) -> None:
         """The view is no longer needed, nor are its buffers."""
         txn.abort()
-        with self._gate:
+        with self._entry:
             self._views.pop(txn, None)
             self._gate.notify_all()
 
@@ -158,7 +160,7 @@ class Environment:
 
     def _grow(self, need: int) -> None:
         size = int(self.env.info()["map_size"])
-        with self._gate:
+        with self._entry:
             self._resize(_rounded(max(2 * size, size + need), MAP_STEP))
 
     def _resize(self, size: int) -> None:
@@ -237,7 +239,7 @@ class Environment:
         if os.getpid() == self.pid:
             with suppress(StoreError):  # a seal must not outlive, in a power cut, the commits that it is of
                 self.sync()
-            with self._gate:
+            with self._entry:
                 self._wait_for_readers()
                 self.env.close()
             if self.lock.taken and not self.written:

@@ -42,7 +42,8 @@ class Live:
         self._newest: Image | None = first
         self._missed = 0
         self._ended = False
-        self._changed = threading.Condition()
+        self._entry = threading.RLock()  # a Condition, entered itself, stays locked where Ctrl-C comes into its methods
+        self._changed = threading.Condition(self._entry)
         self._thread = threading.Thread(target=self._follow, name=f"streamdrop {name}", daemon=True)
         self._thread.start()
 
@@ -50,14 +51,14 @@ class Live:
         try:
             while not self._ended:
                 image = self._read()
-                with self._changed:
+                with self._entry:
                     if image is None:
                         break
                     self._missed += self._newest is not None
                     self._newest = image
                     self._changed.notify()
         finally:
-            with self._changed:
+            with self._entry:
                 self._ended = True
                 self._changed.notify()
             self._release()
@@ -65,7 +66,7 @@ class Live:
     def frames(self) -> Iterator[Frame]:
         """The newest frame each time, from now on, until the source ends or is closed."""
         while True:
-            with self._changed:
+            with self._entry:
                 self._changed.wait_for(lambda: self._newest is not None or self._ended)
                 image, dropped = self._newest, self._missed
                 self._newest, self._missed = None, 0
@@ -75,7 +76,7 @@ class Live:
 
     def close(self) -> None:
         """Stops reading and ends ``frames`` at once; the device is released when the read under way returns."""
-        with self._changed:
+        with self._entry:
             self._ended, self._newest = True, None
             self._changed.notify_all()
         self._thread.join(timeout=CLOSING)

@@ -61,7 +61,8 @@ class BesideRounds(Rounds):
         self._eye: Eye | None = None
         self._thread: threading.Thread | None = None
         self._piece = threading.Lock()  # held while the thread works on the learner
-        self._changed = threading.Condition()  # guards all below
+        self._entry = threading.RLock()  # a Condition, entered itself, stays locked where Ctrl-C comes into its methods
+        self._changed = threading.Condition(self._entry)  # guards all below
         self._seen: deque[_Seen] = deque(maxlen=config.update.memory)
         self._asked: BoxRegression | None = None  # a round is due; the regression to correct with it
         self._under_way: Pieces | None = None
@@ -90,7 +91,7 @@ class BesideRounds(Rounds):
 
     def look(self, crops: Sequence[Image]) -> Look:
         """One pass over crops with the copy, which first takes all that the thread has come to."""
-        with self._changed:
+        with self._entry:
             eye, weights = self._news.eye or self._eye, self._news.weights
             self._news.eye = self._news.weights = None
         assert eye is not None
@@ -105,7 +106,7 @@ class BesideRounds(Rounds):
     ) -> None:
         """Hand a frame's search crop to the thread; the oldest is forgotten where too many wait."""
         assert self._eye is not None
-        with self._changed:
+        with self._entry:
             self._seen.append(_Seen(frame, self._eye.cut, activations, box, weight))
             self._changed.notify_all()
 
@@ -114,7 +115,7 @@ class BesideRounds(Rounds):
 
         After a round that moved the cut the next waits a frame, in which a checkpoint that names it can be written.
         """
-        with self._changed:
+        with self._entry:
             self._check()
             reports, correction = tuple(self._news.reports), self._news.correction
             self._news.reports, self._news.correction = [], None
@@ -134,7 +135,7 @@ class BesideRounds(Rounds):
             while self._under_way is not None:
                 self._run_piece()
             reports = super().whole(regression)
-            with self._changed:
+            with self._entry:
                 reports, self._news = (*self._news.reports, *reports), _News(eye=self._learner.eye.copied())
         return reports
 
@@ -171,7 +172,7 @@ class BesideRounds(Rounds):
 
     def _stop(self) -> None:
         """No thread, nothing waiting."""
-        with self._changed:
+        with self._entry:
             self._stopping = True
             self._changed.notify_all()
         if self._thread is not None:
@@ -185,14 +186,14 @@ class BesideRounds(Rounds):
     @contextlib.contextmanager
     def _holding(self) -> Iterator[None]:
         """Inside, the thread waits between two pieces."""
-        with self._changed:
+        with self._entry:
             self._check()
             self._held = True
         try:
             with self._piece:
                 yield
         finally:
-            with self._changed:
+            with self._entry:
                 self._held = False
                 self._changed.notify_all()
 
@@ -216,12 +217,12 @@ class BesideRounds(Rounds):
                     self._begin()
                     self._run_piece()
         except BaseException as error:  # whatever it is, the tracker's thread has to hear of it
-            with self._changed:
+            with self._entry:
                 self._error = error
 
     def _wait(self) -> bool:
         """Wait for something to do; whether there is."""
-        with self._changed:
+        with self._entry:
             self._changed.wait_for(lambda: self._stopping or (self._work_waits() and not self._held))
             return not self._stopping
 
@@ -229,7 +230,7 @@ class BesideRounds(Rounds):
         return bool(self._seen) or self._asked is not None or self._under_way is not None
 
     def _remember_all(self) -> None:
-        with self._changed:
+        with self._entry:
             seen = list(self._seen)
             self._seen.clear()
         for one in seen:
@@ -241,7 +242,7 @@ class BesideRounds(Rounds):
         if regression is None:
             return
         correction = regression.corrected()
-        with self._changed:
+        with self._entry:
             self._news.correction, self._asked, self._under_way = correction, None, self._learner.round()
 
     def _run_piece(self) -> None:
@@ -256,7 +257,7 @@ class BesideRounds(Rounds):
             report = ended.value
         weights = self._learner.weights()
         eye = None if self._learner.tuner.store.cut == before else self._learner.eye.copied()
-        with self._changed:
+        with self._entry:
             self._news.weights = weights
             self._news.eye = eye or self._news.eye
             if report is not None:
