@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from streamdrop.cli import main
 from streamdrop.store import LmdbStore
@@ -84,6 +85,54 @@ def test_an_answer_that_cannot_be_written_is_a_failure(at_once, monkeypatch):
     assert done.returncode == 1
     assert done.stderr.startswith("streamdrop: error: the output cannot be written (No space left on device): ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def frames_folder(folder: Path, broken: set[int]) -> tuple[Path, str]:
+    """Twelve frames as files, some of which do not decode, and the first box."""
+    images, boxes = moving_square(frames=12)
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    for number in broken:
+        (folder / f"{number:02d}.png").write_bytes(b"no picture")
+    return folder, ",".join(f"{v:g}" for v in boxes[0])
+
+
+def test_frames_that_do_not_decode_have_boxes_and_pictures_too(tmp_path, capsys):
+    source, box = frames_folder(tmp_path / "frames", {4, 5, 11})
+    files = ("--boxes", tmp_path / "b.txt", "--output", tmp_path / "o.mp4", "--events", tmp_path / "e.jsonl")
+    status, _, err = run(capsys, "track", source, "--box", box, *files, *SET)
+    assert (status, "3 frame(s)" in err) == (0, True)
+    boxes = (tmp_path / "b.txt").read_text().splitlines()
+    assert len(boxes) == 12
+    assert boxes[3] == boxes[4] == boxes[5] != boxes[6]
+    events = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert [event["frame"] for event in events if event.get("lost")] == [4, 5, 11]
+    with open_stream(str(tmp_path / "o.mp4")) as stream:
+        shown = [sample.image.astype(int) for sample in stream]
+    assert len(shown) == 12
+    still = [np.abs(shown[at] - shown[at - 1]).mean() for at in range(1, 12)]
+    assert still[4] < min(still[1], still[5]) / 3  # frame 5 shows what 4 does
+
+
+def test_true_boxes_of_another_count_are_told(video, tmp_path, capsys):
+    source, box = video
+    (tmp_path / "truth.txt").write_text(f"{box}\n" * 9)
+    status, _, err = run(capsys, "track", source, "--box", box, "--truth", tmp_path / "truth.txt", *SET)
+    assert status == 0
+    assert f"{tmp_path / 'truth.txt'} has 9 lines for 12 frames: the overlap is of the first 9" in err
+
+
+def test_a_dash_stands_for_the_standard_output(video, capsys):
+    source, box = video
+    status, out, err = run(capsys, "track", source, "--box", box, "--boxes", "-", *SET)
+    assert status == 0
+    assert np.loadtxt(out.splitlines(), delimiter=",").shape == (12, 4)
+    assert "12 frames" in err
+    for outputs in (("--output", "-"), ("--boxes", "-", "--events", "-"), ("--boxes", "-", "--box", "1,1,9,9")):
+        status, out, err = run(capsys, "track", source, "--box", box, *outputs, *SET)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+    assert not Path("-").exists()
 
 
 def test_what_a_policy_says_is_told(video, tmp_path, capsys):

@@ -53,6 +53,8 @@ def test_files_for_each_target_and_for_all(clip, tmp_path, capsys):
     assert (status, err) == (0, "")
     assert "10 frames, 2 targets" in out
     assert "target 2: 10 frames, 0 of them lost" in out
+    told = [line.split(": ")[1] for line in out.splitlines() if line.startswith(("boxes: ", "report: "))]
+    assert told == [str(tmp_path / name) for name in ("b.1.txt", "b.2.txt", "r.html", "r.1.html", "r.2.html")]
     assert not (tmp_path / "b.txt").exists()
     for key in (1, 2):
         found = np.loadtxt(tmp_path / f"b.{key}.txt", delimiter=",")
@@ -71,6 +73,16 @@ def test_files_for_each_target_and_for_all(clip, tmp_path, capsys):
     assert 'href="r.1.html"' in page
     assert "overlap (AO)" in page
     assert "<html" in (tmp_path / "r.2.html").read_text()
+
+
+def test_no_file_of_a_target_is_written_over_another(clip, tmp_path, capsys):
+    source, (one, two), _ = clip
+    (tmp_path / "truth.txt").write_text("1,1,2,2\n")
+    for outputs in (("--boxes", "b.txt", "--mot", "b.2.txt"), ("--boxes", "b.txt", "--truth", "b.1.txt")):
+        named = [tmp_path / part if "." in part else part for part in outputs]
+        truths = ("--truth", tmp_path / "truth.txt") if "--truth" in outputs else ()
+        status, _, err = run(capsys, "track", source, *one, *two, *named, *truths, *SET)
+        assert (status, "written over" in err) == (2, True)
 
 
 def test_one_target_s_files_have_no_ids_but_in_mot(clip, tmp_path, capsys):

@@ -108,5 +108,8 @@ def test_a_given_mapping_is_left_alone():
 
 
 def test_missing_file():
+    for source in (5, [], 1.5):
+        with pytest.raises(ConfigError, match=f"a {type(source).__name__} is no configuration"):
+            load(source, Outer)
     with pytest.raises(ConfigError, match="no such configuration file"):
         load("nowhere.yaml", Outer)

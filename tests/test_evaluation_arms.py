@@ -159,7 +159,7 @@ def test_a_sequence_that_tells_the_first_box_only_has_no_score(tmp_path, capsys)
     results = evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
     assert {results["sequences"][0][key] for key in ("auc", "precision", "ao", "sr50")} == {None}
     assert results["arms"]["none"]["auc"] is None
-    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["none", "-", "-", "-", "-"]
+    assert capsys.readouterr().out.splitlines()[2].split()[:5] == ["none", "-", "-", "-", "-"]
     write_sequence(tmp_path / "s" / "bee", ["4,4,10,8"] * 5)
     both = evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
     alone = evaluate(tmp_path / "s", ["none"], sequences=["bee"], output=tmp_path / "out", build=build)

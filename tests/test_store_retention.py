@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import struct
 import zlib
 from collections import Counter
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamdrop.errors import ConfigError, StoreFullError
+from streamdrop.errors import ConfigError, StoreFullError, StoreVersionError
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore
 from streamdrop.store.retention import POLICIES, Candidate, Retention, retain
 from streamdrop.types import SampleInfo
@@ -494,28 +493,9 @@ def test_a_restored_store_goes_on_as_if_nothing_had_been():
         assert one.get_sources(one.keys()) == two.get_sources(two.keys())
 
 
-def test_state_of_the_first_release_restores():
-    """Its layout names stored dtypes, its targets lie apart, and it knows neither sources nor arrivals."""
-    entry = struct.pack("<dBqH", 1.5, 3, -2, 1) + b"s" + b"key"
-    layout = [{"shape": [2], "order": [0], "dtype": "float32", "stored": "float16"}]
-    state = {
-        "format": 1, "codec": "float16", "cut": 2, "version": "v", "generation": 1, "last": 7, "count": 0, "pinned": 0,
-        "layout": layout, "floor": 3, "undone": [[3, 5]], "drift": [0.5, 1.0, 2],
-    }  # fmt: skip
-    meta = {"state": state, "born": [6, 2], "died": [7], "entries": [len(entry)] * 2, "targets": [None, None]}
-    tensors = {
-        "values.0": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).half(),
-        "entries": torch.frombuffer(bytearray(entry * 2), dtype=torch.uint8),
-        "targets": torch.empty(0, dtype=torch.uint8),
-    }
-    store = MemoryStore(dtype="float16", retention=Retention(max_age=5), clock=Clock())
-    store.restore(tensors, meta)
-    assert (store.cut, store.version, store.error()) == (2, "v", {"max": 0.5, "mean": 0.5})
-    assert store.keys(stream="s") == [b"key"]
-    assert store.get_info([b"key"]) == [SampleInfo(1.5, True, -2, "s")]
-    assert store.get_sources([b"key"]) == [None]
-    store.rollback(3)
-    assert torch.equal(store.get_many([b"key"])[0], torch.tensor([[3.0, 4.0]]))
+def test_a_state_of_the_first_release_is_refused():
+    with pytest.raises(StoreVersionError, match=r"0\.1"):
+        MemoryStore().restore({}, {"state": {"format": 1, "codec": "float32"}})
 
 
 # --- stores against the model

@@ -214,6 +214,34 @@ def test_sixteen_bits_are_shown_in_the_first_frames_range(tmp_path: Path, kind: 
     assert shown[2].mean() > shown[0].mean() + 5
 
 
+def test_a_link_to_a_frame_that_is_gone_keeps_its_number(tmp_path: Path) -> None:
+    make_folder(tmp_path, 4, pattern="%d.png")
+    (tmp_path / "2.png").unlink()
+    (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
+    stream = sd.open_stream(tmp_path)
+    numbers = [sample.index for sample in stream]
+    assert len(numbers) == 3
+    assert (stream.skipped, stream.seen) == (1, 4)
+    assert numbers == [i for i, path in enumerate(sorted(tmp_path.iterdir())) if path.exists()]
+
+
+def test_frames_that_the_decoder_made_up_in_part_are_told(tmp_path: Path) -> None:
+    clip = Path(__file__).parent.parent / "data_samples" / "clip.mp4"
+    data = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        packet = next(packet for packet in container.demux(video=0) if packet.size)
+    middle = packet.pos + packet.size // 3
+    data[middle : middle + 60] = np.random.default_rng(0).bytes(60)
+    (tmp_path / "b.mp4").write_bytes(data)
+    stream = sd.open_stream(tmp_path / "b.mp4")
+    assert len(list(stream)) == stream.length
+    assert stream.damaged == 1
+    assert "1 frame(s) are damaged" in (stream.notice or "")
+    whole = sd.open_stream(clip)
+    list(whole)
+    assert (whole.damaged, whole.notice) == (0, None)
+
+
 def test_exif_orientation_is_obeyed(tmp_path: Path) -> None:
     picture = pillow.fromarray(make_frames(1)[0])
     exif = picture.getexif()

@@ -276,6 +276,17 @@ def area(key: int, x: float, y: float, size: float, surprise: float = 0.1) -> Ar
     return Area.of(key, motion, SEARCH)
 
 
+def test_an_update_before_the_first_frame_is_refused() -> None:
+    targets = small()
+    targets.close()
+    images, truth = moving_square(2)
+    with pytest.raises(StreamdropError, match="call init"):
+        targets.update(images[0])
+    targets.init(images[0], truth[:1])
+    targets.remove(1)
+    assert targets.update(images[1]) == {}
+
+
 def test_near_ones_of_like_size_are_grouped_and_no_others() -> None:
     near, far, large = area(1, 100, 100, 20), area(2, 500, 100, 20), area(3, 110, 100, 60)
     groups = grouped([near, far, large, area(4, 120, 100, 22)], SEARCH.size, 1.35)

@@ -143,6 +143,16 @@ def test_interrupted_it_is_valid_killed_it_is_not_there(tmp_path: Path, how: sig
         assert os.listdir(tmp_path) == ["a.mp4.partial"]
 
 
+def test_words_do_not_hide_a_small_frame() -> None:
+    image = np.full((32, 48, 3), 90, np.uint8)
+    drawn = annotate(image, (10, 8, 16, 12), 0.9, False, "round 3  cut 4")
+    assert (drawn[:5] == 90).all()
+    assert (drawn[23:] == 90).all()
+    assert (drawn[8:20, 10:26] != 90).any()
+    large = np.full((480, 640, 3), 90, np.uint8)
+    assert (annotate(large, (100, 100, 90, 90), 0.9, False, "round 3")[-8:] != 90).any()
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.mp5", "a.gif"])
 def test_unknown_formats_name_the_known(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match=r"\.mp4.*\.webm"):

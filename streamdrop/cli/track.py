@@ -150,8 +150,8 @@ class _Begun:
         return self.stream.live
 
     @property
-    def count(self) -> int:
-        return self.stream.count
+    def seen(self) -> int:
+        return self.stream.seen
 
     def __iter__(self) -> Iterator[Sample]:
         return itertools.chain([self.first], self.rest)

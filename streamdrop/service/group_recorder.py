@@ -68,7 +68,7 @@ class GroupRecorder:
             for recorder in self.recorders.values():
                 recorder.see(sample)
             yield sample
-        frames = getattr(self._stream, "count", 0)
+        frames = getattr(self._stream, "seen", 0)
         self._film_missing(frames)
         for recorder in self.recorders.values():
             recorder.finish(frames)

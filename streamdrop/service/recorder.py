@@ -68,7 +68,7 @@ class Recorder:
         for sample in self._stream:
             self.see(sample)
             yield sample
-        self.finish(getattr(self._stream, "count", 0))
+        self.finish(getattr(self._stream, "seen", 0))
 
     def finish(self, frames: int) -> None:
         """The stream has ended after so many frames: the last ones may not have been decoded."""

@@ -39,6 +39,8 @@ def from_snapshot(
     tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], codec: str
 ) -> tuple[State, list[Record], list[tuple[int, Record]]]:
     """What ``snapshot`` took apart, in memory of its own. Raises StoreCorruptError, StoreVersionError."""
+    if isinstance(meta.get("state"), dict):
+        raise StoreVersionError("the saved store is of release 0.1, which this one does not read: fill a new store")
     try:
         state = State.from_bytes(meta["state"].encode())
         if state.codec != codec:

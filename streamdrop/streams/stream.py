@@ -71,7 +71,7 @@ class Stream:
     when unknown before reading. ``length``: frames according to the header, None when unknown. ``live``: frames come
     when they come, and those that arrive while the consumer is busy are ``dropped``. ``skipped``: frames of the
     current pass that could not be decoded; their index is passed over. ``damaged``: those that were decoded in part.
-    ``count``: frames of the current pass so far, skipped and dropped ones among them. ``truncated``: the pass ended
+    ``seen``: frames of the current pass so far, skipped and dropped ones among them. ``truncated``: the pass ended
     before the header said; ``notice`` then says so in one line.
 
     Files start again with every ``iter``; the counters then start again too. ``close`` ends the stream.
@@ -89,7 +89,7 @@ class Stream:
         self.skipped = 0
         self.dropped = 0
         self.damaged = 0
-        self.count = 0
+        self.seen = 0
 
     @property
     def notice(self) -> str | None:
@@ -111,7 +111,7 @@ class Stream:
         """Samples or Batches; raises StreamError when the stream was closed."""
         if self._closed:
             raise StreamError(f"stream {self.name} is closed: open it again with open_stream")
-        self.skipped, self.dropped, self.damaged, self.count = 0, 0, 0, 0
+        self.skipped, self.dropped, self.damaged, self.seen = 0, 0, 0, 0
         return self._samples()
 
     def _samples(self) -> Iterator[Any]:
@@ -124,7 +124,7 @@ class Stream:
                 yield item if self._prepare is None else self._prepared(item)
                 continue
             index += item.dropped
-            self.count = index + 1
+            self.seen = index + 1
             self.dropped += item.dropped
             self.damaged += item.damaged
             if item.image is None:
