@@ -119,7 +119,7 @@ def _add_track(commands: _Commands) -> None:
     parser.add_argument("source", help="video file, folder or pattern of images, camera number, rtsp:// or http:// URL")
     again = "the target in the first frame, pixels, 0-based; again for each further target"
     parser.add_argument("--box", type=box, action="append", metavar="X,Y,W,H", help=again)
-    each = "write one x,y,w,h line per frame; OUT.1.txt, OUT.2.txt, … of several targets"
+    each = "write one x,y,w,h line per frame, to - on the standard output; OUT.1.txt, OUT.2.txt, … of several targets"
     parser.add_argument("--boxes", metavar="OUT.txt", help=each)
     parser.add_argument("--mot", metavar="OUT.txt", help="write boxes with ids as the MOT challenge has them")
     parser.add_argument("--output", metavar="OUT.mp4", help="write the annotated video (.mp4, .mkv, .webm)")
