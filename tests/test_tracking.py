@@ -15,6 +15,7 @@ from small_tracker import SMALL
 from streamdrop import Box, StreamdropError, Track, Tracker, track
 from streamdrop.boxes import iou
 from streamdrop.errors import BoxError, CheckpointError, ConfigError, DataError, WeightsError
+from streamdrop.store import TieredStore
 from streamdrop.testing.targets import moving_square
 from streamdrop.types import Image, Sample
 
@@ -278,3 +279,21 @@ def test_configuration_is_plain_and_frozen() -> None:
     config = shared().config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("broken", [ConfigError("no"), KeyboardInterrupt()])
+def test_a_start_that_breaks_off_leaves_no_store_open(
+    broken: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, truth = moving_square(2)
+    tracker = Tracker.from_config({**SMALL, "store": str(tmp_path / "s")})
+
+    def breaks_off(*given: Any, **options: Any) -> Any:
+        raise broken
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streamdrop.tracking.learner.FineTuner", breaks_off)
+        with pytest.raises(type(broken)):
+            tracker.init(images[0], truth[0])
+    with TieredStore(tmp_path / "s") as store:  # nobody holds it
+        assert len(store) == 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
+from streamdrop.interrupts import held
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker
@@ -116,8 +117,8 @@ class Learner:
         self._network.score.reset(self._config.seed)
         if self._trials is not None:
             self._trials.drift = Drift()
-        self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
-        self._first = FirstTraining(self._config, self._split, self._tuner)
+        self._begin(new_store, lambda store: FineTuner(self._split, store=store, **self._options()))
+        self._first = FirstTraining(self._config, self._split, self.tuner)
         keys = [self._keys.first(index) for index in range(len(examples))]
         starts = range(0, len(examples), _CHUNK)
         parts = [examples[at : at + _CHUNK] for at in starts]
@@ -203,18 +204,24 @@ class Learner:
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a checkpoint; returns the caller's data. Raises CheckpointError, StoreError."""
         self.close()
-        options = self._options()
-        store: FeatureStore = open_store(self._config)
-        try:
-            self._tuner = FineTuner.load(path, self._split, store=store, **options)
-        except BaseException:
-            store.close()
-            raise
-        self._first = FirstTraining(self._config, self._split, self._tuner)
-        self._first.restore(self._tuner.extra)
+        self._begin(open_store, lambda store: FineTuner.load(path, self._split, store=store, **self._options()))
+        self._first = FirstTraining(self._config, self._split, self.tuner)
+        self._first.restore(self.tuner.extra)
         if self._trials is not None:
-            self._trials.drift = Drift.restored(self._tuner.extra.get("drift") or {})
-        return dict(self._tuner.extra)
+            self._trials.drift = Drift.restored(self.tuner.extra.get("drift") or {})
+        return dict(self.tuner.extra)
+
+    def _begin(
+        self, open_: Callable[[TrackerConfig], FeatureStore], tuner_of: Callable[[FeatureStore], FineTuner]
+    ) -> None:
+        """A tuner with a store of its own, which is closed again where there is no tuner in the end."""
+        with held():  # a store that is open and nobody's stays locked
+            store = open_(self._config)
+            try:
+                self._tuner = tuner_of(store)
+            except BaseException:
+                store.close()
+                raise
 
     def close(self) -> None:
         """Let go of the target and its store."""
