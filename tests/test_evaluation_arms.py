@@ -161,7 +161,10 @@ def test_a_sequence_that_tells_the_first_box_only_has_no_score(tmp_path, capsys)
     assert results["arms"]["none"]["auc"] is None
     assert capsys.readouterr().out.splitlines()[2].split()[:5] == ["none", "-", "-", "-", "-"]
     write_sequence(tmp_path / "s" / "bee", ["4,4,10,8"] * 5)
-    both = evaluate(tmp_path / "s", ["none"], output=tmp_path / "out", build=build)
+    both = evaluate(tmp_path / "s", ["none", "drop"], output=tmp_path / "out", build=build)
+    assert both["paired"][0]["auc"]["mean"] < 0
+    assert both["paired"][0]["sequences"] == 1
+    assert "nan" not in (tmp_path / "out" / "report.html").read_text().lower().split("<script")[0]
     alone = evaluate(tmp_path / "s", ["none"], sequences=["bee"], output=tmp_path / "out", build=build)
     assert both["arms"]["none"]["auc"] == alone["arms"]["none"]["auc"]
     assert both["arms"]["none"]["curves"]["success"] == alone["arms"]["none"]["curves"]["success"]

@@ -26,17 +26,19 @@ SEQUENCES = 12
 
 
 def accuracy_charts(arms: Mapping[str, dict[str, Any]], colours: Colours) -> list[Markup]:
-    """Success and precision, and what scores mean where arms have them."""
-    success = [
-        Line(f"{a} {v['auc'] or 0:.3f}", THRESHOLDS, v["curves"]["success"], colours[a]) for a, v in arms.items()
-    ]
-    near = [
-        Line(f"{a} {v['precision'] or 0:.3f}", PIXELS, v["curves"]["precision"], colours[a]) for a, v in arms.items()
-    ]
-    charts = [
-        line_chart("Success (AUC)", success, x_label="overlap threshold", x_range=(0, 1), y_range=(0, 1)),
-        line_chart("Precision (at 20 px)", near, x_label="centre distance, px", x_range=(0, 50), y_range=(0, 1)),
-    ]
+    """Success and precision of arms that have them, and what scores mean where they mean something."""
+    scored = {arm: v for arm, v in arms.items() if v["auc"] is not None}
+
+    def drawn(score: str, curve: str, at: Array) -> list[Line]:
+        return [Line(f"{a} {v[score]:.3f}", at, v["curves"][curve], colours[a]) for a, v in scored.items()]
+
+    charts = []
+    if scored:
+        success, near = drawn("auc", "success", THRESHOLDS), drawn("precision", "precision", PIXELS)
+        charts = [
+            line_chart("Success (AUC)", success, x_label="overlap threshold", x_range=(0, 1), y_range=(0, 1)),
+            line_chart("Precision (at 20 px)", near, x_label="centre distance, px", x_range=(0, 50), y_range=(0, 1)),
+        ]
     judged = {arm: v for arm, v in arms.items() if v["curves"]["calibration"]}
     if judged:
         lines = [_calibration(arm, values, colours[arm]) for arm, values in judged.items()]
@@ -69,7 +71,7 @@ def overlap_charts(outcomes: Sequence[Outcome], arms: Sequence[str], colours: Co
     """Overlap frame by frame under the first seed, all arms, for the sequences on which the first arm is worst."""
     plain = [o for o in outcomes if o.protocol == "ope"]
     first = {(o.sequence, o.arm): o for o in sorted(plain, key=lambda o: -o.seed)}  # the lowest seed comes last
-    names = dict.fromkeys(o.sequence for o in plain)
+    names = dict.fromkeys(o.sequence for o in plain if not np.isnan(o.scores["auc"]))
     worst = sorted(names, key=lambda name: first[name, arms[0]].scores["auc"])[:SEQUENCES]
     return [_overlap_chart([first[name, arm] for arm in arms if (name, arm) in first], colours) for name in worst]
 

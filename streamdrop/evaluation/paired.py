@@ -50,7 +50,8 @@ def interval(groups: Sequence[Array]) -> dict[str, float | None]:
 
 def _differences(records: Sequence[Mapping[str, Any]], arm: str, other: str, score: str) -> list[Array]:
     """Per sequence, the differences of its seeds."""
-    found = {(r["name"], r["arm"], r["seed"]): r[score] for r in records if r[score] is not None}
+    known = [r for r in records if r[score] is not None and not math.isnan(r[score])]
+    found = {(r["name"], r["arm"], r["seed"]): r[score] for r in known}
     groups: dict[str, list[float]] = {}
     for (name, of, seed), value in found.items():
         theirs = found.get((name, other, seed), found.get((name, other, 0)))

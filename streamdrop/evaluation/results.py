@@ -112,13 +112,17 @@ def format_table(results: dict[str, Any]) -> str:
         [
             *align(rows),
             *_more_lines(results),
-            f"{sequences} sequences{_followed(results)}, {seeds} seed{'s' if seeds > 1 else ''}{spread}; "
+            f"{_counted(sequences, 'sequence')}{_followed(results)}, {_counted(seeds, 'seed')}{spread}; "
             f"{results['hardware']}",
             "lost: frames reported lost (P: of these, the target was absent or the box overlapped nothing; R: of all "
             "such frames, those reported); ECE: expected calibration error of the score (0.5: even odds of overlap "
             "above 0.5)",
         ]
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _followed(results: dict[str, Any]) -> str:
@@ -132,7 +136,10 @@ def _more_lines(results: dict[str, Any]) -> list[str]:
     lines = []
     for row in results["paired"]:
         interval = format_interval(row["auc"])
-        lines.append(f"{row['arm']} - {row['against']}: AUC {interval}, {row['sequences']} sequences, {row['n']} pairs")
+        lines.append(
+            f"{row['arm']} - {row['against']}: AUC {interval}, "
+            f"{_counted(row['sequences'], 'sequence')}, {_counted(row['n'], 'pair')}"
+        )
     for name, arm in results.get("realtime", {"arms": {}})["arms"].items():
         lines.append(
             f"in real time, {name}: AUC {format_score(arm['auc'], arm['spread']['auc'])} ({0 - arm['auc_loss']:+.3f}), "
