@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 import torch
 from faults import STORES, failing
@@ -124,6 +125,34 @@ def raised(work: Callable[[], object]) -> bool:
     except StreamdropError:
         return True
     return False
+
+
+class GivenUp:
+    """An LMDB environment that could not write a header: it refuses all."""
+
+    def __init__(self, real: lmdb.Environment) -> None:
+        self._real = real
+
+    def begin(self, **options: object) -> lmdb.Transaction:
+        raise lmdb.PanicError("mdb_txn_begin: MDB_PANIC: Update of meta page failed or environment had fatal error")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+
+@pytest.mark.parametrize("first", ["read", "write"])
+def test_a_store_goes_on_after_lmdb_has_given_up(tmp_path: Path, first: str) -> None:
+    filled(tmp_path)
+    with LmdbStore(tmp_path) as store:
+        before = shown(store)
+        store.folder.environment.env = GivenUp(store.folder.environment.env)
+        if first == "read":
+            assert shown(store) == before
+        else:
+            raised(lambda: replaced(store))
+        replaced(store)
+        assert len(store) == 7
+    assert verify(tmp_path)["problems"] == []
 
 
 def test_staged_rows_that_could_not_be_written_are_promoted_all_the_same(tmp_path: Path) -> None:
