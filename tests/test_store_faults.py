@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from faults import STORES, failing
 from streamdrop.errors import StoreError, StoreFullError, StreamdropError
 from streamdrop.store import LmdbStore, TieredStore
 from streamdrop.store.environment import Environment
+from streamdrop.store.exchange import export_store
 from streamdrop.store.inspection import verify
 from streamdrop.types import Activations
 
@@ -201,3 +203,45 @@ def test_a_compaction_that_fails_gives_its_room_back(tmp_path: Path) -> None:
     with LmdbStore(tmp_path) as store, failing(((Environment, "_commit"),), 1), pytest.raises(StoreFullError):
         store.compact()
     assert (tmp_path / "values-000001.bin").stat().st_size == 0
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
+def test_an_opening_that_fails_leaves_the_store_to_be_opened(tmp_path: Path, lasting: bool) -> None:
+    filled(tmp_path)
+    (tmp_path / "seal.json").unlink()  # all is looked at
+    at, fired = 0, True
+    while fired:
+        at += 1
+        with failing((*STORES, (Path, "open")), at, lasting) as faults:
+            raised(lambda: LmdbStore(tmp_path).close())
+        fired = faults.fired
+    with LmdbStore(tmp_path) as store:
+        assert len(store) == 6
+
+
+def test_a_store_whose_creation_failed_can_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Environment, "_tables", lambda self: refused())
+        with pytest.raises(StoreError, match="no room"):
+            LmdbStore(tmp_path)
+    assert not (tmp_path / "data.mdb").exists()
+    LmdbStore(tmp_path).close()
+
+
+def test_a_tiered_store_without_a_thread_leaves_the_store_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", exhausted)
+        with pytest.raises(StoreError, match="thread"):
+            TieredStore(tmp_path)
+    LmdbStore(tmp_path).close()
+
+
+def test_an_export_whose_leftovers_stay_is_done(tmp_path: Path) -> None:
+    filled(tmp_path / "store")
+    with LmdbStore(tmp_path / "store") as store, failing(((Path, "unlink"),), 1, lasting=True):
+        assert export_store(store, tmp_path / "out.npz") == [tmp_path / "out.npz"]

@@ -1,4 +1,4 @@
-"""An LMDB environment made safe to share: one per file and process, growing by itself, its errors in our words."""
+"""An LMDB environment made safe to share: it grows by itself, and opens again where LMDB has given up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from streamdrop.errors import StoreError, StoreLockedError, StoreVersionError
+from streamdrop.errors import StoreError, StoreVersionError
 from streamdrop.store.failures import ours
 from streamdrop.store.header import check_file
 from streamdrop.store.integrity import break_seal, check_sound, seal
@@ -22,8 +22,6 @@ TABLES = (b"meta", b"index", b"entries", b"places", b"sources", b"held", b"strea
 _FIRST = {b"meta", b"index", b"entries", b"targets", b"values", b"held"}
 MAP_STEP = 1 << 28
 """Bytes by which the map grows at least; address space only, not memory or disk."""
-_OPEN: dict[str, Environment] = {}  # LMDB forbids opening a file twice in one process, so openings share
-_OPEN_LOCK = threading.Lock()
 
 
 class Environment:
@@ -43,7 +41,8 @@ class Environment:
         if not read_only:
             self.lock.take()
         try:
-            self._open()
+            with self.errors(0):
+                self._open()
         except BaseException:
             self.lock.drop()
             raise
@@ -54,10 +53,14 @@ class Environment:
         size = max(size, header.map_size) if header and self.read_only else size
         if self.file.exists():
             check_sound(self.file, header, writer=not self.read_only)
-        with self.errors(0):
-            if not self.read_only:
-                break_seal(self.file)
+        if not self.read_only:
+            break_seal(self.file)
+        try:
             self._open_files(size)
+        except BaseException:
+            if header is None and not self.read_only:
+                self.file.unlink(missing_ok=True)  # half made, it would be refused as damaged
+            raise
 
     def _open_files(self, size: int) -> None:
         # metasync=False: one sync for each commit. A power cut may undo the last commits that were not flushed, but
@@ -174,9 +177,23 @@ class Environment:
             return  # for whoever begins in earnest to find
         with self._entry:
             self._wait_for_readers()
-            self.env.close()
-            self._open_files(int(max(MAP_STEP, _rounded(2 * self.file.stat().st_size, MAP_STEP))))
-            self._lost = False
+            self._reopen()
+            try:
+                self._write_header()
+            except lmdb.Error:  # for now it can be read, at least
+                self._reopen()
+
+    def _reopen(self) -> None:
+        self._lost = True
+        self.env.close()
+        self._open_files(_rounded(2 * self.file.stat().st_size, MAP_STEP))
+        self._lost = False
+
+    def _write_header(self) -> None:
+        """A commit that changes nothing: LMDB left the header with its old number and the new tables."""
+        with self.env.begin(write=True, db=self.tables[b"meta"]) as txn:
+            if (state := txn.get(b"state")) is not None:
+                txn.put(b"state", state)
 
     def last(self) -> int:
         """The number of the last transaction."""
@@ -249,50 +266,6 @@ class Environment:
             if self.lock.taken and not self.written:
                 seal(self.file)
             self.lock.drop()
-
-
-def attach(path: Path, read_only: bool) -> Environment:
-    """The environment at ``path``: opened, or shared with a reader or writer in this process.
-
-    Raises StoreLockedError for a second writer, StoreError, StoreVersionError, StoreCorruptError.
-    """
-    name = os.path.realpath(path)
-    with _OPEN_LOCK:
-        environment = _OPEN.get(name)
-        if environment is not None and environment.pid != os.getpid():
-            environment.env.close()  # inherited over a fork: this lets go of our copy, the parent keeps its own
-            environment = None
-        if environment is None:
-            environment = Environment(path, read_only)
-            _OPEN[name] = environment
-        elif not read_only:
-            if environment.read_only or environment.lock.taken:
-                state = "already being written" if environment.lock.taken else "open for reading"
-                raise StoreLockedError(
-                    f"{path} is {state} in this process: close it first, or use the store that is open"
-                )
-            environment.write_again()
-        environment.users += 1
-        return environment
-
-
-def is_open(path: str | os.PathLike[str]) -> bool:
-    """Whether this process has the files at ``path`` open."""
-    with _OPEN_LOCK:
-        return os.path.realpath(path) in _OPEN
-
-
-def detach(environment: Environment, read_only: bool) -> None:
-    """Undo one ``attach``; the last one closes."""
-    with _OPEN_LOCK:
-        environment.users -= 1
-        if not read_only and environment.pid == os.getpid() and environment.users:
-            environment.lock.drop()  # readers of this process keep the files open
-        name = os.path.realpath(environment.path)
-        if not environment.users:
-            environment.close()
-            if _OPEN.get(name) is environment:
-                del _OPEN[name]
 
 
 def _rounded(size: int, step: int) -> int:
