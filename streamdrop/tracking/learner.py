@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
+from streamdrop.errors import StreamdropError
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.arms import Cuts, engine_settings, optimizer_maker, scheduler_maker
@@ -116,7 +118,8 @@ class Learner:
         self._network.score.reset(self._config.seed)
         if self._trials is not None:
             self._trials.drift = Drift()
-        self._tuner = FineTuner(self._split, store=new_store(self._config), **self._options())
+        with _closed_on_failure(new_store(self._config)) as store:
+            self._tuner = FineTuner(self._split, store=store, **self._options())
         self._first = FirstTraining(self._config, self._split, self._tuner)
         keys = [self._keys.first(index) for index in range(len(examples))]
         starts = range(0, len(examples), _CHUNK)
@@ -204,12 +207,8 @@ class Learner:
         """Go on from a checkpoint; returns the caller's data. Raises CheckpointError, StoreError."""
         self.close()
         options = self._options()
-        store: FeatureStore = open_store(self._config)
-        try:
+        with _closed_on_failure(open_store(self._config)) as store:
             self._tuner = FineTuner.load(path, self._split, store=store, **options)
-        except BaseException:
-            store.close()
-            raise
         self._first = FirstTraining(self._config, self._split, self._tuner)
         self._first.restore(self._tuner.extra)
         if self._trials is not None:
@@ -218,10 +217,10 @@ class Learner:
 
     def close(self) -> None:
         """Let go of the target and its store."""
-        if self._tuner is not None:
-            self._tuner.store.close()
-            self._tuner = self._first = None
-        self._resting = None
+        tuner, self._tuner = self._tuner, None
+        self._first = self._resting = None
+        if tuner is not None:
+            tuner.store.close()
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -268,3 +267,14 @@ class Learner:
 
     def _label(self, box: Box | None) -> Tensor:
         return gaussian_label(box, self._config.search.size, self._config.head.sigma)
+
+
+@contextmanager
+def _closed_on_failure(store: FeatureStore) -> Iterator[FeatureStore]:
+    """Nobody else would close it: the next to open it would find it being written."""
+    try:
+        yield store
+    except BaseException:
+        with suppress(StreamdropError):  # what was raised first says more
+            store.close()
+        raise
