@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,7 +20,8 @@ def replace_text(path: Path, text: str, mode: int = 0o666) -> None:
         write_text(temporary, text, mode)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk it would keep it full
+        with suppress(OSError):  # what was raised first says more
+            temporary.unlink()  # on a full disk it would keep it full
         raise
     sync(path.parent)
 

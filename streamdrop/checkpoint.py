@@ -70,10 +70,9 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
     Raises OutputError where the folder cannot be written.
     """
     root = Path(path)
+    folder = root / f"state-{_last_number(root) + 1:06d}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = root / f"state-{_last_number(root) + 1:06d}"
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for name, tensors in parts:
             save_file(tensors, folder / f"{name}.safetensors")
             sync(folder / f"{name}.safetensors")
@@ -81,13 +80,28 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
         write_text(folder / _DIGESTS, json.dumps(_digests(folder)))
         sync(folder)
         replace_text(root / "current", folder.name)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
+        remove_unfinished(folder)
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
         raise OutputError(
             f"{root}: the checkpoint cannot be written ({error}): free space or choose another folder"
         ) from None
     for old in root.glob("state-*"):
         if old.name != folder.name:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove a state that could not be written, which would keep a full disk full, unless the pointer names it."""
+    try:
+        current = (folder.parent / "current").read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        current = ""
+    except OSError:
+        return
+    if current != folder.name:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Parts, dict[str, Any]]:

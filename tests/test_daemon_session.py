@@ -20,9 +20,11 @@ import streamdrop as sd
 from streamdrop import checkpoint
 from streamdrop.boxes import Box, iou
 from streamdrop.errors import BoxError, ConflictError, OutputError
+from streamdrop.service import orders
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
 from streamdrop.service.share import Share, watch_rounds
+from streamdrop.service.state import StateFolder
 from streamdrop.service.stream_session import StreamSession
 from streamdrop.service.wanted import Wanted
 from streamdrop.service.worker import Worker
@@ -268,6 +270,27 @@ def test_a_box_that_was_drawn_is_learned_though_it_was_to_be_cleared_where_that_
     wanted = worker.wanted.next()
     assert wanted is not None
     assert wanted.box == Box(1, 1, 20, 20)
+
+
+def full(folder: StateFolder, text: str) -> None:
+    raise OutputError(f"{folder.path}: cannot be written: free some space")
+
+
+def test_a_target_stays_where_that_it_is_cleared_cannot_be_written(stage, monkeypatch):
+    worker = stage.session(start=False)._worker
+    worker.buffer.put(Arrival(0, 0, np.zeros((64, 64, 3), np.uint8), 0.0))
+    worker.wanted.ask(Wanted(Box(1, 1, 20, 20), worker.buffer.newest(), "drawn"))
+    worker.wanted.give_up(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFolder, "write", full)
+        with pytest.raises(OutputError, match="free some space"):
+            orders.forget(worker, 1)
+        assert list(worker.state.targets) == [1]
+        worker.wanted.kept(1)
+        assert worker.wanted.ids() == {1}
+        worker._refuse(1, "it lies outside")
+        assert not worker.state.targets
+    assert "cleared" not in [event.get("event") for event in stage.events()]
 
 
 @pytest.mark.slow

@@ -193,3 +193,19 @@ def test_another_cut_that_was_committed_stays_where_what_follows_fails(
     store.close()
     with LmdbStore(tmp_path) as again:
         assert torch.equal(again.get_many([b"3"])[0][0], value(30))
+
+
+@pytest.mark.parametrize("kind", ["memory", "lmdb", "tiered"])
+def test_a_promotion_that_nobody_could_leave_is_in_nobodys_way(tmp_path: Path, kind: str) -> None:
+    makers = {"memory": MemoryStore, "lmdb": lambda: LmdbStore(tmp_path), "tiered": lambda: TieredStore(tmp_path)}
+    with makers[kind]() as store:
+        store.put_many({b"1": (value(1),)})
+        with pytest.raises(Raised):
+            interrupted_before_it_is_entered(store)
+        store.advance(1, lambda x: (x[0] * 10,), "later")
+        assert torch.equal(store.get_many([b"1"])[0][0], value(10))
+
+
+def interrupted_before_it_is_entered(store: LmdbStore | MemoryStore | TieredStore) -> None:
+    store.stage(1, "later")
+    raise Raised

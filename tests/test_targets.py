@@ -234,6 +234,7 @@ def test_restore_goes_on_to_the_same_boxes(on_disk: bool, tmp_path: Path) -> Non
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     targets = small()
+    targets.close()
     with pytest.raises(CheckpointError, match="no checkpoint"):
         targets.restore(tmp_path)
     (tmp_path / "set-000001").mkdir()

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from streamdrop import checkpoint
 from streamdrop.boxes import Box
-from streamdrop.errors import CheckpointError, StoreError, StoreFullError, StreamdropError
+from streamdrop.errors import CheckpointError, OutputError, StoreError, StoreFullError, StreamdropError
 from streamdrop.service.memory import give_back
 from streamdrop.service.saving import Saving
 from streamdrop.service.share import ROUND, Share
@@ -198,15 +198,25 @@ class Following:
             raise CheckpointError(f"{path}: its store cannot be used ({error})") from None
 
     def forget(self, key: int) -> None:
-        """Let go of a target. Raises OutputError."""
+        """Let go of a target, for good. Raises OutputError; then it is followed as before."""
         with contextlib.suppress(StreamdropError):
             self.settle()
+        targets = self.state.targets
+        self.state.drop(key)
+        try:
+            self.write()
+        except OutputError:
+            self.state.targets = targets
+            raise
+        self.let_go(key)
+        self._folder.forget(key)
+
+    def let_go(self, key: int) -> None:
+        """Follow a target no more, whether or not the folder is to remember it."""
         self.state.drop(key)
         self._unsaved.discard(key)
         if key in self.ids:
             self._built().remove(key)
-        self.write()
-        self._folder.forget(key)
 
     def close(self) -> None:
         """Let go of the trackers; ``build`` makes others. What goes wrong now is no news."""

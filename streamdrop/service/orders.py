@@ -9,10 +9,12 @@ from streamdrop.service.worker import Worker
 
 
 def forget(worker: Worker, key: int) -> None:
-    """Let go of a target; of one that is not there there is nothing to be done."""
-    worker.wanted.forgotten(key)
-    if key in worker.state.targets:
+    """Let go of a target; of one that is not there there is nothing to be done. Raises OutputError; then it is kept."""
+    known = key in worker.state.targets
+    if known:
         worker.following.forget(key)
+    worker.wanted.forgotten(key)
+    if known:
         worker.broadcast.tell({"event": "cleared", "target": key, "frame": max(worker.furthest, 0)})
 
 

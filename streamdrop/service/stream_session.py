@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamdrop.boxes import Box, check_inside
-from streamdrop.errors import ConfigError, ConflictError, UnknownError
+from streamdrop.errors import ConfigError, ConflictError, StreamdropError, UnknownError
 from streamdrop.service import orders
 from streamdrop.service.capture import Signal
 from streamdrop.service.frames import Arrival
@@ -120,7 +120,7 @@ class StreamSession:
         self._worker.wanted.give_up(key)
         try:
             self._do(lambda: orders.forget(self._worker, key))
-        except ConflictError:
+        except StreamdropError:
             self._worker.wanted.kept(key)
             raise
 

@@ -18,6 +18,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -102,7 +103,10 @@ class TrackRun(Generic[Found]):
         return len(self._past)
 
     def __iter__(self) -> Iterator[Found]:
-        """Every track, recorded before it is yielded; replayed ones first. Raises StreamError when no frame comes."""
+        """Every track, recorded before it is yielded; replayed ones first.
+
+        Raises StreamError when no frame comes, OutputError.
+        """
         try:
             self._open_journal()
             done, saved = 0, time.monotonic()
@@ -128,7 +132,18 @@ class TrackRun(Generic[Found]):
                 raise CheckpointError(f"the source ends after {done} frames, the run had {past}: give the same source")
         finally:
             if self._journal is not None:
-                self._journal.close()
+                with self._writing():
+                    self._journal.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The journal cannot be written: OutputError."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self._state}: cannot be written ({error.strerror}): free some space, then go on with --resume"
+            ) from None
 
     def _live(self, image: Any, done: int) -> Found:
         return self._tracker.init(image, self._box) if done == 0 else self._tracker.update(image)
@@ -138,20 +153,23 @@ class TrackRun(Generic[Found]):
         if self._state is None:
             return
         path, temporary = self._state / "journal.jsonl", self._state / "journal.new"
-        self._journal = temporary.open("w", encoding="utf-8")
-        for track in self._past:
-            self._note(track)
-        self._sync_journal()
-        os.replace(temporary, path)
+        with self._writing():
+            self._journal = temporary.open("w", encoding="utf-8")
+            for track in self._past:
+                self._note(track)
+            self._sync_journal()
+            os.replace(temporary, path)
 
     def _note(self, track: Found) -> None:
         if self._journal is not None:
-            self._journal.write(json.dumps(_plain(track)) + "\n")
+            with self._writing():
+                self._journal.write(json.dumps(_plain(track)) + "\n")
 
     def _sync_journal(self) -> None:
         if self._journal is not None:
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+            with self._writing():
+                self._journal.flush()
+                os.fsync(self._journal.fileno())
 
     def _checkpoint(self) -> None:
         if self._state is not None:

@@ -232,6 +232,7 @@ class Worker:
         """There is no such target; the stream waits for one to be drawn."""
         self.error = error
         self._quietly(lambda: self.following.forget(key))
+        self.following.let_go(key)  # though it could not be written: it would be tried on every frame
         self.broadcast.tell({"event": "error", "target": key, "error": error})
 
     def _record(self, arrival: Arrival, tracks: dict[int, Track], film: bool = True) -> None:

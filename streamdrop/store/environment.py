@@ -1,10 +1,8 @@
-"""An LMDB environment made safe to share: one per file and process, growing by itself, its errors in our words."""
+"""An LMDB environment made safe to share: it grows by itself, and opens again where LMDB has given up."""
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +11,8 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from streamdrop.errors import StoreCorruptError, StoreError, StoreFullError, StoreLockedError, StoreVersionError
+from streamdrop.errors import StoreError, StoreVersionError
+from streamdrop.store.failures import ours
 from streamdrop.store.header import check_file
 from streamdrop.store.integrity import break_seal, check_sound, seal
 from streamdrop.store.lock import WriterLock
@@ -23,10 +22,6 @@ TABLES = (b"meta", b"index", b"entries", b"places", b"sources", b"held", b"strea
 _FIRST = {b"meta", b"index", b"entries", b"targets", b"values", b"held"}
 MAP_STEP = 1 << 28
 """Bytes by which the map grows at least; address space only, not memory or disk."""
-_OPEN: dict[str, Environment] = {}  # LMDB forbids opening a file twice in one process, so openings share
-_OPEN_LOCK = threading.Lock()
-_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, lmdb.BadTxnError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Environment:
@@ -36,7 +31,7 @@ class Environment:
         self.path, self.read_only = path, read_only
         self.file = path / "data.mdb"
         self.users, self.pid = 0, os.getpid()
-        self.written, self.durable = False, 0
+        self.written, self.durable, self._lost = False, 0, False
         self.lock = WriterLock(path)
         # Entered as a lock: a Condition's own methods are Python, and one that Ctrl-C comes into stays locked.
         self._entry = threading.Lock()
@@ -46,7 +41,8 @@ class Environment:
         if not read_only:
             self.lock.take()
         try:
-            self._open()
+            with self.errors(0):
+                self._open()
         except BaseException:
             self.lock.drop()
             raise
@@ -57,22 +53,29 @@ class Environment:
         size = max(size, header.map_size) if header and self.read_only else size
         if self.file.exists():
             check_sound(self.file, header, writer=not self.read_only)
-        with self.errors(0):
-            if not self.read_only:
-                break_seal(self.file)
-            # metasync=False: one sync for each commit. A power cut may undo the last commits that were not flushed, but
-            # neither it nor a killed process can tear the file.
-            self.env = lmdb.open(
-                str(self.path), map_size=size, max_dbs=len(TABLES), readonly=self.read_only, create=not self.read_only,
-                metasync=False, readahead=False, lock=self._lockable(),
-            )  # fmt: skip
+        if not self.read_only:
+            break_seal(self.file)
+        try:
+            self._open_files(size)
+        except BaseException:
+            if header is None and not self.read_only:
+                self.file.unlink(missing_ok=True)  # half made, it would be refused as damaged
+            raise
+
+    def _open_files(self, size: int) -> None:
+        # metasync=False: one sync for each commit. A power cut may undo the last commits that were not flushed, but
+        # neither it nor a killed process can tear the file.
+        self.env = lmdb.open(
+            str(self.path), map_size=size, max_dbs=len(TABLES), readonly=self.read_only, create=not self.read_only,
+            metasync=False, readahead=False, lock=self._lockable(),
+        )  # fmt: skip
+        try:
             self.env.reader_check()
             self.durable = max(self.last() - 1, 0)
-            try:
-                self.tables = self._tables()
-            except BaseException:
-                self.env.close()
-                raise
+            self.tables = self._tables()
+        except BaseException:
+            self.env.close()
+            raise
 
     def _lockable(self) -> bool:
         return not self.read_only or os.access(self.path / "lock.mdb", os.W_OK)
@@ -96,19 +99,25 @@ class Environment:
     def begin_read(self) -> lmdb.Transaction:
         """A consistent view, with values as buffers, until ``end_read``."""
         self.check_process()
-        with self._entry:
-            txn = self._begun()
-            self._views[txn] = threading.get_ident()
-            return txn
+        try:
+            with self._entry:
+                return self._begun()
+        except lmdb.Error as error:
+            if not self._given_up(error) or threading.get_ident() in self._views.values():
+                raise self.translated(error, 0) from error
+        with self.turn, self.errors(0):
+            self._open_again()
+            with self._entry:
+                return self._begun()
 
     def _begun(self) -> lmdb.Transaction:
         try:
-            return self.env.begin(buffers=True)
+            txn = self.env.begin(buffers=True)
         except lmdb.MapResizedError:  # a writer in another process has grown the map
             self._resize(0)
             return self._begun()
-        except lmdb.Error as error:
-            raise self.translated(error, 0) from error
+        self._views[txn] = threading.get_ident()
+        return txn
 
     def end_read(self, txn: lmdb.Transaction) -> None:
         """The view is no longer needed, nor are its buffers."""
@@ -121,8 +130,14 @@ class Environment:
         """Run ``work`` in one transaction; again with a larger map when it was too small. ``need``: bytes expected."""
         self.check_process()
         with self.turn, self.errors(need):
+            if self._lost:
+                self._open_again()
             self._reserve(need)
-            return self._commit(work, need)
+            try:
+                return self._commit(work, need)
+            except lmdb.Error:
+                self._open_again()
+                raise
 
     def _commit(self, work: Callable[[lmdb.Transaction], T], need: int) -> T:
         try:
@@ -140,9 +155,45 @@ class Environment:
         self.check_process()
         with self.turn, self.errors(0):
             if self.written:
+                if self._lost:
+                    self._open_again()
                 self.env.sync(True)
                 self.durable = int(self.env.info()["last_txnid"])
                 self.written = False
+
+    def _given_up(self, error: BaseException) -> bool:
+        """Whether LMDB refuses all: it does after a header that it could not write, whole as its file is."""
+        return self._lost or isinstance(error, lmdb.PanicError)
+
+    def _open_again(self) -> None:
+        """Open the files anew where LMDB has given up on them. The writer's turn only."""
+        try:
+            if not self._lost:
+                self.env.begin().abort()
+                return
+        except lmdb.PanicError:
+            self._lost = True
+        except lmdb.Error:
+            return  # for whoever begins in earnest to find
+        with self._entry:
+            self._wait_for_readers()
+            self._reopen()
+            try:
+                self._write_header()
+            except lmdb.Error:  # for now it can be read, at least
+                self._reopen()
+
+    def _reopen(self) -> None:
+        self._lost = True
+        self.env.close()
+        self._open_files(_rounded(2 * self.file.stat().st_size, MAP_STEP))
+        self._lost = False
+
+    def _write_header(self) -> None:
+        """A commit that changes nothing: LMDB left the header with its old number and the new tables."""
+        with self.env.begin(write=True, db=self.tables[b"meta"]) as txn:
+            if (state := txn.get(b"state")) is not None:
+                txn.put(b"state", state)
 
     def last(self) -> int:
         """The number of the last transaction."""
@@ -185,37 +236,7 @@ class Environment:
 
     def translated(self, error: BaseException, need: int) -> BaseException:
         """An error of LMDB or the system as one of ours; any other as it is."""
-        if not isinstance(error, (lmdb.Error, OSError)):
-            return error
-        if isinstance(error, _DAMAGE):
-            return StoreCorruptError(f"{self.path} is damaged ({error}): restore it, or start anew")
-        if isinstance(error, lmdb.VersionMismatchError):
-            return StoreVersionError(f"{self.path} has another LMDB version ({error}): use another path")
-        if isinstance(error, lmdb.ReadersFullError):
-            return StoreError(f"{self.path} has too many readers ({error}): close some")
-        return self._system_error(error, need)
-
-    def _system_error(self, error: Exception, need: int) -> StoreError:
-        code = getattr(error, "code", None) or getattr(error, "errno", None)
-        # A write that the disk takes only in part is reported by LMDB as an I/O error.
-        if code in _NO_ROOM or isinstance(error, lmdb.DiskError) or (code == errno.EIO and not self._room_for(need)):
-            free = shutil.disk_usage(self.path).free
-            return StoreFullError(
-                f"no room in {self.path} for {need} bytes ({free} free): free that much; what is stored is whole"
-            )
-        return StoreError(f"{self.path} cannot be used: {error}; check the folder and its permissions")
-
-    def _room_for(self, need: int) -> bool:
-        grown = need + (1 << 16)
-        if shutil.disk_usage(self.path).free < grown:
-            return False
-        try:
-            import resource
-
-            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        except ImportError:
-            return True
-        return limit == resource.RLIM_INFINITY or self.file.stat().st_size + grown <= limit
+        return ours(error, self.path, self.file, need)
 
     def check_process(self) -> None:
         """Raise StoreError in a forked child: LMDB must not be used across a fork."""
@@ -245,50 +266,6 @@ class Environment:
             if self.lock.taken and not self.written:
                 seal(self.file)
             self.lock.drop()
-
-
-def attach(path: Path, read_only: bool) -> Environment:
-    """The environment at ``path``: opened, or shared with a reader or writer in this process.
-
-    Raises StoreLockedError for a second writer, StoreError, StoreVersionError, StoreCorruptError.
-    """
-    name = os.path.realpath(path)
-    with _OPEN_LOCK:
-        environment = _OPEN.get(name)
-        if environment is not None and environment.pid != os.getpid():
-            environment.env.close()  # inherited over a fork: this lets go of our copy, the parent keeps its own
-            environment = None
-        if environment is None:
-            environment = Environment(path, read_only)
-            _OPEN[name] = environment
-        elif not read_only:
-            if environment.read_only or environment.lock.taken:
-                state = "already being written" if environment.lock.taken else "open for reading"
-                raise StoreLockedError(
-                    f"{path} is {state} in this process: close it first, or use the store that is open"
-                )
-            environment.write_again()
-        environment.users += 1
-        return environment
-
-
-def is_open(path: str | os.PathLike[str]) -> bool:
-    """Whether this process has the files at ``path`` open."""
-    with _OPEN_LOCK:
-        return os.path.realpath(path) in _OPEN
-
-
-def detach(environment: Environment, read_only: bool) -> None:
-    """Undo one ``attach``; the last one closes."""
-    with _OPEN_LOCK:
-        environment.users -= 1
-        if not read_only and environment.pid == os.getpid() and environment.users:
-            environment.lock.drop()  # readers of this process keep the files open
-        name = os.path.realpath(environment.path)
-        if not environment.users:
-            environment.close()
-            if _OPEN.get(name) is environment:
-                del _OPEN[name]
 
 
 def _rounded(size: int, step: int) -> int:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store.entries import Entry, decode, key_of
-from streamdrop.store.environment import is_open
 from streamdrop.store.header import check_file
 from streamdrop.store.ledger import Ledger
 from streamdrop.store.lmdb import LmdbStore
 from streamdrop.store.mending import mend_headers
+from streamdrop.store.openings import is_open
 from streamdrop.store.records import stack_targets
 from streamdrop.store.rows import PACKED_UNIT, Packer, read_row, unpacker
 from streamdrop.store.slab import Place, Slab

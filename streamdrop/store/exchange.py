@@ -35,6 +35,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from streamdrop.atomic import sync
@@ -85,7 +86,8 @@ def export_store(
         return _publish(parts, path)
     finally:
         for part in parts:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # the export is done, or has failed already
+                part.unlink()
 
 
 def import_store(

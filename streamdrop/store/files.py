@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from streamdrop.errors import StoreCorruptError
+from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store.environment import Environment
 from streamdrop.store.ledger import Freed
 from streamdrop.store.rows import PACKED_UNIT, Packer, RowFile
@@ -32,10 +32,13 @@ def packer_of(state: State) -> Packer:
 
 
 def remove_store(path: Path) -> None:
-    """Delete the files of a store that nobody has open, and nothing else."""
-    for pattern in ("data.mdb", "lock.mdb", "seal.json", *(f"{kind}-*.bin" for kind in _NAMES.values())):
-        for file in path.glob(pattern):
-            file.unlink()
+    """Delete the files of a store that nobody has open, and nothing else. Raises StoreError."""
+    try:
+        for pattern in ("data.mdb", "lock.mdb", "seal.json", *(f"{kind}-*.bin" for kind in _NAMES.values())):
+            for file in path.glob(pattern):
+                file.unlink()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be removed ({error}): remove it by hand, or give another path") from error
 
 
 class Files:

@@ -14,11 +14,11 @@ from lmdb import Transaction
 from streamdrop.errors import StoreError, StoreVersionError
 from streamdrop.interrupts import held
 from streamdrop.store.compress import compressor
-from streamdrop.store.environment import attach, detach
 from streamdrop.store.files import Files
 from streamdrop.store.known import Known
 from streamdrop.store.layout import EXACT
 from streamdrop.store.ledger import Ledger
+from streamdrop.store.openings import attach, detach
 from streamdrop.store.retention import Retention
 from streamdrop.store.rows import RowFile
 from streamdrop.store.state import State

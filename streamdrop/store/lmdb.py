@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -69,7 +70,8 @@ class LmdbStore:
         if compression is not None:
             compressor(compression)
         self.folder = Folder(self.path, read_only, self.retention, map_bytes, codec, compression)
-        self._staged: LmdbStage | None = None
+        # Weak: an interruption may come between the stage and whoever would leave it.
+        self._staged: weakref.ref[LmdbStage] | None = None
 
     # ---------------------------------------------------------------- what it is
 
@@ -250,14 +252,20 @@ class LmdbStore:
         Raises StoreError, StoreVersionError.
         """
         with self.folder.writing(), held():
-            if self._staged is not None:
-                raise StoreError("another promotion of this store is under way: leave or commit it first")
-            self._staged = LmdbStage(self, cut, version)
-            return self._staged
+            self._check_unstaged()
+            return self._noted(LmdbStage(self, cut, version))
+
+    def _noted(self, stage: LmdbStage) -> LmdbStage:
+        self._staged = weakref.ref(stage)
+        return stage
+
+    def _check_unstaged(self) -> None:
+        if self._staged is not None and self._staged() is not None:
+            raise StoreError("another promotion of this store is under way: leave or commit it first")
 
     def unstage(self, stage: LmdbStage) -> None:
         """A promotion is over: another may begin."""
-        if self._staged is stage:
+        if self._staged is not None and self._staged() is stage:
             self._staged = None
 
     def thaw(self, cut: int, embed: Callable[[list[bytes]], Activations], version: str, chunk: int = 64) -> None:
@@ -266,15 +274,13 @@ class LmdbStore:
         All or none, durable when it returns. Raises StoreError for a sample without a source, DataError.
         """
         with self.folder.writing():
-            if self._staged is not None:
-                raise StoreError("a promotion of this store is under way: leave or commit it first")
+            self._check_unstaged()
             thaw(self, cut, embed, version, chunk)
 
     def compact(self) -> None:
         """Rewrite the slabs without gaps and give the room back. Needs room for a copy. Raises StoreFullError."""
         with self.folder.writing():
-            if self._staged is not None:
-                raise StoreError("a promotion of this store is under way: leave or commit it first")
+            self._check_unstaged()
             compact(self)
 
     # ---------------------------------------------------------------- marks

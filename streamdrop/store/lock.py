@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -43,8 +44,9 @@ class WriterLock:
             raise StoreLockedError(
                 f"{self.path} is being written by process {holder}: close it there, or open with read_only=True"
             ) from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # a word for others only: it holds without
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
     def drop(self) -> None:
         """Let another writer in."""

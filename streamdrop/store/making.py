@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ class Making:
         state = store.now()
         self.generation, self.compression, self.codec = state.generation + 1, state.compression, state.codec
         self.layout: Layout | None = None
-        self.drift = Drift()
+        self.drift = self._noted = Drift()  # of all rows; of those that were recorded
         self._file: RowFile | None = None
         self._written: dict[int, Place] = {}  # since the last record
         self._weight = 0
@@ -51,7 +52,9 @@ class Making:
             left: dict[str, Any] = json.loads(bytes(raw)) if raw is not None else {}
         if left and left["aim"] == self._aim(state):
             self.layout, self.drift = Layout.from_json(left["layout"]), Drift(*left["drift"])
-            self._open(int(left["units"]))
+            self._noted = self.drift
+            with self.store.folder.environment.errors(0):
+                self._file = self._open(int(left["units"]))
         elif left:
             forget_staged(self.store)
 
@@ -61,13 +64,14 @@ class Making:
     def _open(self, end: int) -> RowFile:
         assert self.layout is not None
         unit = Packer(self.layout, self.compression).unit
-        self._file = self.store.folder.files.adopt(VALUES, self.generation, unit, end)
-        return self._file
+        return self.store.folder.files.adopt(VALUES, self.generation, unit, end)
 
     def _begin(self) -> RowFile:
         """A slab of this promotion's own, noted so that a sweep leaves it alone."""
-        file = self._open(0)
-        self.store.folder.change(self._note)
+        with self.store.folder.environment.errors(0):
+            file = self._open(0)
+        self.store.folder.change(lambda tables, state: self._note(tables, state, file))
+        self._file = file
         return file
 
     def fit(self, samples: Mapping[bytes, Activations]) -> None:
@@ -81,9 +85,15 @@ class Making:
         self.keep(seqs, samples)
 
     def keep(self, seqs: Sequence[int], samples: Mapping[bytes, Activations]) -> None:
-        """Write samples' rows in the background; waits when too much is under way. Raises StoreFullError, DataError."""
-        if not seqs:
-            return
+        """Write samples' rows in the background; waits when too much is under way. Raises StoreFullError, DataError.
+
+        Where it raises, what was not recorded yet is missing again: no record may lead to a row that was not written.
+        """
+        if seqs:
+            with self._or_missing():
+                self._keep(seqs, samples)
+
+    def _keep(self, seqs: Sequence[int], samples: Mapping[bytes, Activations]) -> None:
         assert self.layout is not None
         file, packer = self._file or self._begin(), Packer(self.layout, self.compression)
         rest = list(seqs)
@@ -97,6 +107,16 @@ class Making:
         if self._weight >= BUFFER_BYTES:
             self._begin_record()
 
+    @contextmanager
+    def _or_missing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            wait([*self._writes, *(self._recording[0] if self._recording is not None else ())])
+            self._writes, self._written, self._weight, self._recording = [], {}, 0, None
+            self.drift = self._noted
+            raise
+
     def _seen(self, drift: Drift) -> None:
         self.drift = self.drift + drift
 
@@ -106,9 +126,10 @@ class Making:
                 self._writes.pop(0).result()
 
     def record(self) -> None:
-        """Record all that was written, once it is on the disk."""
-        self._begin_record()
-        self._end_record()
+        """Record all that was written, once it is on the disk. Raises as ``keep`` does."""
+        with self._or_missing():
+            self._begin_record()
+            self._end_record()
 
     def _begin_record(self) -> None:
         """Let the disk take what was written; it is recorded when that is done, at the next of these at the latest."""
@@ -122,6 +143,8 @@ class Making:
         if self._recording is None:
             return
         writes, written = self._recording
+        file = self._file
+        assert file is not None
         with self.store.folder.environment.errors(sum(place.length for place in written.values())):
             for write in writes:
                 write.result()
@@ -130,16 +153,15 @@ class Making:
             there = tables.places(VALUES, state.generation, list(written))
             kept = [one for one, old in zip(written.items(), there, strict=True) if old is not None]  # not gone since
             tables.put_places(VALUES, self.generation, kept)
-            return self._note(tables, state)
+            return self._note(tables, state, file)
 
         self.store.folder.change(work, 64 * len(written))
-        self._recording = None
+        self._recording, self._noted = None, self.drift
 
-    def _note(self, tables: Tables, state: State) -> State:
+    def _note(self, tables: Tables, state: State, file: RowFile) -> State:
         assert self.layout is not None
-        assert self._file is not None
         drift = [self.drift.largest, self.drift.total, self.drift.count]
-        end, layout = self._file.space.end, self.layout.to_json()
+        end, layout = file.space.end, self.layout.to_json()
         note = {"aim": self._aim(state), "layout": layout, "drift": drift, "units": end}
         tables.set_meta(b"staged", json.dumps(note).encode())
         return state
@@ -158,6 +180,8 @@ class Making:
         self.store.flush()
 
         def work(tables: Tables, state: State) -> State:
+            if state.generation >= self.generation:  # an earlier call did, and failed at what follows
+                return state
             tables.set_meta(b"staged", None)
             state = after(state)
             nbytes = state.source_bytes + _live_bytes(tables, state)
@@ -168,15 +192,26 @@ class Making:
         self.store.folder.sweep()
 
     def close(self) -> None:
-        """Wait for what is under way, whatever became of it; let go of the slab and its room unless they count now.
-
-        That they do is not told by how far ``flip`` came: what follows its commit may fail.
-        """
+        """Wait for what is under way, whatever became of it; let go of the slab."""
         self._pool.shutdown(wait=True)
-        if self._file is not None and not self.store.closed and self.store.now().generation < self.generation:
-            self._file.slab.cut_off(0)  # now, not when the last traceback that holds it is gone
-            self._file.slab.close()
-        self._writes, self._recording, self._file = [], None, None
+        file, self._file = self._file, None
+        self._writes, self._recording = [], None
+        if file is not None and not self.store.closed and not self._wanted():
+            file.slab.cut_off(0)  # now, not when the last traceback that holds it is gone
+            file.slab.close()
+
+    def _wanted(self) -> bool:
+        """Whether the slab's rows count, or are recorded: what follows the flip, and forgetting them, may fail."""
+        with self.store.folder.reading() as (tables, state):
+            return state.generation >= self.generation or tables.meta(b"staged") is not None
+
+    def abandon(self) -> None:
+        """Do away with what was made. Raises StoreError; then it is left for another promotion to take up or remove."""
+        self._pool.shutdown(wait=True)
+        try:
+            forget_staged(self.store)
+        finally:
+            self.close()
 
 
 def _live_bytes(tables: Tables, state: State) -> int:

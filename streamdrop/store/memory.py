@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -46,7 +47,7 @@ class MemoryStore:
         self._state = State(codec_name(dtype) or EXACT)
         self._shelf = MemoryShelf(self.retention)
         self._held: list[tuple[int, Record]] = []
-        self._staged: MemoryStage | None = None
+        self._staged: weakref.ref[MemoryStage] | None = None  # weak, as an LmdbStore's
         self._clock = clock
         self._closed = False
         self._lock = threading.RLock()
@@ -143,8 +144,9 @@ class MemoryStore:
         """Start a later cut beside the present one. Raises StoreError, StoreVersionError."""
         with self._lock:
             self._check_unstaged()
-            self._staged = MemoryStage(self, cut, version)
-            return self._staged
+            stage = MemoryStage(self, cut, version)
+            self._staged = weakref.ref(stage)
+            return stage
 
     def thaw(self, cut: int, embed: Embed, version: str, chunk: int = 64) -> None:
         """Go back to an earlier cut, or make this one anew: ``embed`` turns sources, ``chunk`` at a time, into
@@ -221,7 +223,7 @@ class MemoryStore:
 
     def _check_unstaged(self) -> None:
         self._check_open()
-        if self._staged is not None:
+        if self._staged is not None and self._staged() is not None:
             raise StoreError("another promotion of this store is under way: leave or commit it first")
 
     def _find(self, keys: Sequence[bytes]) -> list[Record]:

@@ -81,7 +81,7 @@ class MemoryStage:
         with self._store._lock:
             self._done = True
             self._next.rows = {}
-            if self._store._staged is self:
+            if self._store._staged is not None and self._store._staged() is self:
                 self._store._staged = None
 
     def _check_running(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from streamdrop.errors import StoreCorruptError
+from streamdrop.errors import StoreCorruptError, StoreError
 from streamdrop.store.header import Header, both_headers, check_pages, in_turn, packed, read_header, unpacked
 from streamdrop.store.lock import WriterLock
 from streamdrop.store.pages import all_there, last_freed
@@ -17,20 +17,27 @@ def mend_headers(file: Path) -> list[str]:
     """Put right the headers of a file that nobody writes, where LMDB would not open its last state; says in lines what.
 
     A header counts if all pages that it shows hang together; then its number is that of its record of freed pages.
-    Where only one counts the other is made from it. Raises StoreLockedError, StoreCorruptError where none does.
+    Where only one counts the other is made from it. Raises StoreLockedError, StoreCorruptError where none does,
+    StoreError where the file cannot be read or written.
     """
     lock = WriterLock(file.parent)
     lock.take()
     try:
-        try:
-            header = read_header(file)
-            if header is not None:
-                check_pages(file, header)
-        except StoreCorruptError:
-            return _mend(file)
-        return []
+        return _mended(file)
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read or written: {error.strerror}; check the disk and try again") from error
     finally:
         lock.drop()
+
+
+def _mended(file: Path) -> list[str]:
+    try:
+        header = read_header(file)
+        if header is not None:
+            check_pages(file, header)
+    except StoreCorruptError:
+        return _mend(file)
+    return []
 
 
 def _mend(file: Path) -> list[str]:

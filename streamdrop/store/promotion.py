@@ -12,7 +12,7 @@ from typing_extensions import Self
 from streamdrop.errors import StoreError
 from streamdrop.store.batches import check_chunk, stepped
 from streamdrop.store.intake import check_activations, missing
-from streamdrop.store.making import Making, forget_staged, pages
+from streamdrop.store.making import Making, pages
 from streamdrop.store.protocol import Step
 from streamdrop.store.rows import Packer, gather
 from streamdrop.store.tables import VALUES
@@ -63,6 +63,8 @@ class LmdbStage:
                     making.take(found, stepped(step, batch, len(found)))
                 making.flip(lambda state: state.promoted(making.cut, making.version, making.layout, making.drift))
                 self._store.shrink()
+            else:
+                self._store.flush()  # an earlier one may have got this far and not to its flush
             self._done = True
 
     def __enter__(self) -> Self:
@@ -72,15 +74,17 @@ class LmdbStage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._store.unstage(self)
-        if self._making is not None:
+        done, self._done = self._done, True
+        if self._making is None:
+            return
+        if done:
             self._making.close()
-        if not self._done:
-            self._done = True
-            try:
-                forget_staged(self._store)
-            except StoreError:  # closed, or no room to tidy up: the next opening does it
-                if error is None and not self._store.closed:
-                    raise
+            return
+        try:
+            self._making.abandon()
+        except StoreError:  # closed, or no room to tidy up: another promotion does it
+            if error is None and not self._store.closed:
+                raise
 
     def _check_running(self) -> None:
         if self._done:
@@ -95,8 +99,9 @@ def _chunks(store: LmdbStore, making: Making, chunk: int) -> Iterator[tuple[list
     packer = Packer(state.layout, state.compression)
     columns: Sequence[Tensor] = ()
     for found in pages(store, making, chunk):
-        file = store.folder.files.reading(VALUES, state.generation, packer.unit)
         if not columns or len(columns[0]) != len(found):
             columns = packer.layout.allocate(len(found))  # used for one chunk after the other
-        gather(file, packer, found, columns, store.verify)
+        with store.folder.environment.errors(0):
+            file = store.folder.files.reading(VALUES, state.generation, packer.unit)
+            gather(file, packer, found, columns, store.verify)
         yield [seq for seq, _ in found], packer.layout.decode(columns)

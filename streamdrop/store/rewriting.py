@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamdrop.errors import StoreError
 from streamdrop.store.batches import as_rows, check_chunk
-from streamdrop.store.files import packer_of
+from streamdrop.store.files import generation_of, packer_of
 from streamdrop.store.making import Making, forget_staged, pages
-from streamdrop.store.rows import PACKED_UNIT, read_row
-from streamdrop.store.slab import Place
+from streamdrop.store.rows import PACKED_UNIT, Found, RowFile, read_row
+from streamdrop.store.slab import Slab
 from streamdrop.store.state import State
 from streamdrop.store.tables import SOURCES, VALUES, Tables
 from streamdrop.types import Activations
@@ -42,8 +43,8 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
         making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
         store.shrink()
     except BaseException:
-        making.close()
-        forget_staged(store)
+        with suppress(StoreError):  # no room to tidy up: the next of these does it
+            making.abandon()
         raise
     making.close()
 
@@ -63,25 +64,40 @@ def compact(store: LmdbStore) -> None:
 def _compact(store: LmdbStore, table: bytes) -> None:
     """Rows stay as they are, bit for bit, and are checked on the way."""
     state = store.now()
-    generation = state.generation if table == VALUES else state.source_generation
+    generation = generation_of(state, table)
     with store.folder.reading() as (tables, _):
         places = list(tables.placed(table, generation))
     if not places:
         return
     unit = PACKED_UNIT if table == SOURCES else packer_of(state).unit
-    old = store.folder.files.reading(table, generation, unit)
-    new = store.folder.files.adopt(table, generation + 1, unit, 0)
-    moved: list[tuple[int, Place]] = []
     with store.folder.environment.errors(sum(place.length for _, place in places)):
-        for at in range(0, len(places), 256):
-            part = places[at : at + 256]
-            with old.slab.reading(part):
-                rows = [read_row(old.slab, seq, place, verify=True) for seq, place in part]
-                put = new.place(rows, [seq for seq, _ in part])
-                new.write(rows, put)
-            moved += [(seq, place) for (seq, _), place in zip(part, put, strict=True)]
-        new.slab.sync()
+        old = store.folder.files.reading(table, generation, unit)
+        new = store.folder.files.adopt(table, generation + 1, unit, 0)
+        try:
+            _flip(store, table, generation, new, _copied(old.slab, new, places))
+        except BaseException:
+            if generation_of(store.now(), table) == generation:
+                new.slab.cut_off(0)  # on a full disk the copy would keep it full
+            raise
+    store.flush()
+    store.folder.sweep()
 
+
+def _copied(old: Slab, new: RowFile, places: Sequence[Found]) -> list[Found]:
+    """The rows in their new places, on the disk. Raises OSError, StoreCorruptError."""
+    moved: list[Found] = []
+    for at in range(0, len(places), 256):
+        part = places[at : at + 256]
+        with old.reading(part):
+            rows = [read_row(old, seq, place, verify=True) for seq, place in part]
+            put = new.place(rows, [seq for seq, _ in part])
+            new.write(rows, put)
+        moved += [(seq, place) for (seq, _), place in zip(part, put, strict=True)]
+    new.slab.sync()
+    return moved
+
+
+def _flip(store: LmdbStore, table: bytes, generation: int, new: RowFile, moved: Sequence[Found]) -> None:
     def work(tables: Tables, state: State) -> State:
         tables.put_places(table, generation + 1, moved)
         if table == VALUES:
@@ -89,5 +105,3 @@ def _compact(store: LmdbStore, table: bytes) -> None:
         return replace(state, source_generation=generation + 1, source_units=new.space.end, epoch=state.epoch + 1)
 
     store.folder.change(work, 64 * len(moved))
-    store.flush()
-    store.folder.sweep()

@@ -62,8 +62,12 @@ class TieredStore:
         self.retention, self.path = self.durable.retention, self.durable.path
         self._lock = threading.RLock()
         self._closed = False
-        self._front = Front(self.durable, memory_bytes)
-        self._writer = WriteBehind(self._front, self._lock, commit_seconds, min(commit_bytes, memory_bytes // 4))
+        try:
+            self._front = Front(self.durable, memory_bytes)
+            self._writer = WriteBehind(self._front, self._lock, commit_seconds, min(commit_bytes, memory_bytes // 4))
+        except BaseException:
+            self.durable.close()
+            raise
         atexit.register(self.close)
 
     # ---------------------------------------------------------------- what it is

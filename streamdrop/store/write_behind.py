@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from streamdrop.errors import StoreError
 from streamdrop.store.front import Batch, Front
 
 _SHARE = 128
@@ -23,7 +24,12 @@ class WriteBehind:
         self._since: float | None = None  # when the oldest change that waits was made
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise StoreError(
+                f"{front.durable.path} has no thread to commit with ({error}): end other work, or use an LmdbStore"
+            ) from error
 
     def note(self) -> None:
         """A change was made: a commit is due in time, or now when much waits."""

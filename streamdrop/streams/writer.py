@@ -80,14 +80,17 @@ class VideoWriter:
     def _open(self, threads: int, options: dict[str, str]) -> None:
         import av
 
-        self._thread.submit(int).result()  # begins the thread now: an interruption while it begins would leave two
         try:
+            self._thread.submit(int).result()  # begins the thread now: an interruption while it begins would leave two
             self._partial.touch()  # FFmpeg would find out only at the first frame
             self._container = av.open(
                 str(self._partial), "w", format=self._format.container, options=self._format.container_options
             )
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written ({error.strerror}): check the folder") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            self._remove_partial()
+            self._thread.shutdown(wait=False)
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{self.path} cannot be written ({reason}): check the folder") from error
         codec, options = self._format.codec, {**self._format.codec_options, **options}
         self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
         self._stream.width, self._stream.height = (side + side % 2 for side in self.size)
@@ -133,14 +136,18 @@ class VideoWriter:
             container.close()
             os.replace(self._partial, self.path)
         except OSError as error:
-            self._partial.unlink(missing_ok=True)
+            self._remove_partial()
             raise OutputError(f"{self.path} cannot be finished ({error.strerror}): is the disk full?") from error
 
     def _abandon(self) -> None:
         container, self._container = self._container, None
         with contextlib.suppress(OSError):  # already reported, or nothing worth keeping
             container.close()
-        self._partial.unlink(missing_ok=True)
+        self._remove_partial()
+
+    def _remove_partial(self) -> None:
+        with contextlib.suppress(OSError):  # its name says what it is
+            self._partial.unlink()
 
     def __enter__(self) -> VideoWriter:
         return self

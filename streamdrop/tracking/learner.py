@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from streamdrop.boxes import Box
 from streamdrop.checkpoint import Snapshot
 from streamdrop.engine import FineTuner
+from streamdrop.errors import StreamdropError
 from streamdrop.interrupts import held
 from streamdrop.store import FeatureStore
 from streamdrop.tracking.anchor import Anchor
@@ -220,15 +222,16 @@ class Learner:
             try:
                 self._tuner = tuner_of(store)
             except BaseException:
-                store.close()
+                with suppress(StreamdropError):  # what was raised first says more
+                    store.close()
                 raise
 
     def close(self) -> None:
         """Let go of the target and its store."""
-        if self._tuner is not None:
-            self._tuner.store.close()
-            self._tuner = self._first = None
-        self._resting = None
+        tuner, self._tuner = self._tuner, None
+        self._first = self._resting = None
+        if tuner is not None:
+            tuner.store.close()
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -20,6 +20,7 @@ from typing import Any
 import xxhash
 
 from streamdrop.atomic import replace_text
+from streamdrop.checkpoint import remove_unfinished
 from streamdrop.errors import CheckpointError, OutputError
 from streamdrop.tracking.tracker import Tracker
 
@@ -33,14 +34,17 @@ def write_targets(path: str | os.PathLike[str], trackers: Mapping[int, Tracker],
     Raises OutputError.
     """
     root = Path(path)
+    folder = root / f"set-{_last_number(root) + 1:06d}"
     try:
-        folder = root / f"set-{_last_number(root) + 1:06d}"
         folder.mkdir(parents=True)
         for key, tracker in sorted(trackers.items()):
             tracker.save(folder / str(key), hold=True)
         replace_text(folder / "targets.json", json.dumps({"format": FORMAT, "digest": _digest(state), **state}))
         replace_text(root / "current", folder.name)
-    except OSError as error:
+    except BaseException as error:
+        remove_unfinished(folder)
+        if not isinstance(error, OSError):
+            raise
         raise OutputError(
             f"{root}: the checkpoint cannot be written ({error}): free space or choose another folder"
         ) from None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from streamdrop.boxes import as_box, check_inside
+from streamdrop.checkpoint import read_checkpoint
 from streamdrop.config import load
 from streamdrop.errors import CheckpointError, ConfigError, StreamdropError
 from streamdrop.pixels import Tones, as_rgb
@@ -153,16 +154,25 @@ class Targets:
         write_targets(path, self._trackers, state)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a checkpoint of targets with the same configuration. Raises CheckpointError."""
-        self.close()
+        """Go on from a checkpoint of targets with the same configuration. Raises CheckpointError.
+
+        Those that are followed are let go of once the checkpoint was read, and is whole: a store has one owner.
+        """
         folder, state = read_targets(path)
         try:
             borrows = {int(key): bool(value) for key, value in state["borrows"].items()}
             frame, turns = int(state["frame"]), Turns.restored(state["turns"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{folder}: damaged ({error}): start anew or take a backup") from None
-        for key, borrowed in borrows.items():
-            self.restore_one(key, folder / str(key), borrowed)
+        for key in borrows:
+            read_checkpoint(folder / str(key))
+        self.close()
+        try:
+            for key, borrowed in borrows.items():
+                self.restore_one(key, folder / str(key), borrowed)
+        except BaseException:  # all or none
+            self.close()
+            raise
         self._frame, self._turns = frame, turns
 
     def restore_one(self, key: int, path: str | os.PathLike[str], borrowed: bool) -> None:
