@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from streamdrop import checkpoint
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, OutputError, StoreError, StreamdropError
 from streamdrop.service.track_run import TrackRun
-from streamdrop.store import LmdbStore
+from streamdrop.store import LmdbStore, MemoryStore
+from streamdrop.store.prefetch import read_ahead
 from streamdrop.streams.writer import VideoWriter
 from streamdrop.testing.targets import moving_squares
 from streamdrop.tracking import Targets, Tracker
@@ -146,3 +148,14 @@ def test_a_video_that_cannot_be_begun_leaves_nothing(tmp_path: Path, monkeypatch
         with pytest.raises(OutputError, match="No space"):
             VideoWriter(tmp_path / "a.mp4", 25, (16, 16))
     assert not list(tmp_path.iterdir())
+
+
+def test_batches_are_read_in_line_where_there_is_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = MemoryStore()
+    store.put_many({b"%d" % at: (torch.full((2,), float(at)),) for at in range(4)})
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    found = [batch.activations[0][:, 0].tolist() for batch in read_ahead(store, [[b"0", b"1"], [b"2", b"3"]], 2)]
+    assert found == [[0.0, 1.0], [2.0, 3.0]]

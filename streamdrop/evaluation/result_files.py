@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from streamdrop.atomic import replace_text
 from streamdrop.boxes import Array, mot_line
 from streamdrop.errors import ConfigError, OutputError
 from streamdrop.evaluation.outcomes import Outcome
@@ -94,6 +95,6 @@ def _rows(values: Array, start: int, digits: int) -> list[str]:
 def _write(path: Path, lines: Sequence[str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        replace_text(path, "".join(line + "\n" for line in lines))  # a torn one would look like a result
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}): give a folder with room") from None

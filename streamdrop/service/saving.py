@@ -28,7 +28,10 @@ class Saving:
             self._done.set_exception(error)
             return
         thread = ThreadPoolExecutor(1, "saving")
-        self._done = thread.submit(self._write, text)
+        try:
+            self._done = thread.submit(self._write, text)
+        except RuntimeError as error:  # no thread can be started
+            self._done.set_exception(OutputError(f"{self._folder.path}: cannot be saved ({error}): end other work"))
         thread.shutdown(wait=False)  # it ends when this is written
 
     @property

@@ -54,6 +54,11 @@ def _in_background(read: _Reader, order: Iterable[Sequence[bytes]], depth: int) 
     pending: deque[tuple[Future[Stored], list[Tensor]]] = deque()
     # The executor's thread is joined when the interpreter ends, so a generator that nobody closes cannot hang it.
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+    try:
+        pool.submit(int)  # begins the thread
+    except RuntimeError:  # none can be had; what a later submit would leave queued could fill buffers of another batch
+        yield from _in_line(read, upcoming)
+        return
 
     def ask(buffers: list[Tensor]) -> None:
         try:
