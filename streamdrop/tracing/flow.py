@@ -89,7 +89,7 @@ class Flow:
             step.varies = _varies(seen[0], other)
             if seen[0].value is not None and other.value is not None:
                 value = seen[0].value
-                step.batched = batched(value, other.value, sizes) and step.nodes[1] is not None
+                step.batched = batched(value, other.value, sizes) and step.nodes[1] is not None and not seen[0].ragged
                 step.bytes = value.numel() * value.element_size() // sizes[0]
                 step.dense = is_dense(value)
 

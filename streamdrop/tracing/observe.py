@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,6 +19,8 @@ from streamdrop.tracing.trace import Trace
 from streamdrop.tracing.values import Values, storage_of, tensors
 
 _PICKED = 256
+_MASKS = (torch.bool, torch.uint8)
+_COUNTED = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "_unique2", "nms", "batched_nms")
 Array: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -32,6 +35,7 @@ class Seen:
     writes: frozenset[int] = frozenset()
     random: bool = False
     lasting: bool = False  # it wrote to the model's own state
+    ragged: bool = False  # the values decide how many rows it has
     sample: Array | None = None  # some of the last sample's values, in eval mode
     macs: int = 0
 
@@ -83,10 +87,18 @@ def observe(
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused kernel
         try:
-            with FlopCounterMode(display=False) as counter:
+            counter = FlopCounterMode(display=False)
+            counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+            with counter:
                 return _run(trace, model, inputs, counter, partly)
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class _NoModules(contextlib.nullcontext[None]):
+    """In the place of the counter's tracker of modules, whose hooks fail on views of weights; it counts the whole."""
+
+    parents = frozenset({"Global"})
 
 
 def asks_batch(node: fx.Node) -> bool:
@@ -135,6 +147,7 @@ def _run(
                 if not partly:
                     raise
                 continue
+        seen.ragged = _is_ragged(node, value, values.of, run.seen)
         values.hold(node, value)
         seen.storages = frozenset(map(values.memory, tensors(value)))
         if isinstance(value, torch.Tensor):
@@ -164,6 +177,21 @@ def _watch(
     seen.lasting = state_before != _versions(module) or not values.buffers.isdisjoint(written)
     seen.macs = (counter.get_total_flops() - before) // 2 if counter else 0
     return value
+
+
+def _is_ragged(node: fx.Node, value: Any, of: dict[fx.Node, Any], seen: dict[fx.Node, Seen]) -> bool:
+    """Whether values decide how many rows ``value`` has: they may be as many as samples, by chance."""
+    name = getattr(node.target, "__name__", str(node.target))
+    first = node.args[1] if name == "getitem" else None
+    first = first[0] if isinstance(first, (tuple, list)) and first else first
+    mask = of[first] if isinstance(first, fx.Node) else None
+    masked = isinstance(mask, torch.Tensor) and mask.dtype in _MASKS
+    if masked or name in _COUNTED or (name == "where" and len(node.args) + len(node.kwargs) == 1):
+        return True
+    counted = [of[arg] for arg in node.all_input_nodes if seen[arg].ragged]
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return bool(counted)
+    return any(not isinstance(one, torch.Tensor) or (one.dim() > 0 and len(one) == len(value)) for one in counted)
 
 
 def _versions(module: nn.Module | None) -> list[tuple[int, int]]:

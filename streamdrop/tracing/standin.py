@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from streamdrop.errors import TraceError
+from streamdrop.tracing.inplace import AUGMENTED
 
 _ABOUT_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout", "itemsize"}
 _ABOUT_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "get_device"}
@@ -98,6 +99,9 @@ class _Known:
     def __float__(self) -> float:
         return float(self._number())
 
+    def _write(self, method: str, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", AUGMENTED[method], (self, other), {})
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
@@ -105,6 +109,14 @@ class _Known:
         if not about_sizes(self.node):
             raise NotTraceableError("it turns a tensor's values into Python numbers")
         return self.tracer.decide(self.node)
+
+
+def _augmented_assignment(method: str) -> Any:
+    return lambda self, other: self._write(method, other)
+
+
+for _method in AUGMENTED:
+    setattr(_Known, _method, _augmented_assignment(_method))
 
 
 class StandIn(_Known, fx.Proxy):

@@ -9,15 +9,15 @@ written into the graph (torch.no_grad) or refused. Tensor factories such as ``to
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from streamdrop.errors import TraceError
+from streamdrop.tracing.inplace import writes, written
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
 from streamdrop.tracing.standin import NotTraceableError, StandIn, about_sizes, call, detached, unchanged
 from streamdrop.tracing.watch import Draws, watched
@@ -46,7 +46,7 @@ def trace_modes(
         for training in (False, True):
             tracer = Tracer(names, opaque)
             trace, failure = _trace(tracer, model, inputs, training)
-            new = {name for name in tracer.sensitive if name and not _holds(name, names)} - opaque
+            new = {name for name in tracer.sensitive if name and not _holds(name, names)} - opaque | tracer.closed
             marks |= new
             if trace is not None:
                 traces.append(trace)
@@ -73,6 +73,7 @@ class Tracer(fx.Tracer):
         self.layers, self.leaves = layers, leaves
         self.holders = {name[:i] for name in layers for i, letter in enumerate(name) if letter == "."}
         self.sensitive: set[str] = set()
+        self.closed: set[str] = set()  # torch's own that hold layers and cannot be followed: these are one unit then
         self.reads_training = False
         self.inputs: tuple[torch.Tensor, ...] = ()
         self.values: dict[fx.Node, Any] = {}
@@ -115,18 +116,22 @@ class Tracer(fx.Tracer):
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=stand_in)
         return parameter_proxy_cache[name]
 
-    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+    def create_proxy(self, kind: str, target: Any, args: Any, *rest: Any, **kwargs: Any) -> fx.Proxy:
         """A stand-in for what a function or method gives, without gradients where they are switched off."""
-        made = super().create_proxy(kind, *args, **kwargs)
+        if not torch.is_grad_enabled() and writes(kind, target) and not about_sizes(args[0].node):
+            super().create_proxy(kind, target, fx.node.map_aggregate(args, self._quiet), *rest, **kwargs)
+            return cast(fx.Proxy, args[0])  # its memory is written to, its history stays
+        made = super().create_proxy(kind, target, args, *rest, **kwargs)
         return self._graded(made) if kind in ("call_function", "call_method") else made
+
+    def _quiet(self, value: Any) -> Any:
+        return self._graded(value) if isinstance(value, fx.Proxy) else value
 
     def _graded(self, made: fx.Proxy) -> fx.Proxy:
         """``made``, detached under torch.no_grad: a graph does not record the switch."""
         if torch.is_grad_enabled() or about_sizes(made.node):
             return made
         self.sensitive.add(self.inside)
-        if made.node.op == "call_method" and re.fullmatch(r"[^_].*[^_]_", str(made.node.target)):
-            self.lost(self.inside, "writes in place under torch.no_grad, beside layers")
         return super().create_proxy("call_function", detached, (made,), {})
 
     def lost(self, name: str, why: str) -> None:
@@ -134,6 +139,13 @@ class Tracer(fx.Tracer):
         self.sensitive.add(name)
         if not name or name in self.holders:
             raise NotTraceableError(why, name)
+
+    def is_attribute(self, value: Any, tensor: torch.Tensor | None) -> bool:
+        """Whether ``value`` stands for the model's own tensor, written to or not: ``self.n += 1`` assigns it anew."""
+        node = written(value) or getattr(value, "node", None)
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return False
+        return node.target == self.attributes.get(id(tensor))
 
     def note_draws(self, name: str) -> None:
         """Random numbers drawn up to now, other than by nodes, were drawn by module ``name``."""
@@ -225,7 +237,10 @@ def _trace(
                 graph = tracer.trace(model)
                 tracer.note_draws("")
         except Exception as error:  # whatever the model's own code raised on a stand-in
-            return None, _explain(tracer, model, error)
+            name = _where(tracer, error)
+            if name and fx.Tracer.is_leaf_module(tracer, model.get_submodule(name), name):
+                tracer.closed.add(name)
+            return None, _explain(name, model, error)
         finally:
             constants = {n: v for n, v in vars(model).items() if n not in before[id(model)]}
             for module in model.modules():
@@ -235,8 +250,12 @@ def _trace(
     return Trace(graph, {n: v for n, v in constants.items() if isinstance(v, torch.Tensor)}), None
 
 
-def _explain(tracer: Tracer, model: nn.Module, error: Exception) -> TraceError:
-    name = error.where if isinstance(error, NotTraceableError) and error.where is not None else tracer.inside
+def _where(tracer: Tracer, error: Exception) -> str:
+    """The module in which a trace failed."""
+    return error.where if isinstance(error, NotTraceableError) and error.where is not None else tracer.inside
+
+
+def _explain(name: str, model: nn.Module, error: Exception) -> TraceError:
     reason = " ".join(str(error).split()) or type(error).__name__
     if not name:
         where = f"the model's own forward ({type(model).__name__}) cannot be traced"

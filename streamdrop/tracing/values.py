@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from streamdrop.tracing.inplace import writes
 from streamdrop.tracing.trace import Trace
 
 _GENERATION = 64  # bits of an address, below the count of its uses
@@ -59,6 +60,8 @@ class Values:
             module = self._model.get_submodule(str(node.target))
             return type(module).__module__.startswith("torch.nn.") and not module._forward_hooks
         if node.op == "call_function":
+            if writes(node.op, node.target):
+                return True
             return (getattr(node.target, "__module__", None) or "torch").split(".")[0] in ("torch", "_operator")
         return node.op in ("placeholder", "call_method")
 

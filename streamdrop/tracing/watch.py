@@ -6,17 +6,34 @@ import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 if TYPE_CHECKING:
     from streamdrop.tracing.trace import Tracer
 
 _FACTORIES = ("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "tensor", "as_tensor")
 _RANDOM = ("rand", "randn", "randint", "randperm", "normal", "bernoulli")
+
+
+@dataclass(frozen=True)
+class Applied:
+    """An autograd function as one node of a graph: followed inside, its own backward pass would be lost."""
+
+    function: type[torch.autograd.Function]
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function gives."""
+        return self.function.apply(*args)
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
 
 
 class Draws:
@@ -38,7 +55,37 @@ def _states() -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def watched(tracer: Tracer) -> Iterator[None]:
-    """While tracing: reads of ``training``, writes of attributes and tensor factories are seen."""
+    """While tracing: what is done beside nodes is seen, and becomes a node where it can."""
+    apply = torch.autograd.Function.__dict__["apply"]
+    places: list[tuple[Any, str, Any]] = [
+        (nn.Module, "training", _training(tracer)),
+        (nn.Module, "__setattr__", _assigning(tracer, nn.Module.__setattr__)),
+        (torch.autocast, "__enter__", _switching(tracer, torch.autocast.__enter__)),
+        (torch.autograd.Function, "apply", classmethod(_applying(tracer, apply.__get__))),
+        *((torch, name, _recording(tracer, getattr(torch, name))) for name in (*_FACTORIES, *_RANDOM)),
+    ]
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in places:
+            stack.enter_context(_put(owner, name, value))
+        yield
+
+
+@contextlib.contextmanager
+def _put(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another attribute of a class or module for a while."""
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _training(tracer: Tracer) -> property:
+    """The flag of every module, whose reading is noted."""
 
     def read(module: nn.Module) -> bool:
         if tracer.inside not in tracer.leaves and not tracer.evaluating:
@@ -49,27 +96,51 @@ def watched(tracer: Tracer) -> Iterator[None]:
     def write(module: nn.Module, value: bool) -> None:
         module.__dict__["training"] = value
 
-    assign = nn.Module.__setattr__
+    return property(read, write)
 
-    def noting_assign(module: nn.Module, name: str, value: Any) -> None:
+
+def _assigning(tracer: Tracer, original: Callable[..., None]) -> Callable[..., None]:
+    """A module's ``__setattr__``: what it is given in training is gone when the graph runs."""
+
+    def assign(module: nn.Module, name: str, value: Any) -> None:
         if name != "training" and not tracer.evaluating:
             tracer.sensitive.add(tracer.inside)
+            if name in module._buffers and tracer.is_attribute(value, module._buffers[name]):
+                return
             if name in module._buffers or name in module._parameters:
                 tracer.lost(tracer.inside, f"assigns {name!r}, which a trace would not do again: write to it in place")
-        assign(module, name, value)
+        original(module, name, value)
 
-    originals = {name: getattr(torch, name) for name in (*_FACTORIES, *_RANDOM)}
-    nn.Module.training = property(read, write)  # type: ignore[assignment]
-    nn.Module.__setattr__ = noting_assign  # type: ignore[method-assign, assignment]
-    for name, original in originals.items():
-        setattr(torch, name, _recording(tracer, original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
-        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
-        del nn.Module.training
+    return assign
+
+
+def _switching(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The entry to autocast: a graph does not hold it."""
+
+    def enter(autocast: torch.autocast) -> Any:
+        if not tracer.evaluating and (autocast._enabled or torch.is_autocast_enabled(autocast.device)):
+            tracer.lost(tracer.inside, "switches torch.autocast, which a trace would not do again, beside layers")
+        return original(autocast)
+
+    return enter
+
+
+def _applying(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``apply`` of autograd functions as a node; a checkpointed part is followed, for it has no backward of its own."""
+
+    def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+        run = original(None, function)
+        if tracer.evaluating or not any(isinstance(arg, (fx.Proxy, torch.Tensor)) for arg in args):
+            return run(*args)
+        if function is CheckpointFunction:
+            return args[0](*args[2:])
+        try:
+            return tracer.create_proxy("call_function", Applied(function), args, {})
+        except NotImplementedError:
+            tracer.lost(tracer.inside, f"gives {function.__name__} something that no graph can hold, beside layers")
+            return run(*args)
+
+    return apply
 
 
 def _recording(tracer: Tracer, original: Callable[..., Any]) -> Callable[..., Any]:
