@@ -486,7 +486,7 @@ def test_samples_without_targets_train_a_loss_that_needs_none():
     assert last < first
 
 
-@pytest.mark.parametrize("steps", [0, -1])
+@pytest.mark.parametrize("steps", [0, -1, 1.5])
 def test_a_round_of_no_steps_is_refused_before_it_begins(steps):
     tuner = small_tuner(batch=BATCH, policy=NEVER)
     with pytest.raises(TrainingError, match="at least 1"):
