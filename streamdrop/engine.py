@@ -316,7 +316,7 @@ class FineTuner:
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")
         if steps is not None and (steps < 1 or steps != int(steps)):
-            raise TrainingError(f"a round of {steps} steps: give a whole number from 1, or None for one pass")
+            raise TrainingError(f"a round of {steps} steps: give a whole number of at least 1, or None for one pass")
         self._checkpoint_before_storing()
         self.round += 1
         self.cutting.begin_round(self.round)
