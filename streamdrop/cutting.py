@@ -11,6 +11,7 @@ from streamdrop.boundary import Boundary
 from streamdrop.calibration import calibrate, calibration_batches
 from streamdrop.decisions import Decisions
 from streamdrop.errors import ConfigError, StreamdropError
+from streamdrop.interrupts import held
 from streamdrop.rounds import Clock
 from streamdrop.scores import GradientScores
 from streamdrop.split import SplitModel
@@ -106,10 +107,11 @@ class Cutting:
     def _drop(self, cut: int, number: int, clock: Clock) -> int:
         """Move the cut on and make the layers below fit to be run in eval mode for good; returns multiply-adds run."""
         lower, settings = self.cut, self.settings
-        self.mean.take(self._undone())
-        self.advance(cut)
-        self.scores.reset()
-        self.mean.reset()
+        with held():  # weights, optimiser, scores and cut move together
+            self.mean.take(self._undone())
+            self.advance(cut)
+            self.scores.reset()
+            self.mean.reset()
         if settings.batch_norm == "frozen" or not settings.calibrate:
             return 0
         keys = calibration_batches(self.store.keys(), settings.calibrate, settings.batch_size, settings.seed, number, 1)
@@ -127,9 +129,10 @@ class Cutting:
         return {name for layer, own, above in between if agreement.get(layer, 0.0) < UNDONE for name in own - above}
 
     def _retreat(self, cut: int) -> None:
-        self.boundary.retreat(cut)
-        self.scores, self.mean = self._new_scores(), WeightMean(self._averaged())
-        self.decisions.forget(max(cut, self.thawing.back or 0))  # what a thaw returns to is not forgotten
+        with held():
+            self.boundary.retreat(cut)
+            self.scores, self.mean = self._new_scores(), WeightMean(self._averaged())
+            self.decisions.forget(max(cut, self.thawing.back or 0))  # what a thaw returns to is not forgotten
 
     def _new_scores(self) -> GradientScores:
         return self.decisions.scores(self.cut if self._scoring else None)

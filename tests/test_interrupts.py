@@ -14,7 +14,9 @@ import torch
 
 from streamdrop.errors import StoreError
 from streamdrop.interrupts import held
+from streamdrop.policies import SchedulePolicy
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore
+from streamdrop.testing.tuners import labelled_batch, small_tuner
 
 
 class Raised(BaseException):
@@ -209,3 +211,22 @@ def test_a_promotion_that_nobody_could_leave_is_in_nobodys_way(tmp_path: Path, k
 def interrupted_before_it_is_entered(store: LmdbStore | MemoryStore | TieredStore) -> None:
     store.stage(1, "later")
     raise Raised
+
+
+def test_a_cut_moves_whole_where_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner = small_tuner(policy=SchedulePolicy({1: 2}), batch=labelled_batch(16))
+    advance = tuner.cutting.boundary.advance
+
+    def interrupted_advance(cut: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        advance(cut)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuner.cutting.boundary, "advance", interrupted_advance)
+        with pytest.raises(KeyboardInterrupt):
+            tuner.fit_round()
+    trained = {id(parameter) for parameter in tuner.split.head_parameters(2).values()}
+    assert tuner.cut == 2
+    assert {id(p) for group in tuner.optimizer.param_groups for p in group["params"]} == trained
+    assert tuner.fit_round().cut == 2
+    assert tuner.store.cut == 2
