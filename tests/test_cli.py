@@ -295,6 +295,32 @@ def test_an_interrupted_run_leaves_whole_files(video, tmp_path, number):
         assert len(list(stream)) == len((tmp_path / "b.txt").read_text().splitlines()) == 7
 
 
+def test_a_run_whose_window_is_closed_goes_on_after_the_last_frame_seen(video, tmp_path, capsys, monkeypatch):
+    source, box = video
+
+    class Window:
+        def __init__(self, title):
+            self.shown = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *raised):
+            pass
+
+        def show(self, image):
+            self.shown += 1
+            return self.shown < 7
+
+    monkeypatch.setattr("streamdrop.streams.Window", Window)
+    stored = ("track", source, "--box", box, "--store", tmp_path / "run", *SET)
+    assert run(capsys, *stored, "--show")[0] == 0
+    status, out, err = run(capsys, *stored, "--resume")
+    assert status == 0
+    assert "going on after 7 frames" in err
+    assert "12 frames" in out
+
+
 def test_store_info_and_verify(tmp_path, capsys):
     batch = labelled_batch(4)
     with LmdbStore(tmp_path / "s") as store:

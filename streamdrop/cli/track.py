@@ -184,8 +184,8 @@ def _boxes(options: argparse.Namespace, first: Sample, window: Window | None) ->
 
 def _watch(run: TrackRun[Any], recorder: Recorder | GroupRecorder, stream: Stream, window: Window | None) -> bool:
     """Run to the end of the stream, or until the window is closed; whether the end was reached."""
-    with Progress("frames", stream.length) as progress:
-        for item in run:
+    with Progress("frames", stream.length) as progress, contextlib.closing(iter(run)) as tracks:
+        for item in tracks:
             progress.advance(_word(item))
             if window is not None and not window.show(recorder.drawn(item)):
                 return False

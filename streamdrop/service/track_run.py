@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeAlias, TypeVar, cast
@@ -102,8 +102,8 @@ class TrackRun(Generic[Found]):
         """Frames that the checkpoint had behind it when the run was opened."""
         return len(self._past)
 
-    def __iter__(self) -> Iterator[Found]:
-        """Every track, recorded before it is yielded; replayed ones first.
+    def __iter__(self) -> Generator[Found, None, None]:
+        """Every track, recorded before it is yielded; replayed ones first. Closed early, it leaves a checkpoint.
 
         Raises StreamError when no frame comes, OutputError.
         """
