@@ -37,6 +37,7 @@ from streamdrop.rounds import (
     seeded,
     takes_weights,
     trainable_loss,
+    whole_steps,
 )
 from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
@@ -173,7 +174,7 @@ class FineTuner:
                 with seeded(self.device), modes_kept(self.split.model):
                     self._head_to_train()
                     next(iterations, None)
-                    if len(began.losses) == steps or (deadline is not None and began.clock.elapsed >= deadline):
+                    if len(began.losses) == began.planned or (deadline is not None and began.clock.elapsed >= deadline):
                         if len(began.losses) % self.settings.accumulate:
                             self._step()
                         break
@@ -315,8 +316,7 @@ class FineTuner:
         keys = self.store.keys()
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")
-        if steps is not None and (steps < 1 or steps != int(steps)):
-            raise TrainingError(f"a round of {steps} steps: give a whole number of at least 1, or None for one pass")
+        steps = whole_steps(steps)
         self._checkpoint_before_storing()
         self.round += 1
         self.cutting.begin_round(self.round)

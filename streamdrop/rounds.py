@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from streamdrop.errors import ConfigError, TrainingError
+from streamdrop.errors import ConfigError, DataError, TrainingError
+from streamdrop.nested import mapped
 
 Sampler: TypeAlias = Callable[[list[bytes], int, torch.Generator], Sequence[bytes]]
 """(stored keys, iteration from 0, generator) → the keys of one batch."""
@@ -66,6 +67,19 @@ def round_batches(
             done += 1
         if steps is None:
             return
+
+
+def whole_steps(steps: Any) -> int | None:
+    """How many batches a round is told to have, None: one pass. Raises TrainingError unless whole and at least 1."""
+    if steps is None:
+        return None
+    try:
+        whole = int(steps)
+    except (TypeError, ValueError, OverflowError):  # a word, NaN, inf
+        whole = 0
+    if whole < 1 or whole != steps:
+        raise TrainingError(f"a round of {steps} steps: give a whole number of at least 1, or None for one pass")
+    return whole
 
 
 def count_batches(keys: Sequence[bytes], size: int, steps: int | None, sampler: Sampler | None) -> int:
@@ -229,17 +243,14 @@ def takes_weights(loss: Callable[..., Any]) -> bool:
 def predicted(model: nn.Module, images: torch.Tensor, size: int, device: torch.device) -> Any:
     """A model's raw outputs for images [N, ...], ``size`` at a time, in eval mode: it stays in it."""
     model.eval()
-    return joined([model(part.to(device)) for part in torch.split(images, size)])
+    return mapped(_joined, *(model(part.to(device)) for part in torch.split(images, size)))
 
 
-def joined(outputs: Sequence[Any]) -> Any:
-    """Chunked outputs as one: tensors along the batch, tuples and dicts part by part."""
-    first = outputs[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(list(outputs))
-    if isinstance(first, dict):
-        return type(first)((key, joined([output[key] for output in outputs])) for key in first)
-    if isinstance(first, (tuple, list)):
-        parts = [joined([output[i] for output in outputs]) for i in range(len(first))]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return first
+def _joined(*chunks: torch.Tensor) -> torch.Tensor:
+    """One tensor of a model's output, chunk after chunk."""
+    if len(chunks) > 1 and chunks[0].dim() == 0:
+        raise DataError(
+            "the model's output holds a tensor without a batch dimension, which several batches cannot share: give "
+            "predict no more images at once than batch_size"
+        )
+    return torch.cat(chunks) if len(chunks) > 1 else chunks[0]

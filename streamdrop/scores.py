@@ -6,6 +6,7 @@ Two running sums per weight suffice: ``Σ_j g`` and ``Σ_j |g|``; a calibrated t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -74,7 +75,8 @@ class GradientScores:
     the work: of a larger parameter about so many weights are followed, whole output filters evenly spread, and scores
     are estimates of what all weights would give; None: all, as in the paper. ``at_once`` lays all gradients side by
     side before they are summed: a few operations in place of a few for each weight, which on a GPU cost more than
-    what they do; None: on a GPU.
+    what they do; None: on a GPU. Sums are kept in the widest dtype of the weights, float32 at least. A complex weight
+    counts as two real ones, and the rows that a sparse gradient leaves out as zeros.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class GradientScores:
         }
         self._most = most
         device = next((w.device for w in self._all_weights()), torch.device("cpu"))
+        dtypes = {_real(weight).dtype for weight in self._all_weights()}
+        self._dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
         self._at_once = device.type == "cuda" if at_once is None else at_once
         # Of each layer: Σ_i Σ_j |g|, Σ_j c, Σ_j c². No equation needs Σ_j |g| of single weights.
         self._sums = torch.zeros(3, len(self._weights), dtype=torch.float64, device=device)
@@ -97,12 +101,13 @@ class GradientScores:
         return tuple(self._weights)
 
     def _all_weights(self) -> list[Tensor]:
+        """The weights of all layers, in their order."""
         return [weight for weights in self._weights.values() for weight in weights]
 
     def _lay_out(self, kept: Mapping[str, Sequence[Tensor]]) -> None:
         """Σ_j g of every weight followed, one beside the other, and each weight's part of it; from ``kept``, else 0."""
         parts = {
-            name: list(kept.get(name, ())) or [torch.zeros_like(self._followed(w.detach())) for w in weights]
+            name: list(kept.get(name, ())) or [self._followed(self._zeros(w)) for w in weights]
             for name, weights in self._weights.items()
         }
         device = self._sums.device
@@ -120,10 +125,13 @@ class GradientScores:
     def _places_followed(self, device: torch.device) -> Tensor:
         """Where the followed weights lie in all weights side by side, int64."""
         start, places = 0, []
-        for weight in self._all_weights():
+        for weight in map(_real, self._all_weights()):
             places.append(self._followed(torch.arange(start, start + weight.numel()).view(weight.shape)).flatten())
             start += weight.numel()
         return torch.cat(places).to(device)
+
+    def _zeros(self, weight: Tensor) -> Tensor:
+        return torch.zeros_like(_real(weight.detach()), dtype=self._dtype)
 
     def _followed(self, values: Tensor) -> Tensor:
         """The part of a parameter, or of its gradient, that is scored."""
@@ -139,7 +147,7 @@ class GradientScores:
         weights = self._all_weights()
         if not any(weight.grad is not None for weight in weights):
             return
-        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        gradients = [self._zeros(w) if w.grad is None else _real(w.grad).to(self._dtype) for w in weights]
         cross, absolute = self._add_at_once(gradients) if self._at_once else self._add_one_by_one(gradients)
         self._sums += torch.stack((absolute, cross, cross.square()))
 
@@ -217,8 +225,14 @@ class GradientScores:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """``Σ a·b``, float32; both lie in memory alike."""
+    """``Σ a·b``, in their dtype; both lie in memory alike."""
     return torch.dot(a.flatten(), b.flatten()) if a.is_contiguous() and b.is_contiguous() else (a * b).sum()
+
+
+def _real(values: Tensor) -> Tensor:
+    """A weight or its gradient as dense real numbers; a complex one has a last dimension of two."""
+    dense = values.to_dense() if values.layout != torch.strided else values
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

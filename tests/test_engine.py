@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import warnings
 from types import SimpleNamespace
@@ -486,12 +487,30 @@ def test_samples_without_targets_train_a_loss_that_needs_none():
     assert last < first
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5])
+def first_keys(keys, index, generator):
+    return keys[:4]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, math.inf, -math.inf, math.nan, "two"])
 def test_a_round_of_no_steps_is_refused_before_it_begins(steps):
     tuner = small_tuner(batch=BATCH, policy=NEVER)
-    with pytest.raises(TrainingError, match="at least 1"):
-        tuner.fit_round(steps=steps)
+    for begin in (
+        lambda: tuner.fit_round(steps=steps),
+        lambda: tuner.fit_round(steps=steps, sampler=first_keys),
+        lambda: next(tuner.round_by_steps(steps, first_keys)),
+    ):
+        with pytest.raises(TrainingError, match="at least 1"):
+            begin()
     assert tuner.round == 0
+
+
+@pytest.mark.parametrize("steps", [2, 2.0, np.int64(2), np.float32(2), torch.tensor(2)])
+def test_a_whole_number_of_steps_is_taken_whatever_its_type(steps):
+    tuner = small_tuner(batch=BATCH, policy=NEVER)
+    reports = [tuner.fit_round(steps=steps), tuner.fit_round(steps=steps, sampler=first_keys)]
+    pieces = tuner.round_by_steps(steps, first_keys)
+    assert len(list(pieces)) == 1  # a pause between the two
+    assert [(report.iterations, report.cut_short) for report in reports] == [(2, False)] * 2
 
 
 def test_a_round_without_samples_is_refused():

@@ -264,3 +264,61 @@ def test_all_at_once_is_one_by_one(seed, most):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
     assert both[0].importance() == pytest.approx(both[1].importance(), abs=1e-6)
     assert both[0].agreement() == pytest.approx(both[1].agreement(), abs=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("most", [None, 12])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float64),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float64),
+        (torch.float16, torch.float16),
+        (torch.complex64, torch.float32),
+        (torch.complex128, torch.bfloat16),
+    ],
+)
+def test_weights_of_several_dtypes_score_as_their_gradients_in_float64(dtypes, most, at_once):
+    torch.manual_seed(0)
+    shapes = {"a": (6, 5), "b": (4, 7)}
+    weights = {n: torch.nn.Parameter(torch.zeros(shapes[n], dtype=d)) for n, d in zip(shapes, dtypes, strict=True)}
+    oracle = {
+        n: torch.nn.Parameter(torch.zeros(torch.view_as_real(w).shape if w.is_complex() else w.shape).double())
+        for n, w in weights.items()
+    }
+    scores, wide = GradientScores(weights, most, at_once), GradientScores(oracle, most, at_once=False)
+    for j in range(12):
+        for name, weight in weights.items():
+            weight.grad = None if (name, j) == ("b", 3) else torch.randn_like(weight) + 0.2
+            real = torch.view_as_real(weight.grad) if weight.grad is not None and weight.is_complex() else weight.grad
+            oracle[name].grad = None if real is None else real.double()
+        scores.update()
+        wide.update()
+    assert scores.importance() == pytest.approx(wide.importance(), abs=1e-5)
+    assert scores.magnitude() == pytest.approx(wide.magnitude(), rel=1e-5)
+    assert scores.agreement() == pytest.approx(wide.agreement(), rel=1e-4)
+
+
+def test_sums_of_small_half_gradients_do_not_stand_still():
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float16))
+    scores = GradientScores({"a": weight})
+    for _ in range(5000):  # in float16, 2048 + 1 is 2048
+        weight.grad = torch.ones_like(weight)
+        scores.update()
+    assert scores.magnitude()["a"] == 5000
+    assert scores.importance()["a"] == 0.0
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_sparse_gradient_scores_as_the_dense_one(at_once):
+    torch.manual_seed(0)
+    sparse, dense = (torch.nn.Parameter(torch.zeros(9, 4)) for _ in range(2))
+    both = [GradientScores({"a": weight}, 20, at_once) for weight in (sparse, dense)]
+    for _ in range(5):
+        dense.grad = torch.randn(9, 4) * (torch.rand(9, 1) > 0.5)
+        sparse.grad = dense.grad.to_sparse(1)
+        for scores in both:
+            scores.update()
+    assert both[0].importance() == both[1].importance()
+    assert both[0].agreement() == both[1].agreement()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from streamdrop.errors import TraceError
+from streamdrop.errors import DataError, TraceError
+from streamdrop.nested import mapped
+from streamdrop.rounds import predicted
 from streamdrop.split import SplitModel
 from streamdrop.testing.splits import check_split
 
@@ -187,3 +191,99 @@ def test_rows_that_are_as_many_as_samples_by_chance_are_no_batch() -> None:
 
     split = SplitModel(Sparse(), torch.rand(2, 4), linear)
     assert split.layers == ("first", "third")
+
+
+class Fields(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+@dataclass
+class Data:
+    first: Tensor
+    second: Tensor | None = None
+
+
+@dataclass
+class Outputs(OrderedDict[str, Tensor]):
+    """An output as Hugging Face's models give it: a dict of the fields that are there."""
+
+    first: Tensor | None = None
+    missing: Tensor | None = None
+    second: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        self.update({name: value for name, value in given.items() if value is not None})
+
+
+class Named(dict[str, Tensor]):
+    pass
+
+
+class Giving(nn.Module):
+    """Two convolutions whose outputs are given in a container."""
+
+    def __init__(self, give: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.give = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), give
+
+    def forward(self, x: Tensor) -> Any:
+        first = self.first(x)
+        return self.give(first, self.second(first))
+
+
+CONTAINERS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "dict": lambda a, b: {1: a, "b": [b, None, 3]},
+    "OrderedDict": lambda a, b: OrderedDict(first=a, second=b),
+    "defaultdict": lambda a, b: defaultdict(list, first=a, second=b),
+    "subclass of dict": lambda a, b: Named(first=a, second=b),
+    "namedtuple": Fields,
+    "dataclass": Data,
+    "dataclass and dict": lambda a, b: Outputs(first=a, second=b),
+    "one in the other": lambda a, b: [OrderedDict(out=(a, {"deep": Named(b=b)}))],
+}
+
+
+def described(value: Any) -> Any:
+    """A value with its types, tensors as lists."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    parts = [(name, getattr(value, name)) for name in getattr(value, "__dataclass_fields__", ())]
+    parts += list(value.items()) if isinstance(value, dict) else []
+    parts += list(enumerate(value)) if isinstance(value, (tuple, list)) else []
+    return type(value), [(key, described(part)) for key, part in parts] or repr(value)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_head_gives_what_the_model_gives_in_the_same_container(kind: str) -> None:
+    model = Giving(CONTAINERS[kind]).eval()
+    split = check_split(model, IMAGES)
+    wanted = described(model(IMAGES))
+    assert described(split.head(0)((IMAGES,))) == wanted
+    assert described(split.head(1)(split.tail(1)(IMAGES))) == wanted
+    twice = predicted(model, torch.cat((IMAGES, IMAGES)), 2, torch.device("cpu"))
+    assert described(mapped(lambda tensor: tensor[2:], twice)) == wanted
+
+
+class Sized(dict[str, Tensor]):
+    def __init__(self, size: int, **items: Tensor) -> None:
+        super().__init__(**items)
+
+
+class Paired(dict[str, Tensor]):
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        super().__init__(first=first, second=second)
+
+
+@pytest.mark.parametrize("give", [lambda a, b: Sized(3, first=a, second=b), Paired])
+def test_a_container_that_cannot_be_made_anew_is_refused(give: Callable[[Tensor, Tensor], Any]) -> None:
+    with pytest.raises(TraceError, match="cannot be traced"):
+        SplitModel(Giving(give), IMAGES)
+
+
+def test_outputs_without_a_batch_dimension_are_not_joined() -> None:
+    model = Giving(lambda a, b: (b, a.mean()))
+    assert predicted(model, IMAGES, 2, torch.device("cpu"))[1].dim() == 0
+    with pytest.raises(DataError, match="batch dimension"):
+        predicted(model, IMAGES, 1, torch.device("cpu"))

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from streamdrop.errors import TraceError
+from streamdrop.nested import tensors
 from streamdrop.tracing.flow import Flow
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
 from streamdrop.tracing.observe import Run, batch_around, batch_of, observe
 from streamdrop.tracing.trace import Trace, trace_modes
-from streamdrop.tracing.values import tensors
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, TraceError)
 

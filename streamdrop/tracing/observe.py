@@ -13,10 +13,11 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from streamdrop.nested import tensors
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
 from streamdrop.tracing.standin import about, call
 from streamdrop.tracing.trace import Trace
-from streamdrop.tracing.values import Values, storage_of, tensors
+from streamdrop.tracing.values import Values, storage_of
 
 _PICKED = 256
 _MASKS = (torch.bool, torch.uint8)

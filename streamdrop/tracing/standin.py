@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from streamdrop.errors import TraceError
+from streamdrop.nested import mapped
 from streamdrop.tracing.inplace import AUGMENTED
 
 _ABOUT_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout", "itemsize"}
@@ -71,14 +72,7 @@ def unchanged(value: Any, expected: Any) -> None:
 
 def detached(value: Any) -> Any:
     """What a forward makes under torch.no_grad: its tensors without their history."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return type(value)((key, detached(item)) for key, item in value.items())
-    if isinstance(value, (tuple, list)):
-        parts = [detached(item) for item in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    return mapped(torch.Tensor.detach, value)
 
 
 class _Known:

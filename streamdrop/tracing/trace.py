@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from streamdrop.errors import TraceError
+from streamdrop.nested import dict_maker, fields_of
 from streamdrop.tracing.inplace import writes, written
 from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
 from streamdrop.tracing.standin import NotTraceableError, StandIn, about_sizes, call, detached, unchanged
@@ -100,6 +101,19 @@ class Tracer(fx.Tracer):
         """As many stand-ins as there are inputs: further arguments keep their defaults."""
         names = [f"input_{i}" for i in range(len(self.inputs))]
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
+    def create_arg(self, a: Any) -> Any:
+        """What a value is written as in the graph: a dict of another kind than dict as a node that makes one."""
+        if not isinstance(a, dict) or type(a) in (dict, fx.immutable_collections.immutable_dict):
+            return super().create_arg(a)
+        fields = fields_of(a)
+        if fields is not None:
+            given = {name: self.create_arg(value) for name, value in fields.items()}
+            return self.create_node("call_function", type(a), (), given)
+        make = dict_maker(a)
+        if list(make(dict(a))) != list(a):
+            raise NotTraceableError(f"it makes a {type(a).__name__}, a dict that cannot be made of its items")
+        return self.create_node("call_function", make, (super().create_arg(dict(a)),), {})
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers by name, found without searching the model each time."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from streamdrop.nested import tensors
 from streamdrop.tracing.inplace import writes
 from streamdrop.tracing.trace import Trace
 
@@ -64,19 +64,6 @@ class Values:
                 return True
             return (getattr(node.target, "__module__", None) or "torch").split(".")[0] in ("torch", "_operator")
         return node.op in ("placeholder", "call_method")
-
-
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors inside nested tuples, lists, dicts and slices."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors(item)
-    elif isinstance(value, dict):
-        yield from tensors(tuple(value.values()))
-    elif isinstance(value, slice):
-        yield from tensors((value.start, value.stop, value.step))
 
 
 def storage_of(tensor: torch.Tensor) -> int:
