@@ -61,7 +61,7 @@ class Cutting:
             self._retreat(back)
             return 0
         planned = self.thawing.state()
-        cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
+        cut = self._next_cut(number, loss)
         if cut is not None and cut < self.cut:
             with clock.part("tail"):
                 self._thaw_as_planned(cut, planned)
@@ -73,6 +73,19 @@ class Cutting:
             if count:
                 return self._drop(self.cut + count, number, clock)
         return 0
+
+    def _next_cut(self, number: int, loss: float) -> int | None:
+        """Where the plan moves the cut, None: it does not; what a policy drops meanwhile waits for a thaw to end."""
+        before = self.thawing.back
+        cut = self.thawing.next_cut(self.cut, loss, self.decisions.settling)
+        back = self.thawing.back if self.thawing.back is not None else before
+        if back is None:
+            return cut
+        back += self.decisions.meanwhile(number, back, self.scores, self.store)
+        if self.thawing.back is None:
+            return back
+        self.thawing.back = back
+        return cut
 
     def advance(self, cut: int) -> None:
         """Move the cut on: the layers below leave the optimiser and the scores; the batch may grow."""

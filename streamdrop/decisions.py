@@ -135,6 +135,16 @@ class Decisions:
             self.settling, self._came_from = True, cut
         return count
 
+    def meanwhile(self, round_: int, back: int, scores: GradientScores, store: FeatureStore) -> int:
+        """How many layers more to drop when a thaw that returns to cut ``back`` is over. Raises ConfigError.
+
+        Only what rests on no scores can be asked: a schedule's rounds go by while layers are thawed.
+        """
+        if self.settings.strategy == "sgd" or self.needs_scores or back >= len(self.split.layers) - 1:
+            return 0
+        self.asked = round_ if self.asked is None else self.asked
+        return ask(self.policy, self._evidence(round_, back, scores, store))
+
     def takes_back(self, loss: float, round_: int) -> bool:
         """Whether a drop ends with its first round, whose loss is too far above the round before; ``back`` is then set.
 

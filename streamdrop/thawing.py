@@ -29,7 +29,8 @@ class ThawPlan:
     """Alternate head-only rounds with a few rounds of more layers (the paper's section 6, future work).
 
     Layers from ``to`` on are trained again for ``rounds`` rounds after ``every`` rounds at a cut, or once the loss has
-    not fallen by a hundredth for ``plateau`` of them; then the cut moves back to where it was. ``rise`` is for streams
+    not fallen by a hundredth for ``plateau`` of them; then the cut moves back to where it was, or as far as a
+    policy without scores, asked meanwhile as if it were there, wants it since. ``rise`` is for streams
     that drift: once the loss has been above ``rise`` times its least at this cut for two rounds running, layers from
     ``to`` on are trained until the policy drops them anew (a loss below 0 has no such factor: it never rises).
     ``most``: how often at most. Raises ConfigError.

@@ -56,6 +56,36 @@ def test_a_plan_alternates_head_only_rounds_with_whole_model_rounds():
     assert [r.why.split(":")[0] for r in reports[3:8]] == ["", "thawed", "", "the thaw is over", ""]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "cuts"),
+    [
+        ({1: 2, 4: 4}, [0, 2, 2, 2, 0, 0, 4, 4, 4, 0]),  # due after the round that thaws
+        ({1: 2, 5: 4}, [0, 2, 2, 2, 0, 0, 4, 4, 4, 0]),  # after a thawed round
+        ({1: 2, 6: 4}, [0, 2, 2, 2, 0, 0, 4, 4, 4, 0]),  # after the last of them
+        ({1: 2, 4: 3, 6: 4}, [0, 2, 2, 2, 0, 0, 4, 4, 4, 0]),
+        ({1: 2, 7: 4}, [0, 2, 2, 2, 0, 0, 2, 4, 4, 4]),
+    ],
+)
+def test_a_cut_scheduled_for_a_thawed_round_is_where_the_thaw_returns_to(schedule, cuts, tmp_path):
+    tuner, froze = (make(kind, thaw=PLAN, policy=SchedulePolicy(schedule)) for kind in ("drop", "freeze"))
+    for number in range(10):
+        tuner.save(tmp_path / str(number), extra=0)
+        tuner.fit_round()
+    assert [froze.fit_round().cut for _ in range(10)] == cuts
+    assert same(weights(tuner), weights(froze))
+    for number in range(10):
+        again = resumed(tmp_path / str(number), thaw=PLAN, policy=SchedulePolicy(schedule))
+        assert [again.fit_round().cut for _ in range(10 - number)] == cuts[number:]
+        assert same(weights(again), weights(tuner))
+
+
+def test_a_schedule_does_not_undo_a_thaw_that_was_asked_for():
+    tuner = make(policy=SchedulePolicy({1: 3}))
+    tuner.fit_round()
+    tuner.thaw(0)
+    assert [tuner.fit_round().cut for _ in range(3)] == [0, 0, 0]
+
+
 def test_a_plan_may_wait_for_a_plateau_and_ends_after_most():
     tuner = make(thaw=ThawPlan(plateau=2, rounds=1, to=1, most=1), lr=1e-9, policy=SchedulePolicy({1: 3}))
     assert [tuner.fit_round().cut for _ in range(9)] == [0, 3, 3, 3, 3, 1, 3, 3, 3]
