@@ -109,8 +109,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Parts, dict[str, Any]
     root = Path(path)
     try:
         folder = root / (root / "current").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{root}: no checkpoint here: give the folder that save() wrote") from None
+    except OSError as error:
+        raise CheckpointError(f"{root}: cannot be read ({error.strerror}): see to its disk or permissions") from None
     if (folder / "targets.json").is_file():
         raise CheckpointError(f"{root}: holds several targets: give the folder of one of them, such as {folder / '1'}")
     try:

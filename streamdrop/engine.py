@@ -22,6 +22,7 @@ from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
 from streamdrop.errors import TrainingError
 from streamdrop.feed import Feed, check_images
+from streamdrop.interrupts import held
 from streamdrop.policies import AutoPolicy, DropPolicy
 from streamdrop.rounds import (
     Clock,
@@ -403,9 +404,10 @@ class FineTuner:
         if self.settings.clip_norm is not None:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.settings.clip_norm)
-        self.optimizer.step()
-        self.cutting.mean.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        with held():  # some weights stepped and others not would be no step at all
+            self.optimizer.step()
+            self.cutting.mean.update()
+            self.optimizer.zero_grad(set_to_none=True)
         if self.settings.whole_backward:
             for parameter in self.split.tail_parameters(self.cut).values():
                 parameter.grad = None

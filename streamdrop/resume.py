@@ -111,6 +111,7 @@ def _restore_optimizer(tuner: FineTuner, parts: checkpoint.Parts, state: State) 
     saved = checkpoint.unpack(state["optimizer"], parts["optimizer"])
     _check_optimizer(tuner, saved, state)
     _load_state(tuner.optimizer, saved, f"{state['path']}: the optimiser's state")
+    _restore_dtypes(tuner.optimizer, saved)
     if tuner.scheduler is not None and state["scheduler"] is not None:
         schedule = checkpoint.unpack(state["scheduler"], parts["optimizer"])
         _load_state(tuner.scheduler, schedule, f"{state['path']}: the scheduler's state")
@@ -143,6 +144,17 @@ def _load_state(into: Any, saved: Any, what: str) -> None:
         raise CheckpointError(
             f"{what} does not fit {kind_of(into)} ({error!r}): give load the one it was saved with"
         ) from None
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: State) -> None:
+    """Give state the dtype that it was saved in: torch casts it to its parameter's, and a run would go on otherwise."""
+    numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for number, parameter in zip(numbers, parameters, strict=True):
+        own = optimizer.state[parameter] if number in saved["state"] else {}
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and isinstance(own.get(name), Tensor) and own[name].dtype != value.dtype:
+                own[name] = value.to(own[name].device)
 
 
 def _restore_scores(tuner: FineTuner, parts: checkpoint.Parts, state: State) -> None:

@@ -78,6 +78,51 @@ def test_adam_and_a_scheduler_go_on_too(tmp_path):
     assert [whole.fit_round().loss for _ in range(3)] == [tuner.fit_round().loss for _ in range(3)]
 
 
+class WideNet(SmallNet):
+    """With a double-precision part in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.third.double()
+        self.last.double()
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = functional.relu(x + self.second(self.first(x))).double()
+        return self.linear(self.last(self.third(x)).mean((2, 3)).float())
+
+
+KINDS = {
+    "ASGD": lambda p: torch.optim.ASGD(p, 0.01),
+    "RAdam": lambda p: torch.optim.RAdam(p, 0.01),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.01, amsgrad=True),
+    "Rprop": lambda p: torch.optim.Rprop(p, 1e-3),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_optimisers_state_of_weights_of_several_dtypes_goes_on(kind, tmp_path):
+    torch.manual_seed(0)
+    whole = FineTuner(
+        SplitModel(WideNet(), BATCH.images[:2]),
+        loss=functional.cross_entropy,
+        optimizer=KINDS[kind],
+        policy=PrefixSumPolicy(),
+        warm_up=1,
+        batch_size=4,
+    )
+    whole.observe(BATCH)
+    for number in range(4):
+        whole.save(tmp_path / str(number), extra=0)
+        whole.fit_round()
+    for number in (1, 3):
+        tuner = resumed(tmp_path / str(number), PrefixSumPolicy(), model=WideNet(), optimizer=KINDS[kind])
+        for _ in range(4 - number):
+            tuner.fit_round()
+        assert tuner.scores.importance() == whole.scores.importance()
+        assert all(torch.equal(t, state(whole)[n]) for n, t in state(tuner).items())
+
+
 def test_samples_after_the_checkpoint_are_rolled_back(tmp_path):
     tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 2}), store=LmdbStore(tmp_path / "s"))
     tuner.fit_round()
