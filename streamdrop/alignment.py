@@ -30,6 +30,7 @@ def align_store(
     if isinstance(store, MemoryStore):
         store.restore(parts.get("store", {}), state["memory"])
         return
+    _check_identity(store, state, path)
     _check_samples(store, state, path)
     _to_cut(store, state, split, path, prepare)
     store.rollback(state["store"]["mark"])
@@ -42,6 +43,21 @@ def _check_kind(store: FeatureStore, state: State, path: object) -> None:
     if not isinstance(store, MemoryStore) and "memory" in state:
         raise CheckpointError(
             f"{path}: saved with a store in memory, which it carries: give load a MemoryStore or none"
+        )
+
+
+def identity_of(store: FeatureStore) -> str:
+    """A word that no other store has, '' where a store has none."""
+    return str(getattr(store, "identity", ""))
+
+
+def _check_identity(store: FeatureStore, state: State, path: object) -> None:
+    """Marks and keys of another run's store may look alike; its samples are others."""
+    here, saved = identity_of(store), state["store"].get("identity", "")  # earlier releases kept none
+    if here and saved and here != saved:
+        raise CheckpointError(
+            f"{path}: saved with store {saved[:8]}, given {here[:8]}, which another run filled: give the folder of the "
+            "store it was saved with, or a copy of it"
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from streamdrop import checkpoint
+from streamdrop.alignment import identity_of
 from streamdrop.errors import CheckpointError
 from streamdrop.split import SplitModel
 from streamdrop.store import MemoryStore
@@ -40,7 +41,12 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         "groups": _groups(tuner),
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
         "scheduler": None if scheduler is None else checkpoint.pack(scheduler, optimizer, "scheduler"),
-        "store": {"cut": tuner.store.cut, "count": len(tuner.store), "mark": mark},
+        "store": {
+            "cut": tuner.store.cut,
+            "count": len(tuner.store),
+            "mark": mark,
+            "identity": identity_of(tuner.store),
+        },
         "extra": extra,
     }
     parts: checkpoint.Parts = {

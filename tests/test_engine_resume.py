@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,20 @@ def test_another_store_is_refused_and_left_as_it_was(kind, tmp_path):
         with pytest.raises(CheckpointError, match=r"the checkpoint 25: give the store it was saved with"):
             resumed(tmp_path / "a.saved", SchedulePolicy(), store)
         assert store.keys() == keys
+
+
+@pytest.mark.parametrize("kind", [LmdbStore, TieredStore])
+def test_a_store_of_another_run_that_looks_alike_is_refused_a_copy_of_the_own_is_not(kind, tmp_path):
+    for name in "ab":
+        with kind(tmp_path / name) as store:
+            tuner = small_tuner(batch=BATCH, policy=SchedulePolicy(), store=store)
+            tuner.fit_round()
+            tuner.save(tmp_path / f"saved-{name}")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    with kind(tmp_path / "b") as other, pytest.raises(CheckpointError, match="another run filled"):
+        resumed(tmp_path / "saved-a", SchedulePolicy(), other)
+    with kind(tmp_path / "copy") as own:
+        assert resumed(tmp_path / "saved-a", SchedulePolicy(), own).fit_round().round == 2
 
 
 def test_a_refused_load_gives_the_model_its_weights_back(tmp_path):

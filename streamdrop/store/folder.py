@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,11 @@ class Folder:
         with self.reading() as (_, state):
             return state
 
+    def identity(self) -> str:
+        """A word of 32 letters that no other store has; '' for one of an earlier release, until it is written to."""
+        with self.reading() as (tables, _):
+            return bytes(tables.meta(b"identity") or b"").hex()
+
     def reading(self) -> View:
         """The tables and the state in one consistent view, for a ``with`` block."""
         return View(self)
@@ -144,6 +150,8 @@ class Folder:
         def begin(tables: Tables) -> None:
             if tables.meta(b"state") is None:
                 tables.set_meta(b"state", State(codec or EXACT, compression=compression).to_bytes())
+            if tables.meta(b"identity") is None:
+                tables.set_meta(b"identity", secrets.token_bytes(16))
 
         if not self.read_only:
             self.environment.write(lambda txn: begin(Tables(txn, self.environment.tables)))

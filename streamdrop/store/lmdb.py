@@ -95,6 +95,11 @@ class LmdbStore:
         """How floating tensors are kept: "float32" (exact), "float16", "bfloat16", "int8"."""
         return self.now().codec
 
+    @property
+    def identity(self) -> str:
+        """A word that no other store has, '' for one of an earlier release; copies of the folder have the same."""
+        return self.folder.identity()
+
     def error(self) -> dict[str, float]:
         """{"max", "mean"} absolute error of what was stored at this cut; 0 for the exact codec."""
         return self.now().drift.report()

@@ -113,7 +113,8 @@ class FeatureStore(Protocol):
         """Undo every put and discard made after ``mark``. Raises StoreError for a mark that cannot be restored.
 
         A store may also have ``count_at(mark)``: how many samples that would leave, with the same errors. It is asked
-        before a checkpoint is loaded, so that another checkpoint's store is refused as it is.
+        before a checkpoint is loaded, so that another checkpoint's store is refused as it is. So is one whose
+        ``identity``, a word that no other store has, is not the one that the checkpoint names.
         """
 
     def release(self, mark: int) -> None:

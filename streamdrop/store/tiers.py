@@ -93,6 +93,11 @@ class TieredStore:
         return self.durable.codec
 
     @property
+    def identity(self) -> str:
+        """A word that no other store has, '' for one of an earlier release."""
+        return self.durable.identity
+
+    @property
     def waiting(self) -> int:
         """Samples that wait for their commit."""
         with self._lock:
