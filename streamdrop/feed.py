@@ -103,8 +103,7 @@ class Feed:
         if self.store.cut >= cut:
             return batch.activations
         with clock.part("tail"):
-            step = self._split.step(self.store.cut, cut)
-            activations = step(batch.activations) if graph else self._between(batch.activations, cut)
+            activations = self._between(batch.activations, cut, graph)
         if staged is not None:
             with clock.part("write"):
                 staged.put_many(_unbatched(batch.keys, activations))
@@ -143,9 +142,9 @@ class Feed:
             staged.commit(step, self._chunk)
         return promoted
 
-    def _between(self, activations: Activations, cut: int) -> Activations:
+    def _between(self, activations: Activations, cut: int, graph: bool = False) -> Activations:
         """Activations at the store's cut → at ``cut``, on the device."""
-        return run_in_chunks(self._split.step(self.store.cut, cut), activations, self._chunk)
+        return run_in_chunks(self._split.step(self.store.cut, cut), activations, self._chunk, graph)
 
     def _promoted(self, activations: Activations, cut: int) -> Activations:
         moved = self._between(tuple(map(self._to_device, activations)), cut)

@@ -15,7 +15,7 @@ from streamdrop.policies import SchedulePolicy
 from streamdrop.scores import standardise
 from streamdrop.split import SplitModel
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore, encode_source
-from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch
+from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch, small_tuner
 from streamdrop.thawing import Thawing, ThawPlan
 from streamdrop.types import Batch
 
@@ -464,6 +464,28 @@ def test_freezing_with_a_whole_backward_pass_ends_in_the_same_weights():
         whole.fit_round()
     assert same(weights(cut_short), weights(whole))
     assert all(p.grad is None for p in whole.split.tail_parameters(4).values())
+
+
+def pointwise():
+    """Three 1×1 convolutions: PyTorch runs them otherwise from 16 samples on, on one thread."""
+    torch.manual_seed(0)
+    norms = [nn.Sequential(nn.BatchNorm2d(width), nn.ReLU()) for width in (8, 8)]
+    layers = [nn.Conv2d(3, 8, 1), norms[0], nn.Conv2d(8, 8, 1), norms[1], nn.Conv2d(8, 4, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_so_it_does_in_large_batches(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        options = {"batch": BATCH, "policy": SchedulePolicy({1: 2}), "batch_size": 24}
+        drop = small_tuner(pointwise(), **options, strategy="drop")
+        freeze = small_tuner(pointwise(), **options, strategy="freeze", whole_backward=True)
+        assert [drop.fit_round().loss for _ in range(4)] == [freeze.fit_round().loss for _ in range(4)]
+    finally:
+        torch.set_num_threads(before)
+    assert same(weights(drop), weights(freeze))
 
 
 # ---------------------------------------------------------------- windows and rates

@@ -248,8 +248,8 @@ def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.permute(0, *order) for part in parts]).permute(inverse)
 
 
-def run_in_chunks(module: nn.Module, activations: Activations, size: int) -> Activations:
-    """``module`` in eval mode, without gradients, on ``size`` samples at a time; modes are restored.
+def run_in_chunks(module: nn.Module, activations: Activations, size: int, graph: bool = False) -> Activations:
+    """``module`` in eval mode on ``size`` samples at a time, gradients noted only for a ``graph``; modes are restored.
 
     ``activations``: [N, ...] each, N ≥ 1. Kernels take other paths for a batch of one, and PyTorch's 1×1 convolutions
     on one CPU thread for 16 or more; results then differ in the last bits. So a last chunk of one joins the one before
@@ -262,18 +262,18 @@ def run_in_chunks(module: nn.Module, activations: Activations, size: int) -> Act
         raise DataError("no samples to run: give activations with at least one")
     if count == 1:
         doubled = tuple(join([a, a]) for a in activations)
-        return tuple(dense(a[:1]) for a in _evaluated(module, [doubled]))
+        return tuple(dense(a[:1]) for a in _evaluated(module, [doubled], graph))
     if activations[0].device.type == "cpu" and torch.get_num_threads() == 1:
         size = min(size, _ONE_THREAD - 1)  # one more may join the last
     starts = list(range(0, count, max(size, 2)))
     if len(starts) > 1 and count - starts[-1] == 1:
         starts.pop()
     ends = [*starts[1:], count]
-    return _evaluated(module, [tuple(a[i:j] for a in activations) for i, j in zip(starts, ends, strict=True)])
+    return _evaluated(module, [tuple(a[i:j] for a in activations) for i, j in zip(starts, ends, strict=True)], graph)
 
 
-def _evaluated(module: nn.Module, chunks: Sequence[Activations]) -> Activations:
-    with torch.no_grad(), modes_kept(module):
+def _evaluated(module: nn.Module, chunks: Sequence[Activations], graph: bool) -> Activations:
+    with torch.set_grad_enabled(graph), modes_kept(module):
         module.eval()
         results = [module(*chunk) for chunk in chunks]
     tuples = [(result,) if isinstance(result, torch.Tensor) else tuple(result) for result in results]
