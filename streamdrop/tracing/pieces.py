@@ -14,8 +14,11 @@ from streamdrop.tracing.kept import modes_kept
 from streamdrop.tracing.standin import about
 from streamdrop.types import Activations
 
-_ONE_THREAD = 15
-"""The most samples that PyTorch's convolutions treat alike on one CPU thread (ATen's use_mkldnn looks for 16)."""
+_ROWS = 4
+"""Matrix products on a CPU give a row the same bits among any multiple of so many rows, not among others."""
+
+_ONE_THREAD = 12
+"""The most rows so, on one thread: from 16 samples on, PyTorch runs 1×1 convolutions otherwise (use_mkldnn in ATen)."""
 
 
 class Piece(nn.Module):
@@ -249,32 +252,31 @@ def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def run_in_chunks(module: nn.Module, activations: Activations, size: int, graph: bool = False) -> Activations:
-    """``module`` in eval mode on ``size`` samples at a time, gradients noted only for a ``graph``; modes are restored.
+    """``module`` in eval mode on ``size`` samples at a time; gradients are noted for a ``graph`` only; modes come back.
 
-    ``activations``: [N, ...] each, N ≥ 1. Kernels take other paths for a batch of one, and PyTorch's 1×1 convolutions
-    on one CPU thread for 16 or more; results then differ in the last bits. So a last chunk of one joins the one before
-    it, a lone sample runs twice over and is cut again, and on one CPU thread a chunk has 15 samples at most: a sample's
-    bits are then the same in every batch, as measured on ResNet-18, MobileNetV2 and EfficientNet-B0 with one thread and
-    with two, on ConvNeXt-T, ViT-B/16 and Swin-T with one. Raises DataError without samples.
+    ``activations``: [N, ...] each, N ≥ 1. A sample's bits must not depend on the batch it is in: what was stored once
+    stands for what would be run again. Kernels choose other orders of summing by the number of rows (a single sample,
+    two or three of them in a linear layer, five on two threads), but not among multiples of four. So a chunk has a
+    multiple of four samples, at most 12 on one CPU thread, and the last is filled up with copies of its last sample.
+    Measured on one to four threads: linear, convolutional, recurrent and attention layers, and twelve of torchvision's
+    networks. Raises DataError without samples.
     """
     count = len(activations[0]) if activations else 0
     if count == 0:
         raise DataError("no samples to run: give activations with at least one")
-    if count == 1:
-        doubled = tuple(join([a, a]) for a in activations)
-        return tuple(dense(a[:1]) for a in _evaluated(module, [doubled], graph))
     if activations[0].device.type == "cpu" and torch.get_num_threads() == 1:
-        size = min(size, _ONE_THREAD - 1)  # one more may join the last
-    starts = list(range(0, count, max(size, 2)))
-    if len(starts) > 1 and count - starts[-1] == 1:
-        starts.pop()
-    ends = [*starts[1:], count]
-    return _evaluated(module, [tuple(a[i:j] for a in activations) for i, j in zip(starts, ends, strict=True)], graph)
-
-
-def _evaluated(module: nn.Module, chunks: Sequence[Activations], graph: bool) -> Activations:
+        size = min(size, _ONE_THREAD)
+    size = max(size // _ROWS, 1) * _ROWS
+    chunks = [tuple(_filled(a[start : start + size]) for a in activations) for start in range(0, count, size)]
     with torch.set_grad_enabled(graph), modes_kept(module):
         module.eval()
         results = [module(*chunk) for chunk in chunks]
     tuples = [(result,) if isinstance(result, torch.Tensor) else tuple(result) for result in results]
-    return tuples[0] if len(tuples) == 1 else tuple(join(parts) for parts in zip(*tuples, strict=True))
+    joined = tuples[0] if len(tuples) == 1 else tuple(join(parts) for parts in zip(*tuples, strict=True))
+    return joined if count % _ROWS == 0 else tuple(dense(a[:count]) for a in joined)
+
+
+def _filled(chunk: torch.Tensor) -> torch.Tensor:
+    """A chunk [n, ...] with its last sample again until there is a multiple of four."""
+    missing = -len(chunk) % _ROWS
+    return join([chunk, *[chunk[-1:]] * missing]) if missing else chunk
