@@ -17,7 +17,7 @@ PACKAGE = ROOT / "streamdrop"
 ORDER = [
     {"_version"},
     {"errors", "types", "boxes", "atomic", "columns", "interrupts", "pixels"},
-    {"values", "config", "config_schema", "weights"},
+    {"nested", "values", "config", "config_schema", "weights"},
     {"streams"},
     {"tracing"},
     {"split"},
