@@ -219,6 +219,20 @@ def test_a_run_that_is_refused_leaves_old_outputs_alone(video, tmp_path, capsys)
         assert {path: path.read_bytes() for path in files.values()} == before
 
 
+def test_a_run_does_not_go_on_with_another_video_of_its_name(tmp_path, capsys):
+    images, boxes = moving_square(frames=4)
+    (tmp_path / "frames").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "frames" / f"{number}.png")
+    command = ["track", tmp_path / "frames", "--box", ",".join(map(str, boxes[0])), "--store", tmp_path / "run", *SET]
+    assert run(capsys, *command)[0] == 0
+    assert run(capsys, *command, "--resume")[0] == 0
+    Image.fromarray(255 - images[0]).save(tmp_path / "frames" / "0.png")
+    status, _, err = run(capsys, *command, "--resume")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert "was started with another first frame" in err
+
+
 def test_show_without_a_display_says_to_give_the_box(video, capsys, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
