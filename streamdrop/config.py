@@ -30,17 +30,28 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class _Document:
-    """Plain values of a YAML document and where each key stands."""
+    """Plain values of a YAML document, where each key stands, and which keys were given beside it (``--set``)."""
 
     name: str
     values: Any
     lines: dict[KeyPath, int]
+    given: list[KeyPath] = dataclasses.field(default_factory=list)
 
     def where(self, path: KeyPath) -> str:
-        """``file:line: key.path`` as far as known."""
+        """``file:line: key.path`` as far as known; ``--set key`` where keys that were given so are all there is."""
+        if any(path[: len(given)] == given for given in self.given):
+            return f"--set {'.'.join(path)}"
+        if path and path not in self.lines and (beside := self.beside(path)):
+            return f"{beside}: {'.'.join(path)}"
         line = next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), None)
         place = self.name if line is None else f"{self.name}:{line}"
+        place += f" with {beside}" if (beside := self.beside(path)) else ""
         return f"{place}: {'.'.join(path)}" if path else place
+
+    def beside(self, path: KeyPath) -> str:
+        """Which keys below ``path`` were not the file's: a mistake that shows in the whole may be theirs."""
+        below = [".".join(given) for given in self.given if given[: len(path)] == path]
+        return f"--set {', '.join(below)}" if below else ""
 
 
 def load(
@@ -52,8 +63,8 @@ def load(
     file, line, key path and the nearest valid key, for every mistake found at once.
     """
     document = _read(source)
-    for text in overrides:
-        _override(document.values, text, schema)
+    for text in overrides if isinstance(document.values, dict) else ():  # anything else is refused below
+        document.given.append(_override(document.values, text, schema))
     problems: list[str] = []
     result = _build(schema, document.values, (), document, problems)
     if problems:
@@ -146,7 +157,8 @@ def _expand(text: str, where: str) -> str:
     return _VARIABLE.sub(replace, text)
 
 
-def _override(values: dict[str, Any], text: str, schema: type[Any]) -> None:
+def _override(values: dict[str, Any], text: str, schema: type[Any]) -> KeyPath:
+    """Put the value of ``a.b=value`` in its place; the path of its key."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: not key=value: write for example --set {_example(schema)}")
@@ -162,6 +174,7 @@ def _override(values: dict[str, Any], text: str, schema: type[Any]) -> None:
             below = values[parent] = {}
         values = below
     values[last] = parsed
+    return (*parents, last)
 
 
 def _example(schema: type[Any]) -> str:
@@ -209,7 +222,9 @@ def _build_dataclass(
     try:
         return kind(**given)
     except (ValueError, ConfigError) as error:
-        problems.append(f"{document.where(path)}: {error}" if path else f"{document.name}: {error}")
+        beside = document.beside(())
+        whole = f"{document.name} with {beside}" if beside else document.name
+        problems.append(f"{document.where(path) if path else whole}: {error}")
         return None
 
 

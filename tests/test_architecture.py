@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "streamdrop"
 ORDER = [
     {"_version"},
-    {"errors", "types", "boxes", "atomic", "columns", "interrupts", "nested", "pixels"},
-    {"values", "config", "config_schema", "weights"},
+    {"atomic", "boxes", "columns", "config", "config_schema", "errors", "interrupts", "nested", "pixels", "types", "values", "weights"},
     {"streams"},
     {"tracing"},
     {"split"},

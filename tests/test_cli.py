@@ -171,6 +171,8 @@ def test_same_seed_same_boxes_and_folders_work_as_sources(video, tmp_path, capsy
         (["--box", "5,5,20,20", "--output", "out.xyz"], 1, ["out.xyz"]),
         (["--box", "5,5,20,20", "--boxes", "/proc/nothing/b.txt"], 1, ["/proc/nothing"]),
         (["--box", "5,5,20,20", "--resume"], 2, ["--store"]),
+        (["--box", "5,5,20,20", "--store", ""], 2, ["--store", "empty"]),
+        (["--box", "5,5,20,20", "--boxes", " "], 2, ["--boxes", "empty"]),
         (["--box", "5,5,20,20", "--nonsense"], 2, ["--nonsense"]),
     ],
 )
@@ -203,6 +205,32 @@ def test_bad_sources_end_in_one_line_and_leave_old_outputs_alone(kind, tmp_path,
     status, _, err = run(capsys, "track", source, "--box", "1,1,5,5", "--boxes", tmp_path / "boxes.txt")
     assert (status, err.count("\n")) == (1, 1), err
     assert (tmp_path / "boxes.txt").read_text() == "of an earlier run\n"
+
+
+def test_a_run_that_is_refused_leaves_old_outputs_alone(video, tmp_path, capsys):
+    source, box = video
+    files = {name: tmp_path / name for name in ("boxes.txt", "events.jsonl")}
+    command = ["track", source, "--box", box, "--boxes", files["boxes.txt"], "--events", files["events.jsonl"], *SET]
+    assert run(capsys, *command, "--store", tmp_path / "run")[0] == 0
+    before = {path: path.read_bytes() for path in files.values()}
+    for more in ([], ["--resume", "--seed", "7"]):
+        status, _, err = run(capsys, *command, "--store", tmp_path / "run", *more)
+        assert (status, err.count("\n")) == (1, 1), err
+        assert {path: path.read_bytes() for path in files.values()} == before
+
+
+def test_a_run_does_not_go_on_with_another_video_of_its_name(tmp_path, capsys):
+    images, boxes = moving_square(frames=4)
+    (tmp_path / "frames").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "frames" / f"{number}.png")
+    command = ["track", tmp_path / "frames", "--box", ",".join(map(str, boxes[0])), "--store", tmp_path / "run", *SET]
+    assert run(capsys, *command)[0] == 0
+    assert run(capsys, *command, "--resume")[0] == 0
+    Image.fromarray(255 - images[0]).save(tmp_path / "frames" / "0.png")
+    status, _, err = run(capsys, *command, "--resume")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert "was started with another first frame" in err
 
 
 def test_show_without_a_display_says_to_give_the_box(video, capsys, monkeypatch):

@@ -101,6 +101,29 @@ def test_bad_overrides_are_refused(text):
         load(None, Outer, [text])
 
 
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [
+        ("rounds.steps=many", "--set rounds.steps: expected a whole number"),
+        ("rounds={stepz: 3}", "--set rounds.stepz: unknown key: did you mean steps"),
+        ("extra.stepz=1", "--set extra.stepz: unknown key"),
+        ("data=bad", "c.yaml with --set data: data is bad"),
+        ("data=fine", "c.yaml:2: rounds.steps: expected a whole number"),
+    ],
+)
+def test_a_mistake_is_looked_for_where_it_was_made(override, place, tmp_path):
+    text = "rounds:\n  steps: often\n" if override == "data=fine" else "rounds:\n  steps: 3\n"
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text), Outer, [override])
+    assert place in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "3\n", "words\n"])
+def test_what_is_no_mapping_is_refused_beside_overrides_too(text, tmp_path):
+    with pytest.raises(ConfigError, match="expected keys below it"):
+        load(write(tmp_path, text), Outer, ["rounds.steps=3"])
+
+
 def test_a_given_mapping_is_left_alone():
     given = {"rounds": {"steps": 2}}
     load(given, Outer, ["rounds.steps=3"])

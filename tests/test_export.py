@@ -170,6 +170,7 @@ def test_the_command_exports_what_a_tracking_run_learned(tmp_path, capsys):
         (["nowhere.safetensors"], "give --model NAME too"),
         (["."], "no checkpoint here"),
         ([".", "--model", "resnet18"], "leave them out for a run's folder"),
+        ([".", "--cut", "3"], "give --part tail or --part head"),
     ],
 )
 def test_a_source_that_is_none_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):

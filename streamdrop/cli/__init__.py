@@ -16,6 +16,8 @@ from streamdrop.cli.process import leave, unsaid
 from streamdrop.errors import ConfigError, OutputError, StreamdropError
 
 INTERRUPTED, TERMINATED = 130, 143
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a system says of an output that takes no more: a disk, a quota or a file is full, a terminal has gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # files that we write raise OutputError, so it was the output
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         return _fail(OutputError(unsaid(error)), 1)
 

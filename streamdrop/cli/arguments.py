@@ -35,6 +35,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def path(text: str) -> str:
+    """A file or folder; an empty name, which a shell makes of an unset variable, would be the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: give the name of a file or folder")
+    return text
+
+
 def above_zero(text: str) -> float:
     """A finite number above 0."""
     try:

@@ -20,6 +20,8 @@ def export(options: argparse.Namespace) -> int:
     """Write a tuned model, its tail or its head; print inputs, outputs and the difference found."""
     from streamdrop.export import export as write
 
+    if options.cut is not None and options.part == "whole":
+        raise ConfigError("--cut is where a part begins or ends: give --part tail or --part head with it")
     split, example, cut = _tracker(options) if Path(options.source).is_dir() else _classifier(options)
     if options.cut is not None:
         cut = options.cut

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from streamdrop._version import __version__
-from streamdrop.cli.arguments import above_zero, box, names, whole, wholes
+from streamdrop.cli.arguments import above_zero, box, names, path, whole, wholes
 
 TRACK_EXAMPLES = """examples:
   streamdrop track video.mp4 --box 120,80,60,60 --output out.mp4
@@ -120,16 +120,20 @@ def _add_track(commands: _Commands) -> None:
     again = "the target in the first frame, pixels, 0-based; again for each further target"
     parser.add_argument("--box", type=box, action="append", metavar="X,Y,W,H", help=again)
     each = "write one x,y,w,h line per frame, to - on the standard output; OUT.1.txt, OUT.2.txt, … of several targets"
-    parser.add_argument("--boxes", metavar="OUT.txt", help=each)
-    parser.add_argument("--mot", metavar="OUT.txt", help="write boxes with ids as the MOT challenge has them")
-    parser.add_argument("--output", metavar="OUT.mp4", help="write the annotated video (.mp4, .mkv, .webm)")
-    parser.add_argument("--events", metavar="OUT.jsonl", help="write one JSON object per frame and per round")
+    parser.add_argument("--boxes", type=path, metavar="OUT.txt", help=each)
+    parser.add_argument(
+        "--mot", type=path, metavar="OUT.txt", help="write boxes with ids as the MOT challenge has them"
+    )
+    parser.add_argument("--output", type=path, metavar="OUT.mp4", help="write the annotated video (.mp4, .mkv, .webm)")
+    parser.add_argument(
+        "--events", type=path, metavar="OUT.jsonl", help="write one JSON object per frame and per round"
+    )
     pages = "write a self-contained report; of several targets also OUT.1.html, …"
-    parser.add_argument("--report", metavar="OUT.html", help=pages)
+    parser.add_argument("--report", type=path, metavar="OUT.html", help=pages)
     truth = "true boxes, one x,y,w,h line per frame: overlap in the report; one for each --box"
-    parser.add_argument("--truth", action="append", metavar="FILE", help=truth)
+    parser.add_argument("--truth", type=path, action="append", metavar="FILE", help=truth)
     _add_config(parser)
-    parser.add_argument("--store", metavar="DIR", help="keep the run's state here: a killed run can go on")
+    parser.add_argument("--store", type=path, metavar="DIR", help="keep the run's state here: a killed run can go on")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --store (or start it)")
     parser.add_argument("--seed", type=whole, metavar="N", help="seed of all randomness (default: the configuration's)")
     text = "keep up with so many frames a second: rounds yield to frames, and boxes depend on the clock"
@@ -153,6 +157,7 @@ def _add_evaluate(commands: _Commands) -> None:
     parser.add_argument("--peers", type=names, default=[], metavar="A,B", help="OpenCV trackers: csrt, kcf, mil, …")
     parser.add_argument(
         "--models",
+        type=path,
         metavar="DIR",
         help="model files for the peers that need them: a folder, or a name of streamdrop weights",
     )
@@ -167,7 +172,9 @@ def _add_evaluate(commands: _Commands) -> None:
     parser.add_argument("--frames", type=whole, metavar="N", help="only the first N frames of each")
     parser.add_argument("--seeds", type=wholes, default=[0], metavar="0,1,2", help="one run per seed (default: 0)")
     _add_config(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="results.json, boxes and the report go here")
+    parser.add_argument(
+        "--output", type=path, required=True, metavar="DIR", help="results.json, boxes and the report go here"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 
@@ -175,7 +182,7 @@ def _add_fit(commands: _Commands) -> None:
     text = "Train a network on a data set by sgd, freeze and drop, side by side (the paper's experiment)."
     parser = _command(commands, "fit", text, FIT_EXAMPLES, "fit")
     parser.add_argument("config", nargs="?", help="YAML file of one experiment: see configs/fit/")
-    parser.add_argument("--sweep", metavar="F", help="YAML file of a grid instead, as configs/fit/mini.yaml")
+    parser.add_argument("--sweep", type=path, metavar="F", help="YAML file of a grid instead, as configs/fit/mini.yaml")
     parser.add_argument(
         "--strategies",
         type=names,
@@ -183,7 +190,7 @@ def _add_fit(commands: _Commands) -> None:
         help="of sgd, freeze, freeze-full, drop, sgd-same-time (default: sgd,freeze,drop, or the sweep's)",
     )
     _add_set(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="result.json and figures go here")
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="result.json and figures go here")
     parser.add_argument("--resume", action="store_true", help="go on with a killed run (a sweep always does)")
     parser.add_argument("--save-weights", action="store_true", help="write every strategy's final weights, safetensors")
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing from its publisher")
@@ -198,6 +205,7 @@ def _add_store(commands: _Commands) -> None:
     verify.add_argument("--model", metavar="NAME", help="recompute some samples from their raw sources: resnet18, …")
     verify.add_argument(
         "--weights",
+        type=path,
         metavar="F",
         help="its state dict (.safetensors or saved by torch), or a name of streamdrop weights",
     )
@@ -207,7 +215,7 @@ def _add_store(commands: _Commands) -> None:
     _store_action(actions, "compact", "give back the room of what was removed", text, "compact")
     text = "Write the samples to one file, or to OUT-00001-of-00003… where they are many; opens read-only."
     export = _store_action(actions, "export", "write the samples to files", text, "export")
-    export.add_argument("out", metavar="OUT", help="ends in .safetensors or .npz")
+    export.add_argument("out", type=path, metavar="OUT", help="ends in .safetensors or .npz")
     export.add_argument("--stream", metavar="NAME", help="only this stream's samples")
     text = "Put exported samples into a store of the same cut and model, or into a new one."
     importing = _store_action(actions, "import", "put exported samples into it", text, "import_files")
@@ -244,7 +252,7 @@ def _add_weights(commands: _Commands) -> None:
     text = "Take weights from a folder: a known name's files are verified, any other name takes all of the folder's."
     add = _action(actions, "add", "take them from a folder", text, "weights", "add")
     add.add_argument("name", metavar="NAME")
-    add.add_argument("--from", dest="folder", required=True, metavar="DIR", help="holds the files")
+    add.add_argument("--from", dest="folder", type=path, required=True, metavar="DIR", help="holds the files")
     add.add_argument("--licence", default="unknown", metavar="TEXT", help="of weights of your own, for the list")
 
 
@@ -252,7 +260,7 @@ def _add_export(commands: _Commands) -> None:
     text = "Write a tuned model, its tail or its head as ONNX or torch.export, checked to give the same output."
     parser = _command(commands, "export", text, EXPORT_EXAMPLES, "export")
     parser.add_argument("source", metavar="SOURCE", help="a tracking run's --store folder, or a file of weights")
-    parser.add_argument("out", metavar="OUT", help="ends in .onnx (pip install 'streamdrop[onnx]') or .pt2")
+    parser.add_argument("out", type=path, metavar="OUT", help="ends in .onnx (pip install 'streamdrop[onnx]') or .pt2")
     parser.add_argument("--part", choices=("whole", "tail", "head"), default="whole", help="default: whole")
     parser.add_argument("--cut", type=whole, metavar="N", help="layers below the cut (default: the run's)")
     parser.add_argument("--model", metavar="NAME", help="the network that a file of weights belongs to: resnet18, …")
@@ -270,7 +278,9 @@ def _store_action(actions: _Commands, name: str, help: str, text: str, function:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="F", help="YAML file: see configs/basic.yaml and configs/advanced.yaml")
+    parser.add_argument(
+        "--config", type=path, metavar="F", help="YAML file: see configs/basic.yaml and configs/advanced.yaml"
+    )
     _add_set(parser)
 
 

@@ -72,7 +72,7 @@ def _of_one(
     closing.callback(tracker.close)
     truth = options.truth[0] if options.truth else None
     recorder = closing.enter_context(Recorder(begun, **recorded(options), truth=truth, layers=tracker.layers))
-    started = {"source": options.source, "box": list(boxes[0]), "configuration": _digest(config)}
+    started = {**_source(options, begun), "box": list(boxes[0]), "configuration": _digest(config)}
     return recorder, TrackRun(recorder, tracker, boxes[0], started=started, state=state, resume=options.resume)
 
 
@@ -94,7 +94,7 @@ def _of_several(
     truths = dict(zip(ids, options.truth or [], strict=False))
     outputs = recorded(options)
     recorder = closing.enter_context(GroupRecorder(begun, ids, **outputs, truths=truths, layers=targets.layers))
-    started = {"source": options.source, "boxes": [list(box) for box in boxes], "configuration": _digest(config)}
+    started = {**_source(options, begun), "boxes": [list(box) for box in boxes], "configuration": _digest(config)}
     return recorder, TrackRun(recorder, targets, boxes, started=started, state=state, resume=options.resume)
 
 
@@ -198,6 +198,15 @@ def _word(found: Track | dict[int, Track]) -> str:
         return f"score {found.score:.2f}{'  lost' if found.lost else ''}"
     lost = sum(track.lost for track in found.values())
     return f"{len(found)} targets{f'  {lost} lost' if lost else ''}"
+
+
+def _source(options: argparse.Namespace, begun: _Begun) -> dict[str, Any]:
+    """What a run was started on: another video under the old name would go on with boxes that are not its own."""
+    from streamdrop.service.track_run import FIRST_FRAME
+
+    if begun.live:  # never the same frame twice
+        return {"source": options.source}
+    return {"source": options.source, FIRST_FRAME: hashlib.sha256(begun.first.image.tobytes()).hexdigest()[:16]}
 
 
 def _digest(config: TrackerConfig) -> str:

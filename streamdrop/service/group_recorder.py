@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from streamdrop.service.recorder import PathLike, Recorder, check_writable, key_frames_for, opened, video_writer
+from streamdrop.service.lines import PathLike, check_writable, opened
+from streamdrop.service.recorder import Recorder, closed_by, key_frames_for, video_writer
 from streamdrop.types import Image, Sample, Track
 
 if TYPE_CHECKING:
@@ -39,28 +40,32 @@ class GroupRecorder:
         layers: int | None = None,
     ) -> None:
         self._stream, self._report = stream, report
+        self._video: VideoWriter | None = None
         self._sample: Sample | None = None
-        self._closing = ExitStack()
-        self._video_path, self._video = video, None if video is None else _video_of(video, stream)
         self._filmed: tuple[int, Image, dict[int, Track]] | None = None  # frames in the video, what the last one shows
         self._key_frames = None if report is None else key_frames_for()
-        check_writable(report)
-        shared_mot, shared_events = opened(mot), opened(events)
-        self.recorders = {
-            key: Recorder(
-                _Passing(self),
-                mot=shared_mot,
-                events=shared_events,
-                boxes=None if boxes is None else of_target(boxes, key),
-                report=None if report is None else of_target(report, key),
-                truth=(truths or {}).get(key),
-                layers=layers,
-                target=key,
-            )
-            for key in ids
-        }
-        for recorder in self.recorders.values():
-            self._closing.callback(recorder.close)
+        self.recorders: dict[int, Recorder] = {}
+        with ExitStack() as outputs:  # one that cannot be written closes those before it; the report comes last
+            outputs.callback(self._finish_report)
+            outputs.callback(self._finish_video)
+            self._video_path = video
+            self._video = None if video is None else _video_of(video, stream)
+            check_writable(report)
+            shared_mot, shared_events = (closed_by(outputs, opened(each)) for each in (mot, events))
+            for key in ids:
+                self.recorders[key] = outputs.enter_context(
+                    Recorder(
+                        _Passing(self),
+                        mot=shared_mot,
+                        events=shared_events,
+                        boxes=None if boxes is None else of_target(boxes, key),
+                        report=None if report is None else of_target(report, key),
+                        truth=(truths or {}).get(key),
+                        layers=layers,
+                        target=key,
+                    )
+                )
+            self._closing = outputs.pop_all()
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._stream:
@@ -139,9 +144,13 @@ class GroupRecorder:
     def close(self) -> None:
         """Finish every file; idempotent. What was recorded so far is whole and readable."""
         self._closing.close()
+
+    def _finish_video(self) -> None:
         if self._video is not None:
             self._video.close()
-        if self._report is not None and all(recorder.tracks for recorder in self.recorders.values()):
+
+    def _finish_report(self) -> None:
+        if self._report is not None and self.recorders and all(recorder.tracks for recorder in self.recorders.values()):
             self._write_report(Path(self._report))
             self._report = None
 

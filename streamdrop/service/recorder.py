@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from streamdrop.boxes import Array
-from streamdrop.errors import OutputError
 from streamdrop.service.files import box_line
+from streamdrop.service.lines import Lines, PathLike, check_writable, opened
 from streamdrop.types import Image, RoundReport, Sample, Track
 
 if TYPE_CHECKING:
     from streamdrop.evaluation.pictures import KeyFrames
     from streamdrop.streams import VideoWriter
 
-PathLike: TypeAlias = str | os.PathLike[str]
+Output = TypeVar("Output", bound="Lines | VideoWriter")
 
 
 class Recorder:
@@ -40,8 +40,8 @@ class Recorder:
         stream: Iterable[Sample],
         *,
         boxes: PathLike | IO[str] | None = None,
-        mot: PathLike | IO[str] | None = None,
-        events: PathLike | IO[str] | None = None,
+        mot: PathLike | IO[str] | Lines | None = None,
+        events: PathLike | IO[str] | Lines | None = None,
         video: PathLike | None = None,
         report: PathLike | None = None,
         truth: PathLike | None = None,
@@ -57,12 +57,13 @@ class Recorder:
         self._sample: Sample | None = None
         self._drawn: Image | None = None  # the picture last drawn on
         self._key_frames = None if report is None else key_frames_for()
-        self._boxes, self._mot = opened(boxes), opened(mot)
-        self._events = opened(events)
-        check_writable(report)
-        size = getattr(stream, "size", None)
-        if video is not None and size is not None:
-            self._video = video_writer(video, stream, size)
+        with ExitStack() as outputs:  # one that cannot be written closes those before it
+            self._boxes, self._mot, self._events = (closed_by(outputs, opened(each)) for each in (boxes, mot, events))
+            check_writable(report)
+            size = getattr(stream, "size", None)
+            if video is not None and size is not None:
+                self._video = video_writer(video, stream, size)
+            outputs.pop_all()
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._stream:
@@ -158,26 +159,21 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
-        for file in (self._boxes, self._mot, self._events):
-            if file is not None:
-                file.close()
-        if self._video is not None:
-            self._video.close()
-        if self._report is not None and self.tracks:
-            self._write_report()
+        with ExitStack() as outputs:  # one that cannot be finished leaves the others whole
+            if self._report is not None and self.tracks:
+                outputs.callback(self._write_report)
+            for output in (self._video, self._events, self._mot, self._boxes):
+                closed_by(outputs, output)
 
     def _write(self, track: Track) -> None:
         frame = len(self.tracks)
         self.tracks.append(track)
         if self._boxes is not None:
             self._boxes.write(",".join(f"{value:.4f}" for value in track.box) + "\n")
-            self._boxes.flush()
         if self._mot is not None:
             self._mot.write(box_line("mot", frame, track, self._target or 1))
-            self._mot.flush()
         if self._events is not None:
             self._events.write("".join(json.dumps(event) + "\n" for event in events_of(frame, track, self._target)))
-            self._events.flush()
 
     def _draw(self, image: Image, track: Track) -> None:
         from streamdrop.streams import annotate
@@ -242,6 +238,13 @@ def round_event(frame: int, report: RoundReport) -> dict[str, Any]:
     }
 
 
+def closed_by(outputs: ExitStack, output: Output | None) -> Output | None:
+    """The output itself, which the stack will close."""
+    if output is not None:
+        outputs.callback(output.close)
+    return output
+
+
 def key_frames_for() -> KeyFrames:
     """What collects a report's pictures."""
     from streamdrop.evaluation.pictures import KeyFrames
@@ -260,31 +263,3 @@ def video_writer(path: PathLike, stream: Iterable[Sample], size: tuple[int, int]
     from streamdrop.streams import VideoWriter
 
     return VideoWriter(Path(path), getattr(stream, "fps", None), size)
-
-
-def opened(path: PathLike | IO[str] | None) -> IO[str] | None:
-    """A text file to write; what is one already, as it is. Raises OutputError."""
-    if not isinstance(path, (str, os.PathLike)):
-        return path
-    try:
-        return Path(path).open("w", encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def check_writable(path: PathLike | None) -> None:
-    """Refuse now what could only fail after the work: a folder that is missing or read-only."""
-    if path is None:
-        return
-    existed = Path(path).exists()
-    try:
-        with Path(path).open("ab"):
-            pass
-        if not existed:
-            Path(path).unlink()
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: PathLike, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror}): choose a folder that exists and is writable")

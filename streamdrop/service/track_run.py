@@ -2,7 +2,7 @@
 
 ::
 
-    state/run.json        what was started: source, box, configuration
+    state/run.json        what was started: source, its first frame, box, configuration
     state/journal.jsonl   every track so far, one a line
     state/tracker/        the newest checkpoint; it knows how many frames it has seen
     state/features/       the feature store, where the configuration keeps it on disk
@@ -31,6 +31,8 @@ from streamdrop.types import RoundReport, Sample, Track
 CHECKPOINT_SECONDS = 5.0
 """Work that a kill may cost; a checkpoint takes a fraction of a second."""
 
+FIRST_FRAME = "first frame"
+"""The key of what a run started with that tells one video from another under its name."""
 
 Tracks: TypeAlias = Track | dict[int, Track]
 """What a frame gives: the track of one target, or those of several by id."""
@@ -197,6 +199,7 @@ def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
         raise CheckpointError(f"{state}: holds an earlier run: add --resume to go on with it, or give another folder")
     try:
         before = json.loads(mark.read_text(encoding="utf-8"))
+        before.setdefault(FIRST_FRAME, started.get(FIRST_FRAME))  # earlier versions did not note it
         differing = [key for key in started if before.get(key) != started[key]]
     except (OSError, ValueError, AttributeError):
         raise CheckpointError(f"{mark}: damaged: remove {state} to start anew") from None

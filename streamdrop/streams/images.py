@@ -1,7 +1,9 @@
-"""Image files as a stream: a folder, a printf pattern, a glob, a single file."""
+"""Image files as a stream: a folder, a printf pattern, a glob, a single file, a file of several pictures."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import warnings
 from collections.abc import Iterator
@@ -21,6 +23,12 @@ SUFFIXES = frozenset(
 )
 """Endings that a folder's frames may have. A .gif given by itself is a video."""
 
+SEVERAL = frozenset(("PNG", "WEBP", "TIFF"))
+"""Pillow's names of the kinds that are videos where they hold several pictures; photos (MPO) that do are not."""
+
+TIMED = 10
+"""Pictures whose time on show says how many there are in a second."""
+
 PRINTF = re.compile(r"%(0?)(\d*)d")
 
 
@@ -32,19 +40,38 @@ def read_image(path: Path) -> Image:
 
 def _read(path: Path) -> npt.NDArray[Any]:
     """uint8 H×W×3 RGB or uint16 H×W, turned the way the EXIF orientation says; raises StreamError."""
+    with _reading(path), _opened(path) as file:
+        return _shown(file)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What Pillow makes of a file that is damaged or no image, as a StreamError."""
     from PIL import Image as pillow
-    from PIL import ImageOps
 
     try:
-        with warnings.catch_warnings(), pillow.open(path) as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's word on odd metadata; what matters is raised
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith(("I", "F")):
-                return _whole_numbers(np.asarray(upright))
-            return np.asarray(upright.convert("RGB"))
+            yield
     except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StreamError(f"image {path} cannot be read ({reason}): replace it or leave it out") from error
+
+
+def _opened(path: Path) -> Any:
+    from PIL import Image as pillow
+
+    return pillow.open(path)
+
+
+def _shown(file: Any) -> npt.NDArray[Any]:
+    """The picture that an open file stands at."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(file)
+    if upright.mode.startswith(("I", "F")):
+        return _whole_numbers(np.asarray(upright))
+    return np.asarray(upright.convert("RGB"))
 
 
 def _whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -143,3 +170,56 @@ class ImageFiles:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+class Pictures:
+    """One file of several pictures, each a frame: an animated PNG or WebP, the pages of a TIFF.
+
+    Those that do not decode are frames without an image. 16-bit grey is shown in the range of the first.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        """Raises StreamError when the first does not decode."""
+        self.name = path.name
+        self.length: int | None = count
+        self.live = False
+        self.notice: str | None = None
+        self._path = path
+        values = _read(path)
+        self.size: tuple[int, int] | None = (values.shape[1], values.shape[0])
+        self._tones = Tones.of(values)
+        self.fps: float | None = self._rate()
+
+    def frames(self) -> Iterator[Frame]:
+        """One frame per picture, from the first."""
+        for values, _ in self._pictures():
+            yield Frame(None if values is None else as_rgb(values, self._tones))
+
+    def _pictures(self) -> Iterator[tuple[npt.NDArray[Any] | None, float]]:
+        """Every picture, and the milliseconds that it is on show (0: the file does not say)."""
+        assert self.length is not None
+        with _reading(self._path):
+            file = _opened(self._path)
+        with file:
+            for number in range(self.length):
+                values = None
+                with contextlib.suppress(StreamError), _reading(self._path):
+                    file.seek(number)
+                    values = _shown(file)
+                yield values, float(file.info.get("duration", 0) or 0)
+
+    def _rate(self) -> float | None:
+        """Frames per second on average over the first few; None for a TIFF."""
+        times = [time for _, time in itertools.islice(self._pictures(), TIMED)]
+        return 1000 * len(times) / sum(times) if all(time > 0 for time in times) else None
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def images_in(path: Path) -> ImageFiles | Pictures:
+    """An image file by itself: as many frames as it has pictures. Raises StreamError."""
+    count = 1
+    with contextlib.suppress(StreamError), _reading(path), _opened(path) as file:  # ImageFiles says what is wrong
+        count = getattr(file, "n_frames", 1) if file.format in SEVERAL else 1
+    return Pictures(path, count) if count > 1 else ImageFiles([path], path.name)

@@ -10,10 +10,18 @@ from typing import Any
 
 from streamdrop.errors import ConfigError, StreamError
 from streamdrop.streams.arrays import Arrays, LabelledArrays
-from streamdrop.streams.images import PRINTF, SUFFIXES, ImageFiles, files_in_folder, files_of_glob, files_of_pattern
+from streamdrop.streams.images import (
+    PRINTF,
+    SUFFIXES,
+    ImageFiles,
+    files_in_folder,
+    files_of_glob,
+    files_of_pattern,
+    images_in,
+)
 from streamdrop.streams.live import NETWORK, open_address, open_camera
 from streamdrop.streams.stream import Prepare, Source, Stream
-from streamdrop.streams.video import Video, open_file
+from streamdrop.streams.video import PipedVideo, Video, open_file
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
@@ -23,8 +31,9 @@ def open_stream(
 ) -> Stream:
     """Opens a source as an iterable of Samples, or of Batches for labelled data.
 
-    ``source``: a video file; an image file; a folder of images (natural order); a printf pattern (``img_%05d.jpg``) or
-    a glob; a camera's number (``0`` or ``"0"``); an rtsp:// or http(s):// address; a .npz file with ``images`` uint8
+    ``source``: a video file, or a pipe that one comes through (which can be read once); an image file (several frames
+    where it is animated or has several pages); a folder of images (natural order); a printf pattern (``img_%05d.jpg``)
+    or a glob; a camera's number (``0`` or ``"0"``); an rtsp:// or http(s):// address; a .npz file with ``images`` uint8
     [N, H, W(, C)] and ``labels`` [N]; or any Python iterable of arrays, Samples or Batches.
 
     Images are uint8 H×W×3 RGB, upright. ``prepare`` turns one into what the model takes. ``batch_size`` is that of
@@ -82,9 +91,11 @@ def _open_path(path: Path) -> Source:
         return ImageFiles(files_in_folder(path), path.resolve().name)
     if not path.exists():
         return _open_pattern(path)
+    if path.is_fifo():
+        return PipedVideo(path)
     _check_file(path)
     if path.suffix.lower() in SUFFIXES - {".gif"}:
-        return ImageFiles([path], path.name)
+        return images_in(path)
     return Video(lambda: open_file(path), path.name, str(path))
 
 

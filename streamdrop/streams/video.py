@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ from streamdrop.types import Image
 
 FASTEST = 1000.0
 """Frames per second above which a header is not believed."""
+
+PIPE = "send one that can be read from its start, such as Matroska or MPEG-TS, or save it as a file"
+"""What to do where a pipe brings no video: most MP4 files have their index at the end."""
+
+ATTACHED_PICTURE = 0x0400
+"""FFmpeg's mark of a cover."""
 
 LARGE = 1920 * 1080
 """Pixels above which frames are decoded ahead on two threads. Below that one thread is as fast (2 ms a frame at 360p,
@@ -78,16 +85,48 @@ class Video:
         """Nothing is held open between passes."""
 
 
-def open_file(path: Path) -> Any:
-    """An open PyAV container; raises StreamError for a file that is no video."""
+class PipedVideo:
+    """A video that comes through a pipe: it is read once, from its start, every frame in turn."""
+
+    def __init__(self, path: Path) -> None:
+        """Waits for the first frame. Raises StreamError when none comes."""
+        self.name = path.name
+        self.live = False
+        self.notice: str | None = None
+        self.length: int | None = None
+        self._where = str(path)
+        self._container = open_file(path, PIPE)
+        stream = video_stream(self._container, self._where)
+        self.fps = frames_per_second(stream)
+        self._rest = decode(self._container, stream)
+        self._first: list[Frame] = []
+        for frame in self._rest:
+            self._first.append(frame)
+            if frame.image is not None:
+                self.size: tuple[int, int] | None = (frame.image.shape[1], frame.image.shape[0])
+                return
+        raise StreamError(f"{self._where} holds no frame that can be decoded: {PIPE}")
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame; raises StreamError when they were read already."""
+        if not self._first:
+            raise StreamError(f"{self._where} is a pipe and was read already: save it as a file to read it again")
+        first, self._first = self._first, []
+        return itertools.chain(first, self._rest)
+
+    def close(self) -> None:
+        """Lets go of the pipe."""
+        self._container.close()
+
+
+def open_file(path: Path, remedy: str = "is it a video file, and is it whole?") -> Any:
+    """An open PyAV container; raises StreamError, which ends with the ``remedy``, for a file that is no video."""
     import av
 
     try:
         return av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise StreamError(
-            f"{path} cannot be opened as a video ({reason(error)}): is it a video file, and is it whole?"
-        ) from error
+        raise StreamError(f"{path} cannot be opened as a video ({reason(error)}): {remedy}") from error
 
 
 def reason(error: Exception) -> str:
@@ -96,14 +135,20 @@ def reason(error: Exception) -> str:
 
 
 def video_stream(container: Any, where: str) -> Any:
-    """The container's first video stream, raises StreamError when it has none."""
-    if not container.streams.video:
+    """The container's first video stream that is no cover picture, raises StreamError when it has none."""
+    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+    if not streams:
         raise StreamError(f"{where} holds no video (sound only, or cut off): give a whole video file")
-    stream = container.streams.video[0]
+    stream = streams[0]
     large = stream.codec_context.width * stream.codec_context.height > LARGE
     stream.thread_type = "FRAME" if large else "SLICE"
     stream.codec_context.thread_count = 2 if large else 1
     return stream
+
+
+def _is_cover(stream: Any) -> bool:
+    """A still picture of what the file holds, as music and films carry one."""
+    return bool(int(getattr(stream, "disposition", 0)) & ATTACHED_PICTURE)
 
 
 def decode(container: Any, stream: Any) -> Iterator[Frame]:
