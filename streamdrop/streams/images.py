@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,19 +32,26 @@ def read_image(path: Path) -> Image:
 
 def _read(path: Path) -> npt.NDArray[Any]:
     """uint8 H×W×3 RGB or uint16 H×W, turned the way the EXIF orientation says; raises StreamError."""
+    try:
+        return decode_image(path)
+    except ValueError as error:
+        raise StreamError(f"image {path} cannot be read ({error}): replace it or leave it out") from error
+
+
+def decode_image(file: IO[bytes] | Path) -> npt.NDArray[Any]:
+    """uint8 H×W×3 RGB or uint16 H×W, turned the way the EXIF orientation says; ValueError tells what is wrong."""
     from PIL import Image as pillow
     from PIL import ImageOps
 
     try:
-        with warnings.catch_warnings(), pillow.open(path) as file:
+        with warnings.catch_warnings(), pillow.open(file) as image:
             warnings.simplefilter("ignore")  # Pillow's word on odd metadata; what matters is raised
-            upright = ImageOps.exif_transpose(file)
+            upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith(("I", "F")):
                 return _whole_numbers(np.asarray(upright))
             return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StreamError(f"image {path} cannot be read ({reason}): replace it or leave it out") from error
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
 def _whole_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
