@@ -28,7 +28,7 @@ from streamdrop.engine import FineTuner
 from streamdrop.errors import CheckpointError, ConfigError, TrainingError
 from streamdrop.evaluation.datasets import LabelledSet
 from streamdrop.evaluation.fit_config import RULES, FitConfig
-from streamdrop.evaluation.fit_state import Row, append_row, read_rows, replace_text
+from streamdrop.evaluation.fit_state import Row, append_row, make_folder, read_rows, replace_text
 from streamdrop.evaluation.fit_summary import SAME_TIME
 from streamdrop.evaluation.networks import build_network, layer_rule
 from streamdrop.evaluation.views import OneViewEach, view_of
@@ -192,7 +192,7 @@ def _store(config: FitConfig, strategy: str, size: int, folder: Path) -> Feature
     small_baseline = strategy in ("sgd", SAME_TIME) and size <= IN_MEMORY
     if config.store == "memory" or small_baseline:
         return MemoryStore()
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     return LmdbStore(folder)
 
 
@@ -226,7 +226,7 @@ def _fill(arm: Arm, train: LabelledSet, config: FitConfig) -> None:
             batch = view_of(images, view, config.views, config.seed)
             arm.tuner.observe(batch, sources=_sources(batch) if config.thaw and arm.strategy == "drop" else None)
     arm.fill_seconds = time.perf_counter() - start
-    arm.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(arm.folder)
     append_row(arm.folder, {"fill_seconds": arm.fill_seconds, "epochs": arm.total})
 
 
@@ -239,7 +239,9 @@ def _take_rows(arm: Arm) -> None:
     """The rows that the checkpoint counts, and those after it; a torn line is taken out of the file."""
     head, *rows = read_rows(arm.folder)
     if len(rows) < arm.tuner.round:
-        raise CheckpointError(f"{arm.folder}: rows.jsonl lacks epochs of the checkpoint: start without --resume")
+        raise CheckpointError(
+            f"{arm.folder}: rows.jsonl lacks epochs of the checkpoint: remove {arm.folder} to train it anew"
+        )
     arm.fill_seconds, arm.known, arm.rows = head["fill_seconds"], rows, rows[: arm.tuner.round]
     replace_text(arm.folder / "rows.jsonl", "".join(f"{json.dumps(row)}\n" for row in (head, *rows)))
 
