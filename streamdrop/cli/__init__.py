@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from streamdrop.cli.parser import build_parser, join_values
-from streamdrop.cli.process import leave, unsaid
+from streamdrop.cli.process import leave, spell_out, unsaid
 from streamdrop.errors import ConfigError, OutputError, StreamdropError
 
 INTERRUPTED, TERMINATED = 130, 143
+_NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""A full disk, a quota, a limit on files; a terminal that is gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # files that we write raise OutputError, so it was the output
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _NO_OUTPUT:
             raise
         return _fail(OutputError(unsaid(error)), 1)
 
@@ -59,6 +61,7 @@ class _Terminated(KeyboardInterrupt):
 
 def program() -> NoReturn:
     """The command line as a process: ``main`` with its arguments, then the end."""
+    spell_out()
     leave(main())
 
 
