@@ -471,6 +471,15 @@ def test_rows_that_are_none_are_told_and_removing_them_is_enough(cut_short, line
     assert resume()["finished"]
 
 
+def test_samples_that_are_gone_are_told_and_removing_the_state_is_enough(cut_short):
+    resume, folder = cut_short
+    shutil.rmtree(folder / "stores")
+    with pytest.raises(CheckpointError, match=r"samples are gone: remove .*drop"):
+        resume()
+    shutil.rmtree(folder / "state" / "drop")
+    assert resume()["finished"]
+
+
 def test_a_state_folder_that_cannot_be_made_is_told(data, tmp_path, monkeypatch):
     (tmp_path / "state").write_text("in the way")
     with pytest.raises(OutputError, match=r"state.* cannot be made"):

@@ -143,7 +143,8 @@ def open_arm(config: FitConfig, plan: Plan, data: FitData, output: Path) -> Arm:
         shutil.rmtree(stored, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
     split = _split(config, data)
-    store = _store(config, strategy, len(data.train) * config.views.count * split.live_bytes(0), stored)
+    size = len(data.train) * config.views.count * split.live_bytes(0)
+    store = MemoryStore() if _in_memory(config, strategy, size) else _durable(stored, folder, going_on)
     try:
         options = _options(config, plan)
         if going_on:
@@ -188,10 +189,14 @@ def _split(config: FitConfig, data: FitData) -> SplitModel:
     return SplitModel(model.to(config.device), example, layers=layers)
 
 
-def _store(config: FitConfig, strategy: str, size: int, folder: Path) -> FeatureStore:
-    small_baseline = strategy in ("sgd", SAME_TIME) and size <= IN_MEMORY
-    if config.store == "memory" or small_baseline:
-        return MemoryStore()
+def _in_memory(config: FitConfig, strategy: str, size: int) -> bool:
+    return config.store == "memory" or (strategy in ("sgd", SAME_TIME) and size <= IN_MEMORY)
+
+
+def _durable(folder: Path, state: Path, going_on: bool) -> FeatureStore:
+    """The store in ``folder``, a new one unless the checkpoint in ``state`` counts on what it holds."""
+    if going_on and not (folder / "data.mdb").is_file():
+        raise CheckpointError(f"{folder}: the checkpoint's samples are gone: remove {state} to train it anew")
     make_folder(folder.parent)
     return LmdbStore(folder)
 
