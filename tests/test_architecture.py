@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "streamdrop"
 ORDER = [
     {"_version"},
-    {"atomic", "boxes", "columns", "config", "config_schema", "errors", "interrupts", "nested", "pixels", "types", "values", "weights"},
+    {"errors", "types", "boxes", "atomic", "columns", "interrupts", "nested", "pixels"},
+    {"values", "config", "config_schema", "weights"},
     {"streams"},
     {"tracing"},
     {"split"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -409,3 +410,10 @@ def test_no_frame_is_written_over(video, tmp_path, capsys):
     assert main(["track", str(frame.parent), "--box", "1,1,9,9", "--boxes", str(frame), *SET]) == 2
     assert "is a frame of" in capsys.readouterr().err
     assert frame.read_bytes() == b"a picture"
+
+
+def test_a_table_is_printed_whatever_the_output_can_spell():
+    code = "from streamdrop.cli.process import spell_out; spell_out(); print('saved \\u0394T', '\\udcff')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "saved \\u0394T \\udcff\n"

@@ -451,6 +451,7 @@ def test_several_sets_in_one_folder_are_not_guessed_between(tmp_path):
     [
         (np.array([0, -1] * 6), "down to -1"),
         (np.array([0, 0.5] * 6), "not whole numbers"),
+        (np.array([0, 2**63] * 6, dtype=np.uint64), "up to 9223372036854775808"),
         (np.array([0, 10_000] * 6), "up to 10000: at most 10,000 classes"),
         (np.zeros((12, 2)), "one class number per image"),
         (np.array(["cat", "dog"] * 6), "labels of"),
@@ -625,3 +626,15 @@ def test_real_sets_keep_their_bits(kind, sizes):
         assert torch.equal(split.images, formula(folder / "train.npz", 600, size))
         assert isinstance(split, LabelledSet)
         assert set(split.labels.tolist()) == set(range(10))
+
+
+def test_images_of_sixteen_bits_keep_their_shades(tmp_path):
+    save_folders(tmp_path, counts=(1, 1, 1))
+    ramp = np.tile(np.linspace(3000, 5000, 32).astype(np.uint16), (32, 1))
+    for file in tmp_path.glob("train/*/*.*"):
+        Image.fromarray(ramp).save(file.with_name("deep.png"))
+        file.unlink()
+    shades = read_split(str(tmp_path), "train", 1, 32).pixels[0, 16, :, 0].tolist()
+    assert shades == sorted(shades)
+    assert shades[0] < 60 < 190 < shades[-1]
+    assert len(set(shades)) == 32

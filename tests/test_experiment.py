@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from streamdrop.cli import main
 from streamdrop.config import load
-from streamdrop.errors import ConfigError, DataError, WeightsError
+from streamdrop.errors import CheckpointError, ConfigError, DataError, OutputError, WeightsError
 from streamdrop.evaluation import fit_arm
 from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.experiment import FitConfig, read_result, run_experiment
@@ -430,3 +431,56 @@ def test_killed_at_random_instants_and_resumed_to_the_same_weights_and_rows(tmp_
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("same=True") == 2
+
+
+@pytest.fixture
+def cut_short(data, tmp_path, monkeypatch):
+    """A run interrupted after its second epoch: what goes on with it, and its folder."""
+    given = small(config(data), monkeypatch)
+
+    def interrupt(strategy, epoch, row):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(given, ["drop"], tmp_path, interrupt)
+    return lambda: run_experiment(given, ["drop"], tmp_path, resume=True), tmp_path
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "[" * 100_000, '{"config": {}}'])
+def test_going_on_without_a_whole_result_does_not_throw_the_state_away(cut_short, text):
+    resume, folder = cut_short
+    (folder / "result.json").unlink()
+    if text is not None:
+        (folder / "result.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"result\.json is missing or damaged.* remove .*state"):
+        resume()
+    assert (folder / "state" / "drop" / "checkpoint" / "current").is_file()
+
+
+@pytest.mark.parametrize("line", ["5", "[]", "{}", '{"epoch": 1}'])
+def test_rows_that_are_none_are_told_and_removing_them_is_enough(cut_short, line):
+    resume, folder = cut_short
+    rows = folder / "state" / "drop" / "rows.jsonl"
+    kept = rows.read_text().splitlines()
+    for number in range(2):
+        rows.write_text("\n".join([*kept[:number], line, *kept[number + 1 :], ""]))
+        with pytest.raises(CheckpointError, match=f"line {number + 1} is not.*remove "):
+            resume()
+    shutil.rmtree(rows.parent)
+    assert resume()["finished"]
+
+
+def test_samples_that_are_gone_are_told_and_removing_the_state_is_enough(cut_short):
+    resume, folder = cut_short
+    shutil.rmtree(folder / "stores")
+    with pytest.raises(CheckpointError, match=r"samples are gone: remove .*drop"):
+        resume()
+    shutil.rmtree(folder / "state" / "drop")
+    assert resume()["finished"]
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(data, tmp_path, monkeypatch):
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(OutputError, match=r"state.* cannot be made"):
+        run_experiment(replace(small(config(data), monkeypatch), store="memory"), ["sgd"], tmp_path)

@@ -345,3 +345,30 @@ def test_the_page_in_docs_is_what_the_result_files_give(tmp_path):
     assert (tmp_path / "page.md").read_text() == (ROOT / "docs" / "reproduction.md").read_text(), (
         "docs/reproduction.md is not what docs/results gives: run python scripts/write_reproduction.py"
     )
+
+
+def test_a_run_that_was_cut_short_is_told_and_counted_nowhere(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(make_result() | {"finished": False}))
+    found = read_evidence([tmp_path])
+    assert [(cell.status, cell.summary) for cell in found.grids[0].cells] == [("unfinished", None)]
+    page = write_reproduction(found)
+    assert "0 of 1 experiments done" in page
+    assert "go on with --resume" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sweep.json", {}),
+        ("sweep.json", []),
+        ("sweep.json", {"cells": [{}]}),
+        ("result.json", {"strategies": {}}),
+        ("result.json", {"cells": [{"x": 1}]}),
+        ("store.json", {"rows": [{}]}),
+        ("store.json", {"rows": [1]}),
+    ],
+)
+def test_what_lacks_parts_of_a_result_is_refused_by_name(name, content, tmp_path):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"{tmp_path}.* lacks what a result holds"):
+        read_evidence([tmp_path])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -245,3 +247,29 @@ def test_an_export_whose_leftovers_stay_is_done(tmp_path: Path) -> None:
     filled(tmp_path / "store")
     with LmdbStore(tmp_path / "store") as store, failing(((Path, "unlink"),), 1, lasting=True):
         assert export_store(store, tmp_path / "out.npz") == [tmp_path / "out.npz"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="a system without it")
+def test_a_full_disk_is_told_before_lmdb_maps_its_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(StoreFullError, match="free some space"):  # a hole under LMDB's map ends the process
+            LmdbStore(tmp_path)
+    with LmdbStore(tmp_path):
+        there = (tmp_path / "lock.mdb").stat()
+        assert there.st_blocks * 512 >= there.st_size
+
+
+def test_a_file_system_that_cannot_give_room_beforehand_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown, raising=False)
+    filled(tmp_path)
+    with LmdbStore(tmp_path) as store:
+        assert len(store) == 6

@@ -430,3 +430,16 @@ def test_a_state_that_does_not_decode_is_corrupt(path):
         store.folder.change(lambda tables, state: broken)
         with pytest.raises(StoreVersionError, match="float99"):
             len(store)
+
+
+def test_a_folder_whose_name_is_no_text_holds_a_store(tmp_path):
+    path = tmp_path / os.fsdecode(b"store-\xff")
+    try:
+        path.mkdir()
+    except OSError:
+        pytest.skip("a file system of UTF-8 names")
+    with LmdbStore(path) as store:
+        store.put_many({b"a": (torch.ones(3),)})
+    (path / "seal.json").unlink()  # then a process of its own reads it through first
+    with LmdbStore(path) as store:
+        assert store.keys() == [b"a"]

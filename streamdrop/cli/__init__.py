@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from streamdrop.cli.parser import build_parser, join_values
-from streamdrop.cli.process import leave, unsaid
+from streamdrop.cli.process import leave, spell_out, unsaid
 from streamdrop.errors import ConfigError, OutputError, StreamdropError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -61,6 +61,7 @@ class _Terminated(KeyboardInterrupt):
 
 def program() -> NoReturn:
     """The command line as a process: ``main`` with its arguments, then the end."""
+    spell_out()
     leave(main())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import io
 import os
 import sys
 from typing import NoReturn
@@ -23,6 +24,13 @@ def trim_process(options: argparse.Namespace, heaps: int | None = 1) -> None:
         if heaps is not None:
             few_heaps(heaps)
         leave_out_compiler()
+
+
+def spell_out() -> None:
+    """Print an escape where the output's encoding lacks a character: no table fails for it when all work is done."""
+    raw_names = isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "surrogateescape"
+    if isinstance(sys.stdout, io.TextIOWrapper) and not (raw_names and sys.stdout.encoding == "utf-8"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def leave(status: int) -> NoReturn:

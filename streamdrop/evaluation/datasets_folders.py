@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,8 @@ import torch
 from streamdrop.errors import DataError
 from streamdrop.evaluation.datasets_binary import opened_archive
 from streamdrop.evaluation.labelled import MOST_CLASSES, LabelledSet, check_count
-from streamdrop.streams.images import SUFFIXES
+from streamdrop.pixels import Tones, as_rgb
+from streamdrop.streams.images import SUFFIXES, decode_image
 from streamdrop.streams.stream import sample_key
 
 Item = TypeVar("Item")
@@ -62,16 +62,17 @@ def interleaved(classes: Mapping[str, Sequence[Item]]) -> list[tuple[Item, int]]
 
 
 def decoded(file: IO[bytes] | Path, where: str, size: int) -> npt.NDArray[np.uint8]:
-    """An image file as uint8 [size, size, 3] RGB: upright, short side ``size``, its centre. Raises DataError."""
-    from PIL import Image, ImageOps
+    """An image file as uint8 [size, size, 3] RGB: upright, short side ``size``, its centre. Raises DataError.
+
+    16-bit grey is shown in its own range, as in streams.
+    """
+    from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("ignore")  # Pillow's word on odd metadata; what matters is raised
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"image {where} cannot be read ({reason}): replace it or leave it out") from error
+        values = decode_image(file)
+    except ValueError as error:
+        raise DataError(f"image {where} cannot be read ({error}): replace it or leave it out") from error
+    upright = Image.fromarray(as_rgb(values, Tones.of(values)))
     short = min(upright.size)
     left, top = ((side - short) / 2 for side in upright.size)
     square = (left, top, left + short, top + short)

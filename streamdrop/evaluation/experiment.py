@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from streamdrop.config import load
-from streamdrop.errors import ConfigError, StreamdropError
+from streamdrop.errors import CheckpointError, ConfigError, StreamdropError
 from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.datasets import read_split
 from streamdrop.evaluation.device import check_device, memory_explained, same_every_time
@@ -52,7 +52,7 @@ def run_experiment(
     ``STRATEGY.safetensors``; ``download`` may fetch a data set that is missing; ``patience``: seconds left to another
     run in ``output`` that is about to end. An arm whose loss is not finite stops
     (status "diverged", weights of its last good epoch in ``STRATEGY-last-good.safetensors``); the others go on.
-    Raises ConfigError, DataError, OutputError before work starts.
+    Raises ConfigError, DataError, OutputError, CheckpointError before work starts.
     """
     asked = checked_strategies(strategies, config.same_time)
     check_device(config.device)
@@ -110,7 +110,7 @@ class _Run:
         finally:
             for arm in self.arms:
                 arm.close()
-            if not any((self.folder / "state").glob("*/checkpoint/current")):
+            if not _has_state(self.folder):
                 _tidy(self.folder)  # there is nothing to go on with
         _tidy(self.folder)
         return result
@@ -160,15 +160,35 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The content of ``folder/result.json``; None where there is none or it cannot be read as one."""
     try:
         values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) and "config" in values else None
+    return values if _is_result(values) else None
+
+
+def _is_result(values: Any) -> bool:
+    """Whether it is what a run writes before its first epoch, and, if it says that it is finished, after its last."""
+    if not isinstance(values, dict) or "config" not in values or not isinstance(values.get("finished"), bool):
+        return False
+    arms = values.get("strategies")
+    if not values["finished"]:
+        return True
+    return isinstance(arms, dict) and all(
+        isinstance(arm, dict) and "status" in arm and isinstance(arm.get("epochs"), list) for arm in arms.values()
+    )
 
 
 def _kept(folder: Path, config: FitConfig, asked: list[str]) -> dict[str, Any] | None:
-    """The result of the run to go on with; None where nothing was begun. Raises ConfigError for one of other making."""
+    """The result of the run to go on with; None where nothing was begun.
+
+    Raises ConfigError for one of other making, CheckpointError where it is gone and what was trained is not.
+    """
     result = read_result(folder)
     if result is None:
+        if _has_state(folder):
+            raise CheckpointError(
+                f"{folder}: result.json is missing or damaged, but a run's state is there: put result.json back, "
+                f"or remove {folder / 'state'} to start anew"
+            )
         return None
     different = differences(result, config, asked)
     if different:
@@ -186,6 +206,11 @@ def differences(result: dict[str, Any], config: FitConfig, asked: Sequence[str])
     free = ("checkpoint_seconds",)
     changed = [key for key in now if key not in free and now[key] != before[key]]
     return changed + ([] if result.get("asked") == list(asked) else ["strategies"])
+
+
+def _has_state(folder: Path) -> bool:
+    """Whether there is something to go on with."""
+    return any((folder / "state").glob("*/checkpoint/current"))
 
 
 def _tidy(folder: Path) -> None:

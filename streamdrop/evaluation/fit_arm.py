@@ -28,7 +28,7 @@ from streamdrop.engine import FineTuner
 from streamdrop.errors import CheckpointError, ConfigError, TrainingError
 from streamdrop.evaluation.datasets import LabelledSet
 from streamdrop.evaluation.fit_config import RULES, FitConfig
-from streamdrop.evaluation.fit_state import Row, append_row, read_rows, replace_text
+from streamdrop.evaluation.fit_state import Row, append_row, make_folder, read_rows, replace_text
 from streamdrop.evaluation.fit_summary import SAME_TIME
 from streamdrop.evaluation.networks import build_network, layer_rule
 from streamdrop.evaluation.views import OneViewEach, view_of
@@ -143,7 +143,8 @@ def open_arm(config: FitConfig, plan: Plan, data: FitData, output: Path) -> Arm:
         shutil.rmtree(stored, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
     split = _split(config, data)
-    store = _store(config, strategy, len(data.train) * config.views.count * split.live_bytes(0), stored)
+    size = len(data.train) * config.views.count * split.live_bytes(0)
+    store = MemoryStore() if _in_memory(config, strategy, size) else _durable(stored, folder, going_on)
     try:
         options = _options(config, plan)
         if going_on:
@@ -188,11 +189,15 @@ def _split(config: FitConfig, data: FitData) -> SplitModel:
     return SplitModel(model.to(config.device), example, layers=layers)
 
 
-def _store(config: FitConfig, strategy: str, size: int, folder: Path) -> FeatureStore:
-    small_baseline = strategy in ("sgd", SAME_TIME) and size <= IN_MEMORY
-    if config.store == "memory" or small_baseline:
-        return MemoryStore()
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _in_memory(config: FitConfig, strategy: str, size: int) -> bool:
+    return config.store == "memory" or (strategy in ("sgd", SAME_TIME) and size <= IN_MEMORY)
+
+
+def _durable(folder: Path, state: Path, going_on: bool) -> FeatureStore:
+    """The store in ``folder``, a new one unless the checkpoint in ``state`` counts on what it holds."""
+    if going_on and not (folder / "data.mdb").is_file():
+        raise CheckpointError(f"{folder}: the checkpoint's samples are gone: remove {state} to train it anew")
+    make_folder(folder.parent)
     return LmdbStore(folder)
 
 
@@ -226,7 +231,7 @@ def _fill(arm: Arm, train: LabelledSet, config: FitConfig) -> None:
             batch = view_of(images, view, config.views, config.seed)
             arm.tuner.observe(batch, sources=_sources(batch) if config.thaw and arm.strategy == "drop" else None)
     arm.fill_seconds = time.perf_counter() - start
-    arm.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(arm.folder)
     append_row(arm.folder, {"fill_seconds": arm.fill_seconds, "epochs": arm.total})
 
 
@@ -239,7 +244,9 @@ def _take_rows(arm: Arm) -> None:
     """The rows that the checkpoint counts, and those after it; a torn line is taken out of the file."""
     head, *rows = read_rows(arm.folder)
     if len(rows) < arm.tuner.round:
-        raise CheckpointError(f"{arm.folder}: rows.jsonl lacks epochs of the checkpoint: start without --resume")
+        raise CheckpointError(
+            f"{arm.folder}: rows.jsonl lacks epochs of the checkpoint: remove {arm.folder} to train it anew"
+        )
     arm.fill_seconds, arm.known, arm.rows = head["fill_seconds"], rows, rows[: arm.tuner.round]
     replace_text(arm.folder / "rows.jsonl", "".join(f"{json.dumps(row)}\n" for row in (head, *rows)))
 

@@ -60,9 +60,11 @@ def pair_cells(sweep: dict[str, Any], results: Sequence[Result]) -> list[Cell]:
 
 
 def lone_cell(result: Result) -> Cell:
-    """A result that no sweep holds, as a cell; its policy names the variant."""
-    summary = summarise(result)
-    return Cell(summary["dataset"], summary["model"], policy_name(summary["policy"]), summary["seed"], summary=summary)
+    """A result that no sweep holds, as a cell; its policy names the variant. One that was cut short has no summary."""
+    place = (result["dataset"], result["model"], policy_name(result.get("policy")), result["seed"])
+    if not result.get("finished", True):  # results of earlier releases do not say
+        return Cell(*place, "unfinished", "cut short or still running: go on with --resume")
+    return Cell(*place, summary=summarise(result))
 
 
 def policy_name(policy: Any) -> str:

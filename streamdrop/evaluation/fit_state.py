@@ -38,15 +38,34 @@ def replace_text(path: Path, text: str) -> None:
         ) from None
 
 
+_ROW = {"epoch", "cut", "next_cut", "loss", "accuracy", "seconds", "forward_macs"}
+"""Of a row what a result cannot do without."""
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those above it, where they are not there. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be made ({error.strerror}): free space or choose another --output"
+        ) from None
+
+
 def read_rows(folder: Path) -> list[Row]:
     """The lines of a state folder's rows.jsonl; a last line that a kill tore is left out. Raises CheckpointError."""
+    remedy = f"remove {folder} to train it anew"
     try:
         lines = (folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")
         rows: list[Row] = [json.loads(line) for line in lines[:-1]]  # only a line with its end is whole
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: rows.jsonl is damaged ({error}): start without --resume") from None
+        raise CheckpointError(f"{folder}: rows.jsonl is damaged ({error}): {remedy}") from None
     if not rows:
-        raise CheckpointError(f"{folder}: rows.jsonl is empty: start without --resume")
+        raise CheckpointError(f"{folder}: rows.jsonl is empty: {remedy}")
+    for number, row in enumerate(rows):
+        wanted = _ROW if number else {"fill_seconds", "epochs"}
+        if not isinstance(row, dict) or not wanted <= row.keys() or row.get("epoch", 0) != number:
+            raise CheckpointError(f"{folder}: rows.jsonl is damaged (line {number + 1} is not of its epoch): {remedy}")
     return rows
 
 

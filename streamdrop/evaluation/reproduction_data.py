@@ -47,7 +47,7 @@ def read_evidence(paths: Iterable[str | os.PathLike[str]]) -> Evidence:
     """Read sweep and result folders, result.json, store.json and compact files; DataError says which fails."""
     evidence = Evidence()
     for path in map(Path, paths):
-        evidence = _add(evidence, path)
+        evidence = _read_into(evidence, path)
     return Evidence(_joined(evidence.grids), evidence.store, evidence.store_hardware)
 
 
@@ -77,6 +77,16 @@ def _join(one: Grid, other: Grid) -> Grid:
             said = f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
             raise DataError(f"{one.name}: {said} was measured twice: give one of the two results")
     return Grid(one.name, one.hardware, one.version, protocol, list(cells.values()))
+
+
+def _read_into(evidence: Evidence, path: Path) -> Evidence:
+    try:
+        return _add(evidence, path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{path}: lacks what a result holds ({type(error).__name__}: {error}): give what `streamdrop fit` or this "
+            "script wrote"
+        ) from error
 
 
 def _add(evidence: Evidence, path: Path) -> Evidence:

@@ -18,7 +18,7 @@ from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.device import check_device
 from streamdrop.evaluation.experiment import differences, read_result
 from streamdrop.evaluation.fit_config import checked_strategies
-from streamdrop.evaluation.fit_state import replace_text
+from streamdrop.evaluation.fit_state import make_folder, replace_text
 from streamdrop.evaluation.fit_tables import format_sweep
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.evaluation.sweep_config import Cell, Sweep
@@ -130,13 +130,14 @@ class _Grid:
 
     def _launch(self, cell: Cell, core: int | None) -> _Job:
         folder = self.folder / cell.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         given = {"config": cell.config.plain(), "strategies": self.sweep.config.strategies}
         replace_text(folder / "cell.json", json.dumps(given, indent=1))
         command = [sys.executable, "-m", "streamdrop.evaluation.sweep_cell", str(folder), *self.flags]
         command += [] if core is None else ["--core", str(core)]
         threads = str(self.sweep.config.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+        replace_text(folder / "errors.txt", "")
         with (folder / "errors.txt").open("wb") as errors:
             process = subprocess.Popen(
                 command,

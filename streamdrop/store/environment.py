@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ TABLES = (b"meta", b"index", b"entries", b"places", b"sources", b"held", b"strea
 _FIRST = {b"meta", b"index", b"entries", b"targets", b"values", b"held"}
 MAP_STEP = 1 << 28
 """Bytes by which the map grows at least; address space only, not memory or disk."""
+LOCK_BYTES = 8192
+"""What LMDB makes lock.mdb of, for as many readers as it allows by default."""
 
 
 class Environment:
@@ -63,11 +66,15 @@ class Environment:
             raise
 
     def _open_files(self, size: int) -> None:
+        lock = self._lockable()
+        if lock:
+            _allocate(self.path / "lock.mdb", LOCK_BYTES)
         # metasync=False: one sync for each commit. A power cut may undo the last commits that were not flushed, but
         # neither it nor a killed process can tear the file.
         self.env = lmdb.open(
-            str(self.path), map_size=size, max_dbs=len(TABLES), readonly=self.read_only, create=not self.read_only,
-            metasync=False, readahead=False, lock=self._lockable(),
+            os.fsencode(self.path),  # as text, LMDB would want it in UTF-8
+            map_size=size, max_dbs=len(TABLES), readonly=self.read_only, create=not self.read_only,
+            metasync=False, readahead=False, lock=lock,
         )  # fmt: skip
         try:
             self.env.reader_check()
@@ -266,6 +273,23 @@ class Environment:
             if self.lock.taken and not self.written:
                 seal(self.file)
             self.lock.drop()
+
+
+def _allocate(file: Path, size: int) -> None:
+    """Room on the disk for a file that LMDB writes through a map, where a full disk would end the process (SIGBUS).
+
+    What the file holds stays. Raises OSError.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):  # else a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _rounded(size: int, step: int) -> int:

@@ -35,9 +35,8 @@ def _of_the_system(error: Exception, path: Path, file: Path, need: int) -> Store
     # A write that the disk takes only in part is reported by LMDB as an I/O error.
     if code in _NO_ROOM or isinstance(error, lmdb.DiskError) or (code == errno.EIO and not _room_for(need, path, file)):
         free = shutil.disk_usage(path).free
-        return StoreFullError(
-            f"no room in {path} for {need} bytes ({free} free): free that much; what is stored is whole"
-        )
+        wanted, remedy = (f" for {need} bytes", "free that much") if need else ("", "free some space")
+        return StoreFullError(f"no room in {path}{wanted} ({free} free): {remedy}; what is stored is whole")
     return StoreError(f"{path} cannot be used: {error}; check the folder and its permissions")
 
 

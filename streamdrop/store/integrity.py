@@ -30,7 +30,7 @@ _PATIENCE = 600
 _SCAN = """
 import lmdb, os, sys, zlib
 lock = os.access(os.path.join(sys.argv[1], "lock.mdb"), os.W_OK)
-env = lmdb.open(sys.argv[1], readonly=True, lock=lock, max_dbs=16, map_size=1 << 20)
+env = lmdb.open(os.fsencode(sys.argv[1]), readonly=True, lock=lock, max_dbs=16, map_size=1 << 20)
 with env.begin(buffers=True) as txn:
     for name in [bytes(k) for k, _ in txn.cursor()]:
         try:

@@ -137,6 +137,8 @@ def _check_images(path: Path, images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]
 def _check_labels(path: Path, labels: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     if labels.ndim == 0 or len(labels) != count:
         raise DataError(f"labels of {path} have shape {labels.shape} for {count} images: save one label per image")
+    if labels.dtype == np.uint64 and labels.ndim == 1 and int(labels.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"labels of {path} go up to {labels.max()}: count classes from 0")
     if labels.dtype.kind in "iub" and labels.ndim == 1:
         return labels.astype(np.int64)
     if labels.dtype.kind == "f" and bool(np.isfinite(labels).all()):

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +44,25 @@ def _read(path: Path) -> npt.NDArray[Any]:
         return _shown(file)
 
 
+def decode_image(file: IO[bytes] | Path) -> npt.NDArray[Any]:
+    """uint8 H×W×3 RGB or uint16 H×W, turned the way the EXIF orientation says; ValueError tells what is wrong."""
+    with _decoding(), _opened(file) as opened:
+        return _shown(opened)
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """What Pillow makes of a file that is damaged or no image, as a StreamError."""
+    try:
+        with _decoding():
+            yield
+    except ValueError as error:
+        raise StreamError(f"image {path} cannot be read ({error}): replace it or leave it out") from error
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """What Pillow makes of bytes that are damaged or no image, as a ValueError that says it in a line."""
     from PIL import Image as pillow
 
     try:
@@ -54,14 +70,13 @@ def _reading(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")  # Pillow's word on odd metadata; what matters is raised
             yield
     except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StreamError(f"image {path} cannot be read ({reason}): replace it or leave it out") from error
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
-def _opened(path: Path) -> Any:
+def _opened(file: IO[bytes] | Path) -> Any:
     from PIL import Image as pillow
 
-    return pillow.open(path)
+    return pillow.open(file)
 
 
 def _shown(file: Any) -> npt.NDArray[Any]:
