@@ -65,11 +65,14 @@ class Boundary:
         self._grow()
 
     def retreat(self, cut: int) -> None:
-        """Layers from ``cut`` on are trained again: they come back to their places, with no state."""
+        """Layers from ``cut`` on are trained again: they come back to their places, with no state.
+
+        What is in no layer's place, such as a loss's own weights, stays.
+        """
         self.cut = cut
-        head = {id(parameter) for parameter in self._split.head_parameters(cut).values()}
+        tail = {id(parameter) for parameter in self._split.tail_parameters(cut).values()}
         for group, members in zip(self.optimizer.param_groups, self._groups, strict=True):
-            group["params"] = [parameter for parameter in members if id(parameter) in head]
+            group["params"] = [parameter for parameter in members if id(parameter) not in tail]
         self._grow()
 
     def _grow(self) -> None:

@@ -153,5 +153,5 @@ class Cutting:
     def _averaged(self) -> Mapping[str, Parameter]:
         """What the mean is of: all that is trained, while scores decide whether layers of it are dropped."""
         scored = self._scoring and self.decisions.needs_scores and self.settings.strategy != "sgd"
-        droppable = self.cut < len(self.split.layers) - 1
+        droppable = self.cut < self.decisions.layers - 1
         return self.split.head_parameters(self.cut) if self.settings.average and scored and droppable else {}
