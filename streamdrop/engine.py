@@ -23,6 +23,7 @@ from streamdrop.diagnosis import explain_divergence
 from streamdrop.errors import TrainingError
 from streamdrop.feed import Feed, check_images
 from streamdrop.interrupts import held
+from streamdrop.loss_state import LossState
 from streamdrop.policies import AutoPolicy, DropPolicy
 from streamdrop.rounds import (
     Clock,
@@ -52,7 +53,8 @@ from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
 class FineTuner:
     """Fine-tunes a split model round by round and stops running the layers that have stopped learning.
 
-    ``loss(output, target)`` gives a scalar; if it takes ``sample_weight``, it gets the stored weights [N] too.
+    ``loss(output, target)`` gives a scalar; if it takes ``sample_weight``, it gets the stored weights [N] too. One that
+    learns is a module, whose parameters ``optimizer`` adds to those that it is given: checkpoints carry them.
     ``optimizer(parameters)`` is called once with the trainable parameters in execution order; ``scheduler(optimizer)``,
     if given, makes a learning-rate scheduler stepped once a round (ReduceLROnPlateau by the round's loss). ``policy``
     decides (default: AutoPolicy); ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the
@@ -100,6 +102,7 @@ class FineTuner:
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self._takes_weights = takes_weights(loss)
+        self.loss_state = LossState(loss, split.model)
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
         self._held: int | None = None  # its store mark, while what earlier ones need is kept
 
@@ -130,7 +133,11 @@ class FineTuner:
         info: Mapping[bytes, SampleInfo] | None = None,
         sources: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        """Put samples whose activations at the store's cut are at hand: each tensor [N, ...] in the keys' order."""
+        """Put samples whose activations at the store's cut are at hand: each tensor [N, ...] in the keys' order.
+
+        Raises DataError, and StoreVersionError where another tuner has moved the store.
+        """
+        self._feed.check(self.cut)
         self._feed.put(keys, activations, targets, info, sources)
 
     # ---------------------------------------------------------------- one round
@@ -282,7 +289,8 @@ class FineTuner:
     ) -> FineTuner:
         """The tuner that ``save`` wrote, going on as if it had never stopped.
 
-        Model, loss, optimiser, policy and store are given anew; settings come from the checkpoint unless given.
+        Model, loss, optimiser, policy and store are given anew; settings come from the checkpoint unless given, and so
+        does what a loss has learned.
         Raises CheckpointError when it is missing, damaged, or of another model or store; the model, and a store that
         tells what a rollback would leave, are as they were then.
         """
@@ -292,7 +300,8 @@ class FineTuner:
             tuner = cls(split, loss=loss, optimizer=optimizer, policy=policy, **options)
             resume.continue_from(tuner, parts, state)
             store = MemoryStore() if store is None else store
-            align_store(store, state, parts, split, path, options.get("prepare"))  # last: it cannot be undone
+            with tuner.loss_state.restored(parts.get("loss"), path):
+                align_store(store, state, parts, split, path, options.get("prepare"))  # last: it cannot be undone
             tuner._take(store)
         tuner._saved = (os.fspath(path), tuner.cut)
         return tuner
@@ -314,6 +323,7 @@ class FineTuner:
 
     def _begin(self, steps: int | None, sampler: Sampler | None) -> UnderWay:
         """The next round, its batches not yet drawn."""
+        self._feed.check(self.cut)
         keys = self.store.keys()
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")

@@ -22,6 +22,7 @@ class Feed:
 
     def __init__(self, split: SplitModel, store: FeatureStore, device: torch.device, chunk: int) -> None:
         self._split, self.store, self._device, self._chunk = split, store, device, chunk
+        self._known: tuple[int, str] | None = None  # cut and version of the store when it was found to be the model's
 
     def open(self, cut: int) -> int:
         """The cut to start from: the store's own, or a later one asked for. Raises StoreVersionError."""
@@ -31,15 +32,31 @@ class Feed:
         expected = self._split.version(store.cut)
         if store.version != expected and store.cut == 0 and not len(store):  # a new store takes its first model's
             store.advance(0, lambda given: given, expected, self._chunk)
+        self._check_version(expected)
+        if cut > store.cut:
+            store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
+        return store.cut
+
+    def check(self, cut: int) -> None:
+        """Raise StoreVersionError where something else has moved the store so that it is of no use at ``cut``."""
+        store = self.store
+        if store.cut > cut:
+            raise StoreVersionError(
+                f"the store is at cut {store.cut}, but this tuner trains all layers from cut {cut} on: something else "
+                "has moved it; give each tuner a store of its own"
+            )
+        if self._known != (store.cut, store.version):  # its own moves too: one digest for each
+            self._check_version(self._split.version(store.cut))
+
+    def _check_version(self, expected: str) -> None:
+        store = self.store
         if store.version != expected:
             raise StoreVersionError(
                 f"the store's activations at cut {store.cut} were made by other tail weights, or of images prepared "
                 f"otherwise (store {store.version[:12] or 'none'}, model {expected[:12] or 'none'}): load the weights "
                 "and prepare images as they were made, or use a new store"
             )
-        if cut > store.cut:
-            store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
-        return store.cut
+        self._known = (store.cut, store.version)
 
     def embed(self, images: Tensor) -> Activations:
         """The activations of images [N, ...] at the store's cut."""

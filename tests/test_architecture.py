@@ -29,6 +29,7 @@ ORDER = [
         "decisions",
         "diagnosis",
         "growth",
+        "loss_state",
         "boundary",
         "calibration",
         "cutting",
