@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch.nn import Parameter
 
@@ -102,8 +102,8 @@ class Cutting:
 
     def thaw(self, cut: int) -> None:
         """What ``FineTuner.thaw`` does, and raises."""
-        if not 0 <= cut < self.cut:
-            raise ConfigError(f"thaw to cut {cut}: the cut is {self.cut}: give an earlier one")
+        if not isinstance(cut, SupportsIndex) or not 0 <= cut < self.cut:
+            raise ConfigError(f"thaw to cut {cut!r}: the cut is {self.cut}: give an earlier one")
         if self.store.cut > cut:
             thaw_store(self.store, self.split, cut, self.settings.chunk, self._prepare)
         self._retreat(cut)

@@ -16,12 +16,23 @@ from torch import Tensor
 
 from streamdrop import checkpoint, resume
 from streamdrop.alignment import align_store
+from streamdrop.arguments import (
+    check_batch,
+    check_finite,
+    check_options,
+    check_round,
+    check_saved,
+    check_split_and_store,
+    check_tensors,
+    checked_callbacks,
+    takes_weights,
+)
 from streamdrop.boundary import Boundary
 from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
 from streamdrop.errors import TrainingError
-from streamdrop.feed import Feed, check_images
+from streamdrop.feed import Feed
 from streamdrop.interrupts import held
 from streamdrop.loss_state import LossState
 from streamdrop.policies import AutoPolicy, DropPolicy
@@ -37,7 +48,6 @@ from streamdrop.rounds import (
     round_batches,
     seed_of,
     seeded,
-    takes_weights,
     trainable_loss,
     whole_steps,
 )
@@ -47,7 +57,7 @@ from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, MemoryStore, StagedCut
 from streamdrop.thawing import Prepare, Thawing, ThawPlan
 from streamdrop.tracing.kept import modes_kept
-from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
+from streamdrop.types import Activations, Batch, Inputs, RoundReport, SampleInfo, Target
 
 
 class FineTuner:
@@ -86,7 +96,10 @@ class FineTuner:
         **settings: Any,
     ) -> None:
         self.settings = settings_from(settings)
-        self.split, self.loss, self.callbacks, self.autocast = split, loss, tuple(callbacks), autocast
+        check_split_and_store(split, store)
+        check_options(autocast, thaw, prepare, scoring)
+        self._takes_weights = takes_weights(loss)
+        self.split, self.loss, self.callbacks, self.autocast = split, loss, checked_callbacks(callbacks), autocast
         self.store: FeatureStore = MemoryStore() if store is None else store
         self.policy: DropPolicy = AutoPolicy() if policy is None else policy
         self.round = 0
@@ -101,7 +114,6 @@ class FineTuner:
         self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
-        self._takes_weights = takes_weights(loss)
         self.loss_state = LossState(loss, split.model)
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
         self._held: int | None = None  # its store mark, while what earlier ones need is kept
@@ -118,11 +130,15 @@ class FineTuner:
 
         ``sources`` are its encoded inputs by key, kept for a thaw. Raises DataError.
         """
-        check_images(batch.images)
+        check_batch(batch)
+        check_finite(self._feed.inputs(batch.images))
         self.observe_activations(batch.keys, self.embed(batch.images), batch.targets, info, sources)
 
-    def embed(self, images: Tensor) -> Activations:
-        """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them."""
+    def embed(self, images: Inputs) -> Activations:
+        """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them.
+
+        A model of several inputs takes a tuple of tensors. Raises DataError.
+        """
         return self._feed.embed(images)
 
     def observe_activations(
@@ -150,6 +166,7 @@ class FineTuner:
         ``deadline`` in seconds ends the round after the iteration that passes it. ``sampler`` may be asked for
         ``read_ahead`` batches before their turn. Raises TrainingError when nothing is stored or the loss is not finite.
         """
+        check_round(sampler, deadline)
         began = self._begin(steps, sampler)
         moves = self.settings.strategy == "drop"
         with seeded(self.device), modes_kept(self.split.model), self._feed.staged(began.cut, moves) as staged:
@@ -174,6 +191,7 @@ class FineTuner:
         generator to give the rest up. The same samples give the same weights as ``fit_round``. Raises TrainingError,
         also where the round has to move the store (``moving``): that is not done in pieces.
         """
+        check_round(sampler, deadline)
         if self.moving:
             raise TrainingError(f"the store moves to cut {self.cut} in the next round: fit_round runs it whole")
         began = self._begin(steps, lambda keys, index, generator: sampler(self.store.keys(), index, generator))
@@ -224,10 +242,14 @@ class FineTuner:
         """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
         return self._boundary.rate
 
-    def predict(self, images: Tensor) -> Any:
-        """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
+    def predict(self, images: Inputs) -> Any:
+        """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored.
+
+        A model of several inputs takes a tuple of tensors. Raises DataError.
+        """
+        inputs = self._feed.inputs(images)
         with modes_kept(self.split.model):
-            return predicted(self.split.model, images, self.settings.batch_size, self.device)
+            return predicted(self.split.model, inputs, self.settings.batch_size, self.device)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -247,6 +269,7 @@ class FineTuner:
         With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
         Raises OutputError, CheckpointError.
         """
+        check_saved(path, tensors)
         taken = self.snapshot(extra, tensors)
         taken.write(path)
         self.written(taken, path, hold)
@@ -256,6 +279,7 @@ class FineTuner:
 
         No round that stores at a new cut may begin in between. Raises CheckpointError, StoreError.
         """
+        check_tensors(tensors)
         return resume.snapshot(self, self.store.mark(), extra, tensors or {})
 
     def written(self, taken: checkpoint.Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
@@ -294,6 +318,7 @@ class FineTuner:
         Raises CheckpointError when it is missing, damaged, or of another model or store; the model, and a store that
         tells what a rollback would leave, are as they were then.
         """
+        check_split_and_store(split, store)
         parts, state = resume.read(path, split)
         with resume.with_weights(split.model, parts, path):
             options = {**state["settings"], **options}

@@ -9,12 +9,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from streamdrop.arguments import check_samples, inputs_of
 from streamdrop.errors import DataError, StoreVersionError
 from streamdrop.rounds import Clock
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, StagedCut
 from streamdrop.store.prefetch import Stored, read_ahead
-from streamdrop.types import Activations, SampleInfo, Target
+from streamdrop.types import Activations, Inputs, SampleInfo, Target
 
 
 class Feed:
@@ -58,10 +59,19 @@ class Feed:
             )
         self._known = (store.cut, store.version)
 
-    def embed(self, images: Tensor) -> Activations:
+    def inputs(self, images: Inputs) -> tuple[Tensor, ...]:
+        """What the model takes, as a tuple. Raises DataError unless it is as many tensors of samples as it takes."""
+        inputs, takes = inputs_of(images), self._split.inputs
+        if len(inputs) != takes:
+            hint = f"a tuple of {takes} tensors" if takes > 1 else "one tensor"
+            raise DataError(f"images are {len(inputs)} tensors, but the model takes {takes}: give {hint}")
+        return inputs
+
+    def embed(self, images: Inputs) -> Activations:
         """The activations of images [N, ...] at the store's cut."""
         tail = self._split.tail(self.store.cut)
-        return run_in_chunks(tail, (images.to(self._device, non_blocking=True),), self._chunk)
+        given = tuple(one.to(self._device, non_blocking=True) for one in self.inputs(images))
+        return run_in_chunks(tail, given, self._chunk)
 
     def put(
         self,
@@ -72,7 +82,7 @@ class Feed:
         sources: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """Put samples at the store's cut; every tensor [N, ...] in the keys' order. Raises DataError."""
-        parts = targets if isinstance(targets, tuple) else () if targets is None else (targets,)
+        parts = check_samples(keys, activations, targets)
         counts = {len(keys), *(len(tensor) if tensor.dim() else 0 for tensor in (*activations, *parts))}
         if len(counts) != 1:
             raise DataError(f"keys, activations and targets have lengths {sorted(counts)}: give one of each per sample")
@@ -170,14 +180,6 @@ class Feed:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
-
-
-def check_images(images: object) -> None:
-    """Raise DataError unless ``images`` are a tensor of finite values."""
-    if not isinstance(images, Tensor):
-        raise DataError(f"images are {type(images).__name__}, not a tensor [N, C, H, W]: convert them first")
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        raise DataError("images hold values that are not finite: clean them before observe")
 
 
 def _unbatched(keys: Sequence[bytes], tensors: Sequence[Tensor]) -> dict[bytes, Activations]:

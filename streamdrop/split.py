@@ -131,6 +131,11 @@ class SplitModel:
         return {name: named[name] for name in self._execution_order(named) if name not in below}
 
     @property
+    def inputs(self) -> int:
+        """How many tensors the model takes."""
+        return len(self._cuts[0][1])
+
+    @property
     def device(self) -> torch.device:
         """Where the model's parameters are; all are in one place."""
         return next(self.model.parameters()).device

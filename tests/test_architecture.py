@@ -28,6 +28,7 @@ ORDER = [
         "settings",
         "decisions",
         "diagnosis",
+        "arguments",
         "growth",
         "loss_state",
         "boundary",

@@ -70,6 +70,11 @@ def _compare(model: nn.Module, truth: list[torch.Tensor], output: Any, training:
         a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
         for a, b in zip(truth, found, strict=True)
     )
+    if not same and (model._forward_hooks or model._forward_pre_hooks):
+        raise TraceError(
+            f"{type(model).__name__} has forward hooks of its own that change its input or output, and no trace holds "
+            "these: do in its forward what they do, or hook a module inside it"
+        )
     if not same:
         raise TraceError(
             f"the trace of {type(model).__name__} in {'train' if training else 'eval'} mode gives another output than "
