@@ -49,6 +49,7 @@ class Decisions:
         self.dropped_scores: dict[str, float] = {}
         self.last_iterations = 0
         self.waited = 0
+        self.finished = 0  # the last round that was
         self.asked: int | None = None  # the first round after which the policy was asked
         self.why = ""
         self.back: int | None = None
@@ -147,7 +148,7 @@ class Decisions:
         if self._parts.measures:
             evidence = replace(evidence, break_even=macs_per_second * _seconds_per_byte(store))
         self.asked = round_ if self.asked is None else self.asked
-        count = ask(self.policy, evidence)
+        count = self._ask(evidence)
         self.why = str(self._parts.explain(evidence))
         self.waited = 0 if count else self.waited + 1
         if count:
@@ -163,7 +164,16 @@ class Decisions:
         if self.settings.strategy == "sgd" or self.needs_scores or back >= self.layers - 1:
             return 0
         self.asked = round_ if self.asked is None else self.asked
-        return ask(self.policy, self._evidence(round_, back, scores, store))
+        return self._ask(self._evidence(round_, back, scores, store))
+
+    def _ask(self, evidence: Evidence) -> int:
+        """What the policy drops now; one without scores, also after rounds that were broken off: a schedule goes on."""
+        if self.needs_scores:
+            return ask(self.policy, evidence)
+        cut = evidence.cut
+        for round_ in range(self.finished + 1, evidence.round + 1):
+            cut += ask(self.policy, replace(evidence, round=round_, cut=cut))
+        return cut - evidence.cut
 
     def takes_back(self, loss: float, round_: int) -> bool:
         """Whether a drop ends with its first round, whose loss is too far above the round before; ``back`` is then set.
@@ -252,6 +262,7 @@ class Decisions:
             "dropped_scores": [[name, score] for name, score in self.dropped_scores.items()],
             "last_iterations": self.last_iterations,
             "waited": self.waited,
+            "finished": self.finished,
             "asked": self.asked,
             "previous": [[name, p] for name, p in self._previous.items()],
             "rate": self._rate,
@@ -265,6 +276,7 @@ class Decisions:
         """Go on where ``state`` was taken."""
         self.settling, self.dropped_scores = state["settling"], self._by_layer(state["dropped_scores"])
         self.last_iterations, self.waited = state["last_iterations"], state["waited"]
+        self.finished = state.get("finished", state["round"])  # earlier releases did not keep it
         self.asked, self._rate = state["asked"], state["rate"]
         self._previous = {name: float(p) for name, p in state["previous"]}
         self._first_loss, self._losses = state["first_loss"], list(state["losses"])

@@ -31,7 +31,7 @@ from streamdrop.boundary import Boundary
 from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
-from streamdrop.errors import TrainingError
+from streamdrop.errors import DataError, TrainingError
 from streamdrop.feed import Feed
 from streamdrop.interrupts import held
 from streamdrop.loss_state import LossState
@@ -76,6 +76,8 @@ class FineTuner:
     ``clip_norm``, ``chunk`` (samples per tail pass), ``read_ahead`` (batches read from the store while one is trained
     on; 0: in line), ``whole_backward``, ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
 
+    One thread uses a tuner. Dropout draws from the process's generators, which a round seeds: where several tuners
+    train in threads of one process, models with dropout are not trained alike on every run.
     Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
     """
 
@@ -132,7 +134,22 @@ class FineTuner:
         """
         check_batch(batch)
         check_finite(self._feed.inputs(batch.images))
+        if not len(self.store):
+            self._try(batch.images)
         self.observe_activations(batch.keys, self.embed(batch.images), batch.targets, info, sources)
+
+    def _try(self, images: Inputs) -> None:
+        """Raise DataError for images that the model does not take: the first ones decide what a store may hold."""
+        some = tuple(one[:2] for one in self._feed.inputs(images))
+        try:
+            with seeded(self.device):
+                self.predict(some)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            shown = ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in some)
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the model does not take images of {shown}: {reason}: prepare them as the example it was split with"
+            ) from error
 
     def embed(self, images: Inputs) -> Activations:
         """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them.

@@ -51,6 +51,8 @@ class SplitModel:
     A parameter that is replaced after the split, instead of written to, is refused where parameters are asked for.
     No cut lies above what in eval mode mixes the samples of a batch, draws random numbers or writes to a buffer: a tail
     gives a sample the same activations in any batch, whenever it runs.
+    Other threads may run other models while one is split; random numbers that they draw from the process's generators
+    meanwhile are taken for its own, and may have it refused.
     Raises TraceError for a model that cannot be followed or cut, ModelError for layers that are not there.
     """
 

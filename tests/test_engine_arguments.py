@@ -219,3 +219,15 @@ def test_hooks_of_the_model_itself_are_named() -> None:
     split = SplitModel(model.eval(), IMAGES[:2])
     with torch.no_grad():
         assert torch.equal(split.head(3)(split.tail(3)(IMAGES)), model(IMAGES))
+
+
+@pytest.mark.parametrize("images", [IMAGES.mul(9).byte(), IMAGES.double(), IMAGES[:, :1], IMAGES[:, 0]])
+def test_first_images_that_the_model_does_not_take_leave_the_store_as_it_was(images: torch.Tensor) -> None:
+    tuner = tuner_of()
+    state = torch.get_rng_state()
+    with pytest.raises(DataError, match=r"the model does not take images of .*: prepare them as the example"):
+        tuner.observe(Batch(KEYS, images, TARGETS))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert tuner.split.model.training
+    tuner.observe(BATCH)  # another shape or dtype would be refused, had these been stored
+    tuner.fit_round()

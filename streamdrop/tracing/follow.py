@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any
 
 import torch
@@ -17,9 +18,17 @@ from streamdrop.tracing.trace import Trace, trace_modes
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, TraceError)
 
+_ONE_AT_A_TIME = threading.RLock()
+"""A trace patches torch, and draws from its generator, for the whole process: two at once would undo each other's."""
+
 
 def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
     """Trace and observe the model; raises TraceError where the trace does not do exactly what the model does."""
+    with _ONE_AT_A_TIME:
+        return _follow(model, inputs, names, leaves)
+
+
+def _follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
     sizes = (2, 3)
     small = batch_of(inputs, sizes[0])
     truth = _truth(model, small, False)
