@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from streamdrop.errors import ConfigError, ModelError
+from streamdrop.arguments import check_made, check_makers
+from streamdrop.errors import ModelError, TrainingError
 from streamdrop.growth import growth, scale_rates
 from streamdrop.rounds import forget_parameters
 from streamdrop.settings import TunerSettings
@@ -19,7 +19,7 @@ class Boundary:
     """Where the head begins. Its parameters are in the ``optimizer``, in execution order; those below are not.
 
     ``optimizer(parameters)`` is called once with all trainable parameters, ``scheduler(optimizer)`` once if given.
-    Raises ModelError when nothing can be trained, ConfigError for an optimiser that calls for a closure.
+    Raises ModelError when nothing can be trained, ConfigError for what makes no optimiser or scheduler of use.
     """
 
     def __init__(
@@ -33,10 +33,11 @@ class Boundary:
         trainable = [p for p in split.head_parameters(0).values() if p.requires_grad]
         if not trainable:
             raise ModelError("no parameter of the model requires a gradient: nothing can be trained")
+        check_makers(optimizer, scheduler)
         self._split, self._settings, self.cut = split, settings, cut
         self.optimizer = optimizer(trainable)
-        _check_step(self.optimizer)
-        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self.scheduler = scheduler(self.optimizer) if scheduler and hasattr(self.optimizer, "param_groups") else None
+        check_made(self.optimizer, trainable, self.scheduler)
         self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
         self._grown = 1
         forget_parameters(self.optimizer, split.tail_parameters(cut).values())
@@ -52,11 +53,20 @@ class Boundary:
         return float(self.optimizer.param_groups[0].get("lr", 0.0))
 
     def schedule(self, loss: float) -> None:
-        """A round of mean ``loss`` is over: the scheduler's next step, if there is one."""
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(loss)
-        elif self.scheduler is not None:
-            self.scheduler.step()
+        """A round of mean ``loss`` is over: the scheduler's next step, if there is one.
+
+        Raises TrainingError where it has none, as OneCycleLR after its last.
+        """
+        if self.scheduler is None:
+            return
+        plateau = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        try:
+            self.scheduler.step(*([loss] if plateau else []))
+        except ValueError as error:
+            raise TrainingError(
+                f"{type(self.scheduler).__name__} has no learning rate for the round after this one ({error}): it is "
+                "stepped once a round: give it as many steps as there are rounds"
+            ) from None
 
     def advance(self, cut: int) -> None:
         """Layers below ``cut`` leave the optimiser for good or until a thaw; the batch may grow."""
@@ -65,11 +75,14 @@ class Boundary:
         self._grow()
 
     def retreat(self, cut: int) -> None:
-        """Layers from ``cut`` on are trained again: they come back to their places, with no state."""
+        """Layers from ``cut`` on are trained again: they come back to their places, with no state.
+
+        What is in no layer's place, such as a loss's own weights, stays.
+        """
         self.cut = cut
-        head = {id(parameter) for parameter in self._split.head_parameters(cut).values()}
+        tail = {id(parameter) for parameter in self._split.tail_parameters(cut).values()}
         for group, members in zip(self.optimizer.param_groups, self._groups, strict=True):
-            group["params"] = [parameter for parameter in members if id(parameter) in head]
+            group["params"] = [parameter for parameter in members if id(parameter) not in tail]
         self._grow()
 
     def _grow(self) -> None:
@@ -77,12 +90,3 @@ class Boundary:
         if grown != self._grown:
             scale_rates(self.optimizer, self.scheduler, grown / self._grown)
             self._grown = grown
-
-
-def _check_step(optimizer: torch.optim.Optimizer) -> None:
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ConfigError(
-            f"{type(optimizer).__name__} computes the loss several times a step, from a closure: a round reads each "
-            "batch once; choose an optimiser whose step() needs none"
-        )

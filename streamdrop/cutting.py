@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch.nn import Parameter
 
@@ -55,6 +55,12 @@ class Cutting:
 
     def after_round(self, number: int, loss: float, macs_per_second: float, clock: Clock) -> int:
         """Move the cut: back where a thaw is due, on where one ends or the policy drops; returns multiply-adds run."""
+        try:
+            return self._after_round(number, loss, macs_per_second, clock)
+        finally:
+            self.decisions.finished = number
+
+    def _after_round(self, number: int, loss: float, macs_per_second: float, clock: Clock) -> int:
         back = self.decisions.back
         if back is not None:  # the drop on trial in this round is taken back: the store has not moved
             self.decisions.back = None
@@ -102,8 +108,8 @@ class Cutting:
 
     def thaw(self, cut: int) -> None:
         """What ``FineTuner.thaw`` does, and raises."""
-        if not 0 <= cut < self.cut:
-            raise ConfigError(f"thaw to cut {cut}: the cut is {self.cut}: give an earlier one")
+        if not isinstance(cut, SupportsIndex) or not 0 <= cut < self.cut:
+            raise ConfigError(f"thaw to cut {cut!r}: the cut is {self.cut}: give an earlier one")
         if self.store.cut > cut:
             thaw_store(self.store, self.split, cut, self.settings.chunk, self._prepare)
         self._retreat(cut)
@@ -153,5 +159,5 @@ class Cutting:
     def _averaged(self) -> Mapping[str, Parameter]:
         """What the mean is of: all that is trained, while scores decide whether layers of it are dropped."""
         scored = self._scoring and self.decisions.needs_scores and self.settings.strategy != "sgd"
-        droppable = self.cut < len(self.split.layers) - 1
+        droppable = self.cut < self.decisions.layers - 1
         return self.split.head_parameters(self.cut) if self.settings.average and scored and droppable else {}

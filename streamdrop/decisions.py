@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import shutil
 import time
@@ -36,16 +37,19 @@ class Decisions:
     ``settling``: the next round stores, and no scored decision follows it. ``dropped_scores``: by layer, the P' that it
     had when it was dropped. ``waited``: rounds since the last drop after which the policy dropped nothing.
     ``why``: what the policy says about its last answer. ``back``: the cut to return to, where a drop is taken back.
+    ``layers``: how many there are for a policy; frozen ones (``requires_grad``) at the output side belong to the last.
     Raises ConfigError for what is no policy.
     """
 
     def __init__(self, policy: DropPolicy, settings: TunerSettings, split: SplitModel) -> None:
         self.policy, self.settings, self.split = policy, settings, split
         self._parts = parts_of(policy)
+        self.layers = trained_layers(split)
         self.settling = False
         self.dropped_scores: dict[str, float] = {}
         self.last_iterations = 0
         self.waited = 0
+        self.finished = 0  # the last round that was
         self.asked: int | None = None  # the first round after which the policy was asked
         self.why = ""
         self.back: int | None = None
@@ -55,8 +59,9 @@ class Decisions:
         self._refusals = self._quiet_until = 0
         self._previous: dict[str, float] = {}
         self._rate = 0.0
-        cuts = range(len(split.layers))
-        self._costs = [(split.macs(cut), split.live_bytes(cut)) for cut in cuts] if self.needs_scores else []
+        self._costs = (
+            [(split.macs(cut), split.live_bytes(cut)) for cut in range(self.layers)] if self.needs_scores else []
+        )
 
     @property
     def needs_scores(self) -> bool:
@@ -65,22 +70,38 @@ class Decisions:
 
     def check(self, scoring: bool) -> None:
         """Raise ConfigError for what cannot work for this model; warn of what works badly."""
-        layers, asked = len(self.split.layers), self.settings.strategy != "sgd"
+        asked = self.settings.strategy != "sgd"
         if asked:
-            self._parts.check(layers)
+            self._check_layers()
         if asked and self.needs_scores and not scoring:
             raise ConfigError(
                 f"scoring is off, but policy {kind_of(self.policy)} decides by gradient scores, so it is never asked: "
                 "leave scoring out, or give a policy with needs_scores = False, such as SchedulePolicy"
             )
-        if self.settings.cut > layers - 1:
-            raise ConfigError(f"cut {self.settings.cut}: the model has {layers} layers and the last stays")
+        if self.settings.cut > self.layers - 1:
+            raise ConfigError(
+                f"cut {self.settings.cut}: the model has {self.layers} layers and the last stays{self._frozen()}: "
+                f"give a cut up to {self.layers - 1}"
+            )
         if self.needs_scores and asked and not has_normalisation(self.split.model):
             warnings.warn(
                 "the model has no normalisation layer: the order of the scores reverses (paper, Fig. 3) and scored "
                 "policies drop badly; give a SchedulePolicy",
                 stacklevel=3,
             )
+
+    def _check_layers(self) -> None:
+        try:
+            self._parts.check(self.layers)
+        except ConfigError as error:
+            raise (ConfigError(f"{error}{self._frozen()}") if self._frozen() else error) from None
+
+    def _frozen(self) -> str:
+        """Why there are fewer layers than the split has; '' where there are not."""
+        if self.layers == len(self.split.layers):
+            return ""
+        first = self.split.layers[self.layers]
+        return f" (from layer {first} on nothing is trained, requires_grad is off: that counts as part of the last)"
 
     def scores(self, cut: int | None) -> GradientScores:
         """An empty window over the layers from ``cut`` on, as many of their weights as the policy wants; None: none."""
@@ -118,7 +139,7 @@ class Decisions:
         if round_ < self._quiet_until:
             self.why = f"the last drop was taken back: the policy is asked again after round {self._quiet_until}"
             return 0
-        room = len(self.split.layers) - 1 - cut
+        room = self.layers - 1 - cut
         if self.settings.strategy == "sgd" or room <= 0 or (self.needs_scores and settling):
             return 0
         evidence = self._ripe_evidence(round_, cut, scores, store)
@@ -127,7 +148,7 @@ class Decisions:
         if self._parts.measures:
             evidence = replace(evidence, break_even=macs_per_second * _seconds_per_byte(store))
         self.asked = round_ if self.asked is None else self.asked
-        count = ask(self.policy, evidence)
+        count = self._ask(evidence)
         self.why = str(self._parts.explain(evidence))
         self.waited = 0 if count else self.waited + 1
         if count:
@@ -140,10 +161,19 @@ class Decisions:
 
         Only what rests on no scores can be asked: a schedule's rounds go by while layers are thawed.
         """
-        if self.settings.strategy == "sgd" or self.needs_scores or back >= len(self.split.layers) - 1:
+        if self.settings.strategy == "sgd" or self.needs_scores or back >= self.layers - 1:
             return 0
         self.asked = round_ if self.asked is None else self.asked
-        return ask(self.policy, self._evidence(round_, back, scores, store))
+        return self._ask(self._evidence(round_, back, scores, store))
+
+    def _ask(self, evidence: Evidence) -> int:
+        """What the policy drops now; one without scores, also after rounds that were broken off: a schedule goes on."""
+        if self.needs_scores:
+            return ask(self.policy, evidence)
+        cut = evidence.cut
+        for round_ in range(self.finished + 1, evidence.round + 1):
+            cut += ask(self.policy, replace(evidence, round=round_, cut=cut))
+        return cut - evidence.cut
 
     def takes_back(self, loss: float, round_: int) -> bool:
         """Whether a drop ends with its first round, whose loss is too far above the round before; ``back`` is then set.
@@ -179,10 +209,10 @@ class Decisions:
 
     def _evidence(self, round_: int, cut: int, scores: GradientScores, store: FeatureStore) -> Evidence:
         """What the policy sees after a round, but for what is measured; scores and costs only if it needs scores."""
-        layers, dropped = len(self.split.layers), tuple(self.dropped_scores.values())
+        layers, dropped = self.layers, tuple(self.dropped_scores.values())
         if not self.needs_scores:
             return Evidence(round_, cut, layers, (), dropped, scores.iterations)
-        importance = scores.importance()
+        importance = self._trained(scores.importance(), cut)
         return Evidence(
             round_,
             cut,
@@ -190,7 +220,7 @@ class Decisions:
             tuple(importance.values()),
             dropped,
             scores.iterations,
-            agreement=tuple(scores.agreement().values()),
+            agreement=tuple(self._trained(scores.agreement(), cut).values()),
             previous=tuple(self._previous[name] for name in importance if name in self._previous),
             waited=self.waited,
             offers=tuple(Offer(self._costs[cut][0] - macs, size) for macs, size in self._costs[cut + 1 :]),
@@ -199,6 +229,10 @@ class Decisions:
             first_loss=self._first_loss,
             losses=tuple(self._losses),
         )
+
+    def _trained(self, scores: dict[str, float], cut: int) -> dict[str, float]:
+        """Scores of the layers from ``cut`` on that there are for a policy."""
+        return {name: scores[name] for name in self.split.layers[cut : self.layers]}
 
     def _note_dropped(self, lower: int, upper: int, evidence: Evidence) -> None:
         """The P' that layers dropped now have; none without scores."""
@@ -212,8 +246,8 @@ class Decisions:
         """
         self.settling, self.why = True, f"the thaw is over: back to cut {upper}"
         if self.needs_scores and scores.iterations >= MINIMUM_ITERATIONS:
-            importance = tuple(scores.importance().values())
-            self._note_dropped(lower, upper, Evidence(round_, lower, len(self.split.layers), importance))
+            importance = tuple(self._trained(scores.importance(), lower).values())
+            self._note_dropped(lower, upper, Evidence(round_, lower, self.layers, importance))
 
     def forget(self, cut: int) -> None:
         """Layers from ``cut`` on are trained until dropped anew: what they had when they were counts no more."""
@@ -228,6 +262,7 @@ class Decisions:
             "dropped_scores": [[name, score] for name, score in self.dropped_scores.items()],
             "last_iterations": self.last_iterations,
             "waited": self.waited,
+            "finished": self.finished,
             "asked": self.asked,
             "previous": [[name, p] for name, p in self._previous.items()],
             "rate": self._rate,
@@ -241,6 +276,7 @@ class Decisions:
         """Go on where ``state`` was taken."""
         self.settling, self.dropped_scores = state["settling"], self._by_layer(state["dropped_scores"])
         self.last_iterations, self.waited = state["last_iterations"], state["waited"]
+        self.finished = state.get("finished", state["round"])  # earlier releases did not keep it
         self.asked, self._rate = state["asked"], state["rate"]
         self._previous = {name: float(p) for name, p in state["previous"]}
         self._first_loss, self._losses = state["first_loss"], list(state["losses"])
@@ -252,6 +288,16 @@ class Decisions:
         if all(isinstance(score, float) for score in saved):
             return dict(zip(self.split.layers[self.settings.cut :], saved, strict=False))
         return {name: float(score) for name, score in saved}
+
+
+def trained_layers(split: SplitModel) -> int:
+    """How many cuts leave something to train above them; all of them where nothing is trained at all."""
+
+    def idle(cut: int) -> bool:
+        return not any(parameter.requires_grad for parameter in split.head_parameters(cut).values())
+
+    cuts = range(len(split.layers))
+    return bisect.bisect_left(cuts, True, key=idle) or len(cuts)
 
 
 def free_bytes(store: FeatureStore) -> int | None:

@@ -16,13 +16,25 @@ from torch import Tensor
 
 from streamdrop import checkpoint, resume
 from streamdrop.alignment import align_store
+from streamdrop.arguments import (
+    check_batch,
+    check_finite,
+    check_options,
+    check_round,
+    check_saved,
+    check_split_and_store,
+    check_tensors,
+    checked_callbacks,
+    takes_weights,
+)
 from streamdrop.boundary import Boundary
 from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
-from streamdrop.errors import TrainingError
-from streamdrop.feed import Feed, check_images
+from streamdrop.errors import DataError, TrainingError
+from streamdrop.feed import Feed
 from streamdrop.interrupts import held
+from streamdrop.loss_state import LossState
 from streamdrop.policies import AutoPolicy, DropPolicy
 from streamdrop.rounds import (
     Clock,
@@ -36,7 +48,6 @@ from streamdrop.rounds import (
     round_batches,
     seed_of,
     seeded,
-    takes_weights,
     trainable_loss,
     whole_steps,
 )
@@ -46,13 +57,14 @@ from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, MemoryStore, StagedCut
 from streamdrop.thawing import Prepare, Thawing, ThawPlan
 from streamdrop.tracing.kept import modes_kept
-from streamdrop.types import Activations, Batch, RoundReport, SampleInfo, Target
+from streamdrop.types import Activations, Batch, Inputs, RoundReport, SampleInfo, Target
 
 
 class FineTuner:
     """Fine-tunes a split model round by round and stops running the layers that have stopped learning.
 
-    ``loss(output, target)`` gives a scalar; if it takes ``sample_weight``, it gets the stored weights [N] too.
+    ``loss(output, target)`` gives a scalar; if it takes ``sample_weight``, it gets the stored weights [N] too. One that
+    learns is a module, whose parameters ``optimizer`` adds to those that it is given: checkpoints carry them.
     ``optimizer(parameters)`` is called once with the trainable parameters in execution order; ``scheduler(optimizer)``,
     if given, makes a learning-rate scheduler stepped once a round (ReduceLROnPlateau by the round's loss). ``policy``
     decides (default: AutoPolicy); ``store`` keeps the samples (default: in memory). ``callbacks`` are called with the
@@ -64,6 +76,8 @@ class FineTuner:
     ``clip_norm``, ``chunk`` (samples per tail pass), ``read_ahead`` (batches read from the store while one is trained
     on; 0: in line), ``whole_backward``, ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
 
+    One thread uses a tuner. Dropout draws from the process's generators, which a round seeds: where several tuners
+    train in threads of one process, models with dropout are not trained alike on every run.
     Raises ConfigError for settings that cannot work, StoreVersionError for a store of another model.
     """
 
@@ -84,7 +98,10 @@ class FineTuner:
         **settings: Any,
     ) -> None:
         self.settings = settings_from(settings)
-        self.split, self.loss, self.callbacks, self.autocast = split, loss, tuple(callbacks), autocast
+        check_split_and_store(split, store)
+        check_options(autocast, thaw, prepare, scoring)
+        self._takes_weights = takes_weights(loss)
+        self.split, self.loss, self.callbacks, self.autocast = split, loss, checked_callbacks(callbacks), autocast
         self.store: FeatureStore = MemoryStore() if store is None else store
         self.policy: DropPolicy = AutoPolicy() if policy is None else policy
         self.round = 0
@@ -99,7 +116,7 @@ class FineTuner:
         self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
-        self._takes_weights = takes_weights(loss)
+        self.loss_state = LossState(loss, split.model)
         self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
         self._held: int | None = None  # its store mark, while what earlier ones need is kept
 
@@ -115,11 +132,30 @@ class FineTuner:
 
         ``sources`` are its encoded inputs by key, kept for a thaw. Raises DataError.
         """
-        check_images(batch.images)
+        check_batch(batch)
+        check_finite(self._feed.inputs(batch.images))
+        if not len(self.store):
+            self._try(batch.images)
         self.observe_activations(batch.keys, self.embed(batch.images), batch.targets, info, sources)
 
-    def embed(self, images: Tensor) -> Activations:
-        """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them."""
+    def _try(self, images: Inputs) -> None:
+        """Raise DataError for images that the model does not take: the first ones decide what a store may hold."""
+        some = tuple(one[:2] for one in self._feed.inputs(images))
+        try:
+            with seeded(self.device):
+                self.predict(some)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            shown = ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in some)
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the model does not take images of {shown}: {reason}: prepare them as the example it was split with"
+            ) from error
+
+    def embed(self, images: Inputs) -> Activations:
+        """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them.
+
+        A model of several inputs takes a tuple of tensors. Raises DataError.
+        """
         return self._feed.embed(images)
 
     def observe_activations(
@@ -130,7 +166,11 @@ class FineTuner:
         info: Mapping[bytes, SampleInfo] | None = None,
         sources: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        """Put samples whose activations at the store's cut are at hand: each tensor [N, ...] in the keys' order."""
+        """Put samples whose activations at the store's cut are at hand: each tensor [N, ...] in the keys' order.
+
+        Raises DataError, and StoreVersionError where another tuner has moved the store.
+        """
+        self._feed.check(self.cut)
         self._feed.put(keys, activations, targets, info, sources)
 
     # ---------------------------------------------------------------- one round
@@ -143,6 +183,7 @@ class FineTuner:
         ``deadline`` in seconds ends the round after the iteration that passes it. ``sampler`` may be asked for
         ``read_ahead`` batches before their turn. Raises TrainingError when nothing is stored or the loss is not finite.
         """
+        check_round(sampler, deadline)
         began = self._begin(steps, sampler)
         moves = self.settings.strategy == "drop"
         with seeded(self.device), modes_kept(self.split.model), self._feed.staged(began.cut, moves) as staged:
@@ -167,6 +208,7 @@ class FineTuner:
         generator to give the rest up. The same samples give the same weights as ``fit_round``. Raises TrainingError,
         also where the round has to move the store (``moving``): that is not done in pieces.
         """
+        check_round(sampler, deadline)
         if self.moving:
             raise TrainingError(f"the store moves to cut {self.cut} in the next round: fit_round runs it whole")
         began = self._begin(steps, lambda keys, index, generator: sampler(self.store.keys(), index, generator))
@@ -217,10 +259,14 @@ class FineTuner:
         """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
         return self._boundary.rate
 
-    def predict(self, images: Tensor) -> Any:
-        """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored."""
+    def predict(self, images: Inputs) -> Any:
+        """The whole model's raw outputs for images [N, ...]: eval mode, no gradients, modes restored.
+
+        A model of several inputs takes a tuple of tensors. Raises DataError.
+        """
+        inputs = self._feed.inputs(images)
         with modes_kept(self.split.model):
-            return predicted(self.split.model, images, self.settings.batch_size, self.device)
+            return predicted(self.split.model, inputs, self.settings.batch_size, self.device)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -240,6 +286,7 @@ class FineTuner:
         With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
         Raises OutputError, CheckpointError.
         """
+        check_saved(path, tensors)
         taken = self.snapshot(extra, tensors)
         taken.write(path)
         self.written(taken, path, hold)
@@ -249,6 +296,7 @@ class FineTuner:
 
         No round that stores at a new cut may begin in between. Raises CheckpointError, StoreError.
         """
+        check_tensors(tensors)
         return resume.snapshot(self, self.store.mark(), extra, tensors or {})
 
     def written(self, taken: checkpoint.Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
@@ -282,17 +330,20 @@ class FineTuner:
     ) -> FineTuner:
         """The tuner that ``save`` wrote, going on as if it had never stopped.
 
-        Model, loss, optimiser, policy and store are given anew; settings come from the checkpoint unless given.
+        Model, loss, optimiser, policy and store are given anew; settings come from the checkpoint unless given, and so
+        does what a loss has learned.
         Raises CheckpointError when it is missing, damaged, or of another model or store; the model, and a store that
         tells what a rollback would leave, are as they were then.
         """
+        check_split_and_store(split, store)
         parts, state = resume.read(path, split)
         with resume.with_weights(split.model, parts, path):
             options = {**state["settings"], **options}
             tuner = cls(split, loss=loss, optimizer=optimizer, policy=policy, **options)
             resume.continue_from(tuner, parts, state)
             store = MemoryStore() if store is None else store
-            align_store(store, state, parts, split, path, options.get("prepare"))  # last: it cannot be undone
+            with tuner.loss_state.restored(parts.get("loss"), path):
+                align_store(store, state, parts, split, path, options.get("prepare"))  # last: it cannot be undone
             tuner._take(store)
         tuner._saved = (os.fspath(path), tuner.cut)
         return tuner
@@ -314,6 +365,7 @@ class FineTuner:
 
     def _begin(self, steps: int | None, sampler: Sampler | None) -> UnderWay:
         """The next round, its batches not yet drawn."""
+        self._feed.check(self.cut)
         keys = self.store.keys()
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")

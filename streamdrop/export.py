@@ -15,9 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from streamdrop.arguments import inputs_of
 from streamdrop.errors import ConfigError, ModelError, OutputError
 from streamdrop.split import SplitModel
 from streamdrop.tracing.kept import modes_kept
+from streamdrop.types import Inputs
 
 PARTS = ("whole", "tail", "head")
 SUFFIXES = (".onnx", ".pt2")
@@ -43,7 +45,7 @@ class Exported:
 
 def export(
     split: SplitModel,
-    example: Tensor,
+    example: Inputs,
     path: str | Path,
     part: Part = "whole",
     cut: int = 0,
@@ -52,14 +54,16 @@ def export(
     """Write ``split``'s model, or its tail or head at ``cut``, in eval mode, for batches of any size.
 
     ``path`` ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (torch.export); ``example`` is an input [N, ...],
-    N ≥ 2. The file's outputs on the example, and on its first sample alone, must be the model's within ``tolerance``
-    (see Exported). Raises ConfigError, ModelError (TraceError), OutputError.
+    N ≥ 2, or a tuple of them for a model of several. The file's outputs on the example, and on its first sample alone,
+    must be the model's within ``tolerance`` (see Exported). Raises ConfigError, DataError, ModelError (TraceError),
+    OutputError.
     """
     path = Path(path)
-    _check(path, part, tolerance, len(example))
+    given = inputs_of(example)
+    _check(path, part, tolerance, len(given[0]))
     with modes_kept(split.model), torch.no_grad():
         split.model.eval()
-        module, inputs = _module(split, example, part, cut)
+        module, inputs = _module(split, given, part, cut)
         outputs = _flat(module(*inputs))
         names = _names(part, len(inputs), len(outputs))
         error = _write_checked(module, inputs, path, names, tolerance)
@@ -96,18 +100,19 @@ def _check(path: Path, part: str, tolerance: float, samples: int) -> None:
         raise OutputError(f"{path.parent} is no folder: create it first")
 
 
-def _module(split: SplitModel, example: Tensor, part: Part, cut: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _module(split: SplitModel, given: tuple[Tensor, ...], part: Part, cut: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if part == "whole":
-        return _Flat(split.model).eval(), (example,)
+        return _Flat(split.model).eval(), given
     tail = split.tail(cut)
     if part == "tail":
-        return _Flat(tail).eval(), (example,)
-    return _Flat(split.head(cut)).eval(), tuple(t.clone() for t in tail(example))
+        return _Flat(tail).eval(), given
+    return _Flat(split.head(cut)).eval(), tuple(t.clone() for t in tail(*given))
 
 
 def _names(part: Part, inputs: int, outputs: int) -> tuple[list[str], list[str]]:
-    """``input`` and ``output`` at the model's ends, ``activation_0``, … at the cut."""
-    first = ["input"] if part != "head" else [f"activation_{i}" for i in range(inputs)]
+    """``input`` and ``output`` at the model's ends (numbered where several), ``activation_0``, … at the cut."""
+    ends = ["input"] if inputs == 1 else [f"input_{i}" for i in range(inputs)]
+    first = ends if part != "head" else [f"activation_{i}" for i in range(inputs)]
     if part == "tail":
         return first, [f"activation_{i}" for i in range(outputs)]
     return first, ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]

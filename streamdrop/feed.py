@@ -9,12 +9,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from streamdrop.arguments import check_samples, inputs_of
 from streamdrop.errors import DataError, StoreVersionError
 from streamdrop.rounds import Clock
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, StagedCut
 from streamdrop.store.prefetch import Stored, read_ahead
-from streamdrop.types import Activations, SampleInfo, Target
+from streamdrop.types import Activations, Inputs, SampleInfo, Target
 
 
 class Feed:
@@ -22,6 +23,7 @@ class Feed:
 
     def __init__(self, split: SplitModel, store: FeatureStore, device: torch.device, chunk: int) -> None:
         self._split, self.store, self._device, self._chunk = split, store, device, chunk
+        self._known: tuple[int, str] | None = None  # cut and version of the store when it was found to be the model's
 
     def open(self, cut: int) -> int:
         """The cut to start from: the store's own, or a later one asked for. Raises StoreVersionError."""
@@ -31,20 +33,45 @@ class Feed:
         expected = self._split.version(store.cut)
         if store.version != expected and store.cut == 0 and not len(store):  # a new store takes its first model's
             store.advance(0, lambda given: given, expected, self._chunk)
+        self._check_version(expected)
+        if cut > store.cut:
+            store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
+        return store.cut
+
+    def check(self, cut: int) -> None:
+        """Raise StoreVersionError where something else has moved the store so that it is of no use at ``cut``."""
+        store = self.store
+        if store.cut > cut:
+            raise StoreVersionError(
+                f"the store is at cut {store.cut}, but this tuner trains all layers from cut {cut} on: something else "
+                "has moved it; give each tuner a store of its own"
+            )
+        if self._known != (store.cut, store.version):  # its own moves too: one digest for each
+            self._check_version(self._split.version(store.cut))
+
+    def _check_version(self, expected: str) -> None:
+        store = self.store
         if store.version != expected:
             raise StoreVersionError(
                 f"the store's activations at cut {store.cut} were made by other tail weights, or of images prepared "
                 f"otherwise (store {store.version[:12] or 'none'}, model {expected[:12] or 'none'}): load the weights "
                 "and prepare images as they were made, or use a new store"
             )
-        if cut > store.cut:
-            store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
-        return store.cut
+        self._known = (store.cut, store.version)
 
-    def embed(self, images: Tensor) -> Activations:
+    def inputs(self, images: Inputs) -> tuple[Tensor, ...]:
+        """What the model takes, as a tuple. Raises DataError unless it is as many tensors of samples as it takes."""
+        inputs, takes = inputs_of(images), self._split.inputs
+        if len(inputs) != takes:
+            hint = f"a tuple of {takes} tensors" if takes > 1 else "one tensor"
+            raise DataError(f"images are {len(inputs)} tensors, but the model takes {takes}: give {hint}")
+        return inputs
+
+    def embed(self, images: Inputs) -> Activations:
         """The activations of images [N, ...] at the store's cut."""
         tail = self._split.tail(self.store.cut)
-        return run_in_chunks(tail, (images.to(self._device, non_blocking=True),), self._chunk)
+        given = tuple(one.to(self._device, non_blocking=True) for one in self.inputs(images))
+        return run_in_chunks(tail, given, self._chunk)
 
     def put(
         self,
@@ -55,7 +82,7 @@ class Feed:
         sources: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """Put samples at the store's cut; every tensor [N, ...] in the keys' order. Raises DataError."""
-        parts = targets if isinstance(targets, tuple) else () if targets is None else (targets,)
+        parts = check_samples(keys, activations, targets)
         counts = {len(keys), *(len(tensor) if tensor.dim() else 0 for tensor in (*activations, *parts))}
         if len(counts) != 1:
             raise DataError(f"keys, activations and targets have lengths {sorted(counts)}: give one of each per sample")
@@ -152,14 +179,6 @@ class Feed:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
-
-
-def check_images(images: object) -> None:
-    """Raise DataError unless ``images`` are a tensor of finite values."""
-    if not isinstance(images, Tensor):
-        raise DataError(f"images are {type(images).__name__}, not a tensor [N, C, H, W]: convert them first")
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        raise DataError("images hold values that are not finite: clean them before observe")
 
 
 def _unbatched(keys: Sequence[bytes], tensors: Sequence[Tensor]) -> dict[bytes, Activations]:

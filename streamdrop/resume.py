@@ -56,6 +56,8 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
     }
     if means := tuner.cutting.mean.tensors():
         parts["mean"] = means
+    if learned := tuner.loss_state.tensors():
+        parts["loss"] = learned
     if tensors:
         parts["extra"] = dict(tensors)
     if isinstance(tuner.store, MemoryStore):  # its content dies with the process: the checkpoint carries it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from streamdrop.errors import ConfigError, DataError, TrainingError
+from streamdrop.errors import DataError, TrainingError
 from streamdrop.nested import mapped
 
 Sampler: TypeAlias = Callable[[list[bytes], int, torch.Generator], Sequence[bytes]]
@@ -52,9 +51,11 @@ def round_batches(
     """
     if sampler is not None:
         for i in range(count_batches(keys, size, steps, sampler)):
-            batch = list(sampler(keys, i, generator_of(*seed, i)))
+            given = sampler(keys, i, generator_of(*seed, i))
+            batch = list(given) if isinstance(given, Iterable) else []
             if not batch:
-                raise TrainingError(f"the sampler gave no keys for iteration {i}: it must give at least one")
+                what = "no keys" if isinstance(given, Iterable) else f"{given!r}, which is no list of keys,"
+                raise TrainingError(f"the sampler gave {what} for iteration {i}: it must give at least one")
             yield batch
         return
     generator = generator_of(*seed)
@@ -228,22 +229,12 @@ def trainable_loss(loss: Any) -> torch.Tensor:
     return loss
 
 
-def takes_weights(loss: Callable[..., Any]) -> bool:
-    """Whether a loss, a function or a module, takes ``sample_weight``. Raises ConfigError for what is neither."""
-    if not callable(loss):
-        raise ConfigError(f"loss is {type(loss).__name__}: give a function (output, target) → a scalar tensor")
-    called = loss.forward if isinstance(loss, nn.Module) else loss
-    try:
-        return "sample_weight" in inspect.signature(called).parameters
-    except ValueError:  # functions in C may not tell
-        return False
-
-
 @torch.no_grad()
-def predicted(model: nn.Module, images: torch.Tensor, size: int, device: torch.device) -> Any:
-    """A model's raw outputs for images [N, ...], ``size`` at a time, in eval mode: it stays in it."""
+def predicted(model: nn.Module, inputs: Sequence[torch.Tensor], size: int, device: torch.device) -> Any:
+    """A model's raw outputs for its inputs [N, ...], ``size`` samples at a time, in eval mode: it stays in it."""
     model.eval()
-    return mapped(_joined, *(model(part.to(device)) for part in torch.split(images, size)))
+    chunks = zip(*(torch.split(one, size) for one in inputs), strict=True)
+    return mapped(_joined, *(model(*(part.to(device) for part in chunk)) for chunk in chunks))
 
 
 def _joined(*chunks: torch.Tensor) -> torch.Tensor:

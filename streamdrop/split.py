@@ -48,8 +48,11 @@ class SplitModel:
     In eval mode ``head(c)(tail(c)(x))`` equals ``model(x)`` bit for bit, and ``step(a, b)(tail(a)(x))`` equals
     ``tail(b)(x)``. The pieces share the model's submodules, so a mode set on one is set on all that share; a module
     without parameters that the model uses on both sides (one Dropout for all) has one mode: set it before each use.
+    A parameter that is replaced after the split, instead of written to, is refused where parameters are asked for.
     No cut lies above what in eval mode mixes the samples of a batch, draws random numbers or writes to a buffer: a tail
     gives a sample the same activations in any batch, whenever it runs.
+    Other threads may run other models while one is split; random numbers that they draw from the process's generators
+    meanwhile are taken for its own, and may have it refused.
     Raises TraceError for a model that cannot be followed or cut, ModelError for layers that are not there.
     """
 
@@ -80,7 +83,13 @@ class SplitModel:
             live = self._flow.live(position)
             assert live is not None
             self._cuts.append((position, live))
+        self._own = dict(model.named_parameters())  # not their identities: a copy's are its own
+        self._names = {id(parameter): name for name, parameter in self._own.items()}  # as steps know them
         self._pieces: dict[tuple[int, int | None], Piece] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: pieces are made anew, they hold code."""
+        return {**self.__dict__, "_pieces": {}}
 
     def tail(self, cut: int) -> Piece:
         """Everything before ``cut``: inputs → activations; ``tail(0)(x) == (x,)``."""
@@ -97,24 +106,36 @@ class SplitModel:
         return self._piece(f"step({lower}, {upper})", lower, upper)
 
     def layer_parameters(self, name: str) -> tuple[nn.Parameter, ...]:
-        """The weights of a layer that are scored: parameters with more than one dimension."""
+        """The weights of a layer that are scored: parameters with more than one dimension.
+
+        Where none of these is trained (``requires_grad``), all that is trained of what is dropped with the layer: its
+        biases, and what follows it, such as its norm.
+        """
         if name not in self._members:
             raise ModelError(f"{name!r} is no layer of this split: see .layers")
         modules = [self.model.get_submodule(member) for member in self._members[name]]
         found = {id(p): p for module in modules for p in module.parameters() if p.dim() > 1}
-        return tuple(found.values())
+        if any(p.requires_grad for p in found.values()):
+            return tuple(found.values())
+        cut = self.layers.index(name)
+        above = self.head_parameters(cut + 1) if cut + 1 < len(self.layers) else {}
+        own = self.head_parameters(cut).items()
+        return tuple(p for n, p in own if n not in above and p.requires_grad) or tuple(found.values())
 
     def tail_parameters(self, cut: int) -> dict[str, nn.Parameter]:
         """The parameters before ``cut``, named as in the model, in execution order."""
-        named = dict(self.model.named_parameters())
-        below = self._parameters_below(cut)
-        return {name: named[name] for name in self._execution_order() if id(named[name]) in below}
+        named, below = self._parameters(), self._parameters_below(cut)
+        return {name: named[name] for name in self._execution_order(named) if name in below}
 
     def head_parameters(self, cut: int) -> dict[str, nn.Parameter]:
         """The parameters from ``cut`` on, named as in the model, in execution order; unused ones last."""
-        named = dict(self.model.named_parameters())
-        below = self._parameters_below(cut)
-        return {name: named[name] for name in self._execution_order() if id(named[name]) not in below}
+        named, below = self._parameters(), self._parameters_below(cut)
+        return {name: named[name] for name in self._execution_order(named) if name not in below}
+
+    @property
+    def inputs(self) -> int:
+        """How many tensors the model takes."""
+        return len(self._cuts[0][1])
 
     @property
     def device(self) -> torch.device:
@@ -139,7 +160,7 @@ class SplitModel:
             return ""
         digest = hashlib.sha256(repr((self.layers[:cut], preparation)).encode())
         below = self._tensors_below(cut)
-        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+        for name, tensor in (*self._parameters().items(), *self.model.named_buffers()):
             if id(tensor) in below:
                 digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
                 flat = tensor.detach().cpu().contiguous().flatten()
@@ -150,7 +171,7 @@ class SplitModel:
         """A table: per layer the parameters and MACs that dropping it saves, and the bytes of the cut before it."""
         wide = max(len("layer"), *map(len, self.layers))
         lines = [f"{'cut':>3}  {'layer':<{wide}}  {'parameters':>11}  {'MACs':>14}  {'live bytes':>10}"]
-        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        sizes = {name: parameter.numel() for name, parameter in self._parameters().items()}
         counts = [sum(sizes[n] for n in self.head_parameters(cut)) for cut in range(len(self.layers))] + [0]
         macs = [self.macs(cut) for cut in range(len(self.layers))] + [0]
         for cut, name in enumerate(self.layers):
@@ -181,17 +202,28 @@ class SplitModel:
         everything = (*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers())
         return {id(t) for name, t in everything if any(f"{name}.".startswith(f"{target}.") for target in targets)}
 
-    def _parameters_below(self, cut: int) -> set[int]:
-        steps = self._flow.steps[: self._cuts[self._check(cut)][0]]
-        return set().union(*(step.state for step in steps))
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """The model's parameters by name. Raises ModelError where one is not the one that was there at the split."""
+        named = dict(self.model.named_parameters())
+        for name, parameter in self._own.items():
+            if named.get(name) is not parameter:
+                what = "is another one" if name in named else "is gone"
+                raise ModelError(
+                    f"parameter {name!r} of {type(self.model).__name__} {what} since the model was split (a module was "
+                    "replaced, or weights were assigned instead of copied): split the model anew"
+                )
+        return named
 
-    def _execution_order(self) -> list[str]:
-        first: dict[int, int] = {}
+    def _parameters_below(self, cut: int) -> set[str]:
+        below = set().union(*(step.state for step in self._flow.steps[: self._cuts[self._check(cut)][0]]))
+        return {name for identity, name in self._names.items() if identity in below}
+
+    def _execution_order(self, names: Iterable[str]) -> list[str]:
+        first: dict[str, int] = {}
         for index, step in enumerate(self._flow.steps):
-            for identity in step.state:
-                first.setdefault(identity, index)
-        named = [(name, id(p)) for name, p in self.model.named_parameters()]
-        return [name for name, _ in sorted(named, key=lambda pair: first.get(pair[1], len(self._flow.steps)))]
+            for identity in step.state & self._names.keys():
+                first.setdefault(self._names[identity], index)
+        return sorted(names, key=lambda name: first.get(name, len(self._flow.steps)))
 
 
 def _check_weights(model: nn.Module) -> None:

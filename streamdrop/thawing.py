@@ -13,11 +13,11 @@ from torch import Tensor
 from streamdrop.errors import ConfigError, StoreError
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, decode_source
-from streamdrop.types import Activations
+from streamdrop.types import Activations, Inputs
 from streamdrop.values import check_fields, check_whole
 
-Prepare = Callable[[Any], Tensor]
-"""A decoded source → one sample as the model takes it, without the batch dimension."""
+Prepare = Callable[[Any], Inputs]
+"""A decoded source → one sample as the model takes it, without the batch dimension (a tuple for several inputs)."""
 
 
 RISEN = 2
@@ -138,15 +138,16 @@ def thaw_store(store: FeatureStore, split: SplitModel, cut: int, chunk: int, pre
     tail = split.tail(cut)
 
     def embed(sources: list[bytes]) -> Activations:
-        inputs = [_as_input(decode_source(source), prepare) for source in sources]
-        return run_in_chunks(tail, (torch.stack(inputs).to(split.device),), chunk)
+        inputs = [_as_inputs(decode_source(source), prepare) for source in sources]
+        return run_in_chunks(tail, tuple(torch.stack(one).to(split.device) for one in zip(*inputs, strict=True)), chunk)
 
     thaw(cut, embed, split.version(cut), chunk)
 
 
-def _as_input(source: Any, prepare: Prepare | None) -> Tensor:
-    if prepare is not None:
-        return prepare(source)
-    if not isinstance(source, Tensor):
-        raise StoreError("sources are images: give prepare, which turns one into the model's input")
-    return source
+def _as_inputs(source: Any, prepare: Prepare | None) -> tuple[Tensor, ...]:
+    inputs = source if prepare is None else prepare(source)
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not all(isinstance(one, Tensor) for one in inputs):
+        what = "sources are images" if prepare is None else f"prepare gave a {type(inputs[0]).__name__}"
+        raise StoreError(f"{what}: give prepare, which turns one into the model's input, a tensor or a tuple of them")
+    return inputs

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Activations: TypeAlias = tuple[torch.Tensor, ...]
 """Tensors crossing a cut: [N, ...] each for a batch, without the N for one sample."""
 
+Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
+"""What a model takes of a batch: a tensor [N, ...], or a tuple of them where it takes several."""
+
 Target: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
 """What the loss compares the output with: a tensor or a tuple of tensors."""
 
@@ -40,10 +43,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Labelled samples: ``keys``, ``images`` [N, C, H, W] as the model takes them, ``targets`` [N, ...]."""
+    """Labelled samples: ``keys``, ``images`` [N, C, H, W] as the model takes them, ``targets`` [N, ...].
+
+    Any tensor [N, ...] that the model takes will do as images, such as tokens; for a model of several inputs, a tuple
+    of tensors.
+    """
 
     keys: Sequence[bytes]
-    images: torch.Tensor
+    images: Any
     targets: Target | None = None
 
     def __len__(self) -> int:

@@ -262,7 +262,7 @@ def test_a_head_gives_what_the_model_gives_in_the_same_container(kind: str) -> N
     wanted = described(model(IMAGES))
     assert described(split.head(0)((IMAGES,))) == wanted
     assert described(split.head(1)(split.tail(1)(IMAGES))) == wanted
-    twice = predicted(model, torch.cat((IMAGES, IMAGES)), 2, torch.device("cpu"))
+    twice = predicted(model, (torch.cat((IMAGES, IMAGES)),), 2, torch.device("cpu"))
     assert described(mapped(lambda tensor: tensor[2:], twice)) == wanted
 
 
@@ -284,6 +284,6 @@ def test_a_container_that_cannot_be_made_anew_is_refused(give: Callable[[Tensor,
 
 def test_outputs_without_a_batch_dimension_are_not_joined() -> None:
     model = Giving(lambda a, b: (b, a.mean()))
-    assert predicted(model, IMAGES, 2, torch.device("cpu"))[1].dim() == 0
+    assert predicted(model, (IMAGES,), 2, torch.device("cpu"))[1].dim() == 0
     with pytest.raises(DataError, match="batch dimension"):
-        predicted(model, IMAGES, 1, torch.device("cpu"))
+        predicted(model, (IMAGES,), 1, torch.device("cpu"))

@@ -39,9 +39,9 @@ def take_in(
     """Checked samples in order, and the layout (the first sample's when there was none). Raises DataError."""
     layout = check_activations(samples, layout, codec)
     encoded = _encode_targets(list(samples), targets)
-    infos = {key: check_info(key, value) for key, value in (info or {}).items()}
+    infos = {key: check_info(key, value) for key, value in _mapping("info", info).items()}
     _refuse_strangers("info", infos, samples)
-    given = {key: _check_source(key, source) for key, source in (sources or {}).items()}
+    given = {key: _check_source(key, source) for key, source in _mapping("sources", sources).items()}
     _refuse_strangers("sources", given, samples)
     incoming = [
         Incoming(key, tuple(activations), encoded.get(key), infos.get(key, _PLAIN), given.get(key))
@@ -95,6 +95,12 @@ def _check_tensors(key: bytes, activations: object) -> None:
             raise DataError(f"sample {key!r} holds a {type(tensor).__name__} where a tensor belongs")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise DataError(f"sample {key!r} holds a sparse, quantised or meta tensor: give dense tensors")
+
+
+def _mapping(what: str, given: Any) -> Mapping[bytes, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise DataError(f"{what} is a {type(given).__name__}: give a mapping by key")
+    return given or {}
 
 
 def _encode_targets(keys: list[bytes], targets: Targets | None) -> dict[bytes, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 
@@ -18,10 +18,14 @@ def check_info(key: bytes, info: object) -> SampleInfo:
     """``info`` if it can be stored. Raises DataError."""
     if not isinstance(info, SampleInfo):
         raise DataError(f"info of sample {key!r} is a {type(info).__name__}, not a SampleInfo")
-    if not (math.isfinite(info.weight) and info.weight >= 0):
-        raise DataError(f"weight {info.weight} of sample {key!r} is not a finite number of at least 0")
+    if not isinstance(info.weight, SupportsFloat) or not (math.isfinite(info.weight) and info.weight >= 0):
+        raise DataError(f"weight {info.weight!r} of sample {key!r} is not a finite number of at least 0")
+    if info.label is not None and not isinstance(info.label, SupportsIndex):
+        raise DataError(f"label {info.label!r} of sample {key!r} is not a whole number: number the classes")
     if info.label is not None and not -(2**63) <= info.label < 2**63:
         raise DataError(f"label {info.label} of sample {key!r} does not fit 64 bits")
+    if not isinstance(info.stream, str):
+        raise DataError(f"stream {info.stream!r} of sample {key!r} is not text: give its name")
     if len(info.stream.encode()) > 65535:
         raise DataError(f"stream name of sample {key!r} is longer than 65535 bytes: shorten it")
     return info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any
 
 import torch
@@ -17,9 +18,17 @@ from streamdrop.tracing.trace import Trace, trace_modes
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, TraceError)
 
+_ONE_AT_A_TIME = threading.RLock()
+"""A trace patches torch, and draws from its generator, for the whole process: two at once would undo each other's."""
+
 
 def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
     """Trace and observe the model; raises TraceError where the trace does not do exactly what the model does."""
+    with _ONE_AT_A_TIME:
+        return _follow(model, inputs, names, leaves)
+
+
+def _follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
     sizes = (2, 3)
     small = batch_of(inputs, sizes[0])
     truth = _truth(model, small, False)
@@ -70,6 +79,11 @@ def _compare(model: nn.Module, truth: list[torch.Tensor], output: Any, training:
         a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
         for a, b in zip(truth, found, strict=True)
     )
+    if not same and (model._forward_hooks or model._forward_pre_hooks):
+        raise TraceError(
+            f"{type(model).__name__} has forward hooks of its own that change its input or output, and no trace holds "
+            "these: do in its forward what they do, or hook a module inside it"
+        )
     if not same:
         raise TraceError(
             f"the trace of {type(model).__name__} in {'train' if training else 'eval'} mode gives another output than "

@@ -9,6 +9,7 @@ written into the graph (torch.no_grad) or refused. Tensor factories such as ``to
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -78,9 +79,14 @@ class Tracer(fx.Tracer):
         self.reads_training = False
         self.inputs: tuple[torch.Tensor, ...] = ()
         self.values: dict[fx.Node, Any] = {}
-        self.evaluating = False
+        self._evaluating, self._thread = False, threading.get_ident()
         self.draws = Draws()
         self.attributes: dict[int, str] = {}
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether what runs now is no part of the trace: a value is found, or it is another thread's own work."""
+        return self._evaluating or threading.get_ident() != self._thread
 
     @property
     def inside(self) -> str:
@@ -217,12 +223,12 @@ class Tracer(fx.Tracer):
             self.values[node] = self.inputs[int(str(node.target).removeprefix("input_"))].clone()
             return
         args, kwargs = (fx.node.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
-        self.evaluating = True
+        self._evaluating = True
         try:
             with torch.no_grad():
                 self.values[node] = call(node, self.root, args, kwargs)
         finally:
-            self.evaluating = False
+            self._evaluating = False
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A node for a leaf, the module's own forward for others."""
