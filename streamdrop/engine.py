@@ -73,8 +73,8 @@ class FineTuner:
     the policy needs). ``autocast`` is a dtype for mixed precision in the head (inexact), off by default. ``settings``
     are the fields of TunerSettings: ``warm_up``, ``strategy`` (sgd, freeze or drop), ``batch_size``, ``seed``,
     ``batch_norm`` (train or frozen), ``cut`` (layers dropped from the start), ``accumulate`` (batches per step),
-    ``clip_norm``, ``chunk`` (samples per tail pass), ``read_ahead`` (batches read from the store while one is trained
-    on; 0: in line), ``whole_backward``, ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
+    ``clip_norm``, ``chunk`` (samples per tail pass, in fours), ``read_ahead`` (batches read from the store while one is
+    trained on; 0: in line), ``whole_backward``, ``calibrate``, ``average`` and ``grow_batch`` (see TunerSettings).
 
     One thread uses a tuner. Dropout draws from the process's generators, which a round seeds: where several tuners
     train in threads of one process, models with dropout are not trained alike on every run.

@@ -18,7 +18,7 @@ from streamdrop.errors import ConfigError, DataError, MissingKeyError, StoreVers
 from streamdrop.feed import Feed
 from streamdrop.policies import PaperPolicy, PrefixSumPolicy, SchedulePolicy
 from streamdrop.rounds import count_batches, round_batches
-from streamdrop.split import SplitModel
+from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import LmdbStore, MemoryStore, TieredStore
 from streamdrop.store.prefetch import Stored
 from streamdrop.testing.tuners import SmallNet, check_drop_equals_freeze, labelled_batch, small_tuner
@@ -754,3 +754,70 @@ def test_scores_cannot_be_off_where_a_policy_would_wait_for_them_for_ever():
         small_tuner(batch=BATCH, policy=Recording(), scoring=False)
     small_tuner(batch=BATCH, policy=Recording(), scoring=False, strategy="sgd")  # which asks no policy
     small_tuner(batch=BATCH, policy=NEVER, scoring=False)
+
+
+def perceptron():
+    """Linear layers large enough for kernels that sum otherwise by the number of rows."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 768), nn.ReLU(), nn.Linear(768, 512), nn.ReLU(), nn.Linear(512, 3)
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [3, 4, 16])
+def test_drop_equals_freeze_where_linear_layers_are_dropped(size, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_drop_equals_freeze(
+            lambda strategy: small_tuner(
+                perceptron(),
+                batch=BATCH,
+                layers=["1", "3", "5"],
+                policy=SchedulePolicy({1: 2}),
+                batch_size=size,
+                strategy=strategy,
+            ),
+            rounds=4,
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["linear", "double", "recurrent", "squeezed"])
+def test_a_sample_has_the_same_bits_in_every_batch(kind, threads):
+    module, shape = {
+        "linear": (lambda: nn.Linear(768, 512), (768,)),
+        "double": (lambda: nn.Linear(300, 200).double(), (300,)),
+        "recurrent": (lambda: Last(nn.GRU(40, 64, batch_first=True)), (6, 40)),
+        "squeezed": (
+            lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(96, 24, 1), nn.Conv2d(24, 96, 1)),
+            (96, 7, 7),
+        ),
+    }[kind]
+    torch.manual_seed(0)
+    layer, before = module(), torch.get_num_threads()
+    given = torch.randn(40, *shape, dtype=next(layer.parameters()).dtype)
+    torch.set_num_threads(threads)
+    try:
+        (wanted,) = run_in_chunks(layer, (given,), 64)
+        for count in (1, 2, 3, 5, 6, 7, 9, 11, 13, 17, 23, 40):
+            for chunk in (2, 7, 16, 64):
+                order = torch.randperm(40)[:count]
+                (found,) = run_in_chunks(layer, (given[order],), chunk)
+                assert torch.equal(found, wanted[order]), f"{count} samples in chunks of {chunk}"
+    finally:
+        torch.set_num_threads(before)
+
+
+class Last(nn.Module):
+    """The last state of a recurrent layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0][:, -1]
