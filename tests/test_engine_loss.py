@@ -74,7 +74,7 @@ def test_constants_of_a_loss_are_those_given_to_load(tmp_path: Path) -> None:
     assert torch.equal(again.proxies, Proxies().proxies)
 
 
-@pytest.mark.parametrize("other", [Proxies(width=4), nn.CrossEntropyLoss(), nn.Linear(3, 3)])
+@pytest.mark.parametrize("other", [Proxies(width=4), nn.CrossEntropyLoss(), nn.Bilinear(3, 3, 3)])
 def test_a_checkpoint_of_another_loss_is_refused(other: nn.Module, tmp_path: Path) -> None:
     tuner_of(Proxies()).save(tmp_path / "checkpoint")
 
