@@ -69,11 +69,8 @@ def check_makers(optimizer: Any, scheduler: Any) -> None:
         )
 
 
-def check_made(optimizer: Any, parameters: Iterable[nn.Parameter], scheduler: Any) -> None:
-    """Raise ConfigError for what was made that is no optimiser of these parameters, or no scheduler.
-
-    An optimiser that calls for a closure is refused too.
-    """
+def check_optimizer(optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
+    """Raise ConfigError for what is no optimiser of these parameters, or one that calls for a closure."""
     if not all(hasattr(optimizer, name) for name in _OPTIMIZER) or isinstance(optimizer, type):
         raise ConfigError(f"optimizer(parameters) gave {_shown(optimizer)}: it must return a torch.optim.Optimizer")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -88,6 +85,10 @@ def check_made(optimizer: Any, parameters: Iterable[nn.Parameter], scheduler: An
             f"{type(optimizer).__name__} computes the loss several times a step, from a closure: a round reads each "
             "batch once; choose an optimiser whose step() needs none"
         )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ConfigError for what is no learning-rate scheduler; None is fine."""
     if scheduler is not None and not all(callable(getattr(scheduler, name, None)) for name in ("step", "state_dict")):
         raise ConfigError(f"scheduler(optimizer) gave {_shown(scheduler)}: it must return a learning-rate scheduler")
 

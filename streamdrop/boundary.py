@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from streamdrop.arguments import check_made, check_makers
+from streamdrop.arguments import check_makers, check_optimizer, check_scheduler
 from streamdrop.errors import ModelError, TrainingError
 from streamdrop.growth import growth, scale_rates
 from streamdrop.rounds import forget_parameters
@@ -36,8 +36,9 @@ class Boundary:
         check_makers(optimizer, scheduler)
         self._split, self._settings, self.cut = split, settings, cut
         self.optimizer = optimizer(trainable)
-        self.scheduler = scheduler(self.optimizer) if scheduler and hasattr(self.optimizer, "param_groups") else None
-        check_made(self.optimizer, trainable, self.scheduler)
+        check_optimizer(self.optimizer, trainable)
+        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        check_scheduler(self.scheduler)
         self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
         self._grown = 1
         forget_parameters(self.optimizer, split.tail_parameters(cut).values())

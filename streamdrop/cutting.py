@@ -55,12 +55,6 @@ class Cutting:
 
     def after_round(self, number: int, loss: float, macs_per_second: float, clock: Clock) -> int:
         """Move the cut: back where a thaw is due, on where one ends or the policy drops; returns multiply-adds run."""
-        try:
-            return self._after_round(number, loss, macs_per_second, clock)
-        finally:
-            self.decisions.finished = number
-
-    def _after_round(self, number: int, loss: float, macs_per_second: float, clock: Clock) -> int:
         back = self.decisions.back
         if back is not None:  # the drop on trial in this round is taken back: the store has not moved
             self.decisions.back = None

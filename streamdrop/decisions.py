@@ -59,9 +59,8 @@ class Decisions:
         self._refusals = self._quiet_until = 0
         self._previous: dict[str, float] = {}
         self._rate = 0.0
-        self._costs = (
-            [(split.macs(cut), split.live_bytes(cut)) for cut in range(self.layers)] if self.needs_scores else []
-        )
+        cuts = range(self.layers) if self.needs_scores else ()
+        self._costs = [(split.macs(cut), split.live_bytes(cut)) for cut in cuts]
 
     @property
     def needs_scores(self) -> bool:
@@ -94,7 +93,7 @@ class Decisions:
         try:
             self._parts.check(self.layers)
         except ConfigError as error:
-            raise (ConfigError(f"{error}{self._frozen()}") if self._frozen() else error) from None
+            raise ConfigError(f"{error}{self._frozen()}") from None
 
     def _frozen(self) -> str:
         """Why there are fewer layers than the split has; '' where there are not."""

@@ -413,6 +413,7 @@ class FineTuner:
         trained = max(began.clock.seconds()["train_seconds"], 1e-9)
         speed = 3 * head * began.samples / trained
         calibrated = self.cutting.after_round(self.round, began.loss, speed, began.clock)
+        self.decisions.finished = self.round
         report = RoundReport(
             round=self.round,
             cut=began.cut,

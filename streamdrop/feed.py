@@ -36,18 +36,19 @@ class Feed:
         self._check_version(expected)
         if cut > store.cut:
             store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
+            self._known = (store.cut, store.version)
         return store.cut
 
     def check(self, cut: int) -> None:
         """Raise StoreVersionError where something else has moved the store so that it is of no use at ``cut``."""
-        store = self.store
-        if store.cut > cut:
+        here = (self.store.cut, self.store.version)
+        if here[0] > cut:
             raise StoreVersionError(
-                f"the store is at cut {store.cut}, but this tuner trains all layers from cut {cut} on: something else "
+                f"the store is at cut {here[0]}, but this tuner trains all layers from cut {cut} on: something else "
                 "has moved it; give each tuner a store of its own"
             )
-        if self._known != (store.cut, store.version):  # its own moves too: one digest for each
-            self._check_version(self._split.version(store.cut))
+        if self._known != here:
+            self._check_version(self._split.version(here[0]))
 
     def _check_version(self, expected: str) -> None:
         store = self.store
@@ -167,6 +168,7 @@ class Feed:
 
         with clock.part("write"):
             staged.commit(step, self._chunk)
+        self._known = (self.store.cut, self.store.version)  # as it was staged: no second digest of the weights
         return promoted
 
     def _between(self, activations: Activations, cut: int, graph: bool = False) -> Activations:

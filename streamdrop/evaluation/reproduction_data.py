@@ -82,6 +82,8 @@ def _join(one: Grid, other: Grid) -> Grid:
 def _read_into(evidence: Evidence, path: Path) -> Evidence:
     try:
         return _add(evidence, path)
+    except DataError:  # it says itself what is wrong
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{path}: lacks what a result holds ({type(error).__name__}: {error}): give what `streamdrop fit` or this "

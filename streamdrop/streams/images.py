@@ -40,8 +40,8 @@ def read_image(path: Path) -> Image:
 
 def _read(path: Path) -> npt.NDArray[Any]:
     """uint8 H×W×3 RGB or uint16 H×W, turned the way the EXIF orientation says; raises StreamError."""
-    with _reading(path), _opened(path) as file:
-        return _shown(file)
+    with _reading(path):
+        return decode_image(path)
 
 
 def decode_image(file: IO[bytes] | Path) -> npt.NDArray[Any]:

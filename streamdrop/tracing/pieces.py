@@ -258,7 +258,7 @@ def run_in_chunks(module: nn.Module, activations: Activations, size: int, graph:
     stands for what would be run again. Kernels choose other orders of summing by the number of rows (a single sample,
     two or three of them in a linear layer, five on two threads), but not among multiples of four. So a chunk has a
     multiple of four samples, at most 12 on one CPU thread, and the last is filled up with copies of its last sample.
-    Measured on one to four threads: linear, convolutional, recurrent and attention layers, and twelve of torchvision's
+    Measured on one to four threads: linear, convolutional, recurrent and attention layers, and six of torchvision's
     networks. Raises DataError without samples.
     """
     count = len(activations[0]) if activations else 0
