@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import bisect
 import math
-import shutil
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from streamdrop.costs import free_bytes, seconds_per_byte
 from streamdrop.errors import ConfigError
 from streamdrop.policies import DropPolicy, Evidence, Offer, ask, parts_of
 from streamdrop.rounds import has_normalisation
@@ -145,7 +143,7 @@ class Decisions:
         if evidence is None:
             return 0
         if self._parts.measures:
-            evidence = replace(evidence, break_even=macs_per_second * _seconds_per_byte(store))
+            evidence = replace(evidence, break_even=macs_per_second * seconds_per_byte(store))
         self.asked = round_ if self.asked is None else self.asked
         count = self._ask(evidence)
         self.why = str(self._parts.explain(evidence))
@@ -297,22 +295,3 @@ def trained_layers(split: SplitModel) -> int:
 
     cuts = range(len(split.layers))
     return bisect.bisect_left(cuts, True, key=idle) or len(cuts)
-
-
-def free_bytes(store: FeatureStore) -> int | None:
-    """Bytes that a store may still take on its disk, a tenth of what is free left; None for a store in memory."""
-    path = getattr(getattr(store, "durable", store), "path", None)
-    if path is None or not Path(path).exists():
-        return None
-    return int(shutil.disk_usage(path).free * 0.9)
-
-
-def _seconds_per_byte(store: FeatureStore) -> float:
-    """What reading a stored byte costs here and now: the quicker of two batches of 64."""
-    keys: Sequence[bytes] = store.keys()[:64]
-    best, size = math.inf, 1
-    for _ in range(2 if keys else 0):
-        start = time.perf_counter()
-        size = sum(tensor.nbytes for tensor in store.get_many(keys))
-        best = min(best, time.perf_counter() - start)
-    return best / max(size, 1) if math.isfinite(best) else 0.0

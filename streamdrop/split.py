@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from streamdrop.errors import DataError, ModelError, TraceError
+from streamdrop.layers import Layers, canonical, convolutions, layer_names, transformer_blocks
 from streamdrop.tracing.flow import Flow, Live
 from streamdrop.tracing.follow import follow
 from streamdrop.tracing.pieces import Piece, attach, build, needed, run_in_chunks
 
 __all__ = ["Layers", "SplitModel", "convolutions", "run_in_chunks", "transformer_blocks"]
-
-Layers: TypeAlias = Sequence[str] | Callable[[str, nn.Module], bool]
-"""Which modules are layers: their names, or a rule (name, module) → bool."""
-
-
-def convolutions(name: str, module: nn.Module) -> bool:
-    """The default rule: every convolution, transposed ones too."""
-    return isinstance(module, nn.modules.conv._ConvNd)
-
-
-def transformer_blocks(name: str, module: nn.Module) -> bool:
-    """A rule for ``layers=``: the smallest modules called …Block or …Layer that hold an attention module."""
-    return _is_block(module) and not any(_is_block(m) for m in module.modules() if m is not module)
-
-
-def _is_block(module: nn.Module) -> bool:
-    kind = type(module).__name__.lower().rstrip("0123456789").removesuffix("v")
-    if not kind.endswith(("block", "layer")) or "attention" in kind:
-        return False
-    return any("att" in type(m).__name__.lower() for m in module.modules() if m is not module)
 
 
 class SplitModel:
@@ -69,8 +49,8 @@ class SplitModel:
         self.model, self.preparation = model, preparation
         _check_weights(model)
         inputs = _inputs(example)
-        names = _layer_names(model, layers if layers is not None else convolutions)
-        leaves = _canonical(model, leaves)
+        names = layer_names(model, layers if layers is not None else convolutions)
+        leaves = canonical(model, leaves)
         self._flow = follow(model, inputs, names, leaves)
         units = _units(self._flow, names)
         if not units:
@@ -245,31 +225,6 @@ def _inputs(example: Any) -> tuple[torch.Tensor, ...]:
             f"example has shapes {shapes}: every input needs the batch, of one size ≥ 1, as first dimension"
         )
     return tuple(inputs)
-
-
-def _layer_names(model: nn.Module, layers: Layers) -> list[str]:
-    if callable(layers):
-        names = [name for name, module in model.named_modules() if name and layers(name, module)]
-        if not names:
-            raise TraceError(f"{type(model).__name__} has no layer by this rule: give layers= as names or another rule")
-        return names
-    if isinstance(layers, str):
-        raise ModelError(f"layers={layers!r} is one string: give a sequence of module names, or a rule")
-    return _canonical(model, layers)
-
-
-def _canonical(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The names under which the model lists these modules first; raises ModelError for a name that it lacks."""
-    by_name = dict(model.named_modules(remove_duplicate=False))
-    first = {id(module): name for name, module in reversed(by_name.items())}
-    result = []
-    for name in names:
-        if not name or name not in by_name:
-            near = difflib.get_close_matches(name, [n for n in by_name if n], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "see model.named_modules()"
-            raise ModelError(f"{type(model).__name__} has no module {name!r}: {hint}")
-        result.append(first[id(by_name[name])])
-    return result
 
 
 def _units(flow: Flow, names: list[str]) -> list[tuple[list[str], int]]:
