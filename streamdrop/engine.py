@@ -18,12 +18,9 @@ from streamdrop import checkpoint, resume
 from streamdrop.alignment import align_store
 from streamdrop.arguments import (
     check_batch,
-    check_finite,
     check_options,
     check_round,
-    check_saved,
     check_split_and_store,
-    check_tensors,
     checked_callbacks,
     takes_weights,
 )
@@ -31,7 +28,7 @@ from streamdrop.boundary import Boundary
 from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
-from streamdrop.errors import DataError, TrainingError
+from streamdrop.errors import TrainingError
 from streamdrop.feed import Feed
 from streamdrop.interrupts import held
 from streamdrop.loss_state import LossState
@@ -51,6 +48,7 @@ from streamdrop.rounds import (
     trainable_loss,
     whole_steps,
 )
+from streamdrop.saving import Saving
 from streamdrop.scores import GradientScores
 from streamdrop.settings import settings_from
 from streamdrop.split import SplitModel
@@ -117,8 +115,7 @@ class FineTuner:
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self.loss_state = LossState(loss, split.model)
-        self._saved: tuple[str, int] | None = None  # where the last checkpoint is and the cut it names
-        self._held: int | None = None  # its store mark, while what earlier ones need is kept
+        self._saving = Saving(self)
 
     # ---------------------------------------------------------------- samples in
 
@@ -133,23 +130,8 @@ class FineTuner:
         ``sources`` are its encoded inputs by key, kept for a thaw. Raises DataError.
         """
         check_batch(batch)
-        check_finite(self._feed.inputs(batch.images))
-        if not len(self.store):
-            self._try(batch.images)
+        self._feed.check_images(batch.images)
         self.observe_activations(batch.keys, self.embed(batch.images), batch.targets, info, sources)
-
-    def _try(self, images: Inputs) -> None:
-        """Raise DataError for images that the model does not take: the first ones decide what a store may hold."""
-        some = tuple(one[:2] for one in self._feed.inputs(images))
-        try:
-            with seeded(self.device):
-                self.predict(some)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            shown = ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in some)
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"the model does not take images of {shown}: {reason}: prepare them as the example it was split with"
-            ) from error
 
     def embed(self, images: Inputs) -> Activations:
         """The activations of images [N, ...] at the store's cut, as ``observe_activations`` takes them.
@@ -286,35 +268,25 @@ class FineTuner:
         With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
         Raises OutputError, CheckpointError.
         """
-        check_saved(path, tensors)
-        taken = self.snapshot(extra, tensors)
-        taken.write(path)
-        self.written(taken, path, hold)
+        self._saving.save(path, extra, hold, tensors)
 
     def snapshot(self, extra: Any = None, tensors: Mapping[str, Tensor] | None = None) -> checkpoint.Snapshot:
         """What ``save`` writes. Any thread may write a copy of it; then call ``written`` in this one.
 
         No round that stores at a new cut may begin in between. Raises CheckpointError, StoreError.
         """
-        check_tensors(tensors)
-        return resume.snapshot(self, self.store.mark(), extra, tensors or {})
+        return self._saving.snapshot(extra, tensors)
 
     def written(self, taken: checkpoint.Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
         """A snapshot is at ``path``, durable: what only earlier ones need can go, unless ``hold``.
 
         Raises StoreError.
         """
-        self._held = taken.state["store"]["mark"]
-        if not hold:
-            self.release()
-        self.extra = taken.state["extra"]
-        self._saved = (os.fspath(path), taken.state["cut"])
+        self._saving.written(taken, path, hold)
 
     def release(self) -> None:
         """Let go of what only checkpoints before the last one need. Raises StoreError."""
-        if self._held is not None:
-            self.store.release(self._held)
-        self._held = None
+        self._saving.release()
 
     @classmethod
     def load(
@@ -345,21 +317,13 @@ class FineTuner:
             with tuner.loss_state.restored(parts.get("loss"), path):
                 align_store(store, state, parts, split, path, options.get("prepare"))  # last: it cannot be undone
             tuner._take(store)
-        tuner._saved = (os.fspath(path), tuner.cut)
+        tuner._saving.last = (os.fspath(path), tuner.cut)
         return tuner
 
     def _take(self, store: FeatureStore) -> None:
         """Go on with this store instead of the one from the start. Raises StoreVersionError."""
         self.store = self._feed.store = self.cutting.store = store
         self._feed.open(store.cut)
-
-    def _checkpoint_before_storing(self) -> None:
-        """A checkpoint names the new cut before the store flips: a kill after the flip could not resume otherwise.
-
-        Where checkpoints carry something of the caller's, only the caller can write one that fits: see ``save``.
-        """
-        if self.moving and self._saved is not None and self._saved[1] != self.cut and self.extra is None:
-            self.save(self._saved[0])
 
     # ---------------------------------------------------------------- inside a round
 
@@ -370,7 +334,7 @@ class FineTuner:
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")
         steps = whole_steps(steps)
-        self._checkpoint_before_storing()
+        self._saving.before_storing()
         self.round += 1
         self.cutting.begin_round(self.round)
         return UnderWay(

@@ -9,12 +9,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from streamdrop.arguments import check_samples, inputs_of
+from streamdrop.arguments import check_finite, check_samples, inputs_of
 from streamdrop.errors import DataError, StoreVersionError
-from streamdrop.rounds import Clock
+from streamdrop.rounds import Clock, predicted, seeded
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, StagedCut
 from streamdrop.store.prefetch import Stored, read_ahead
+from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Inputs, SampleInfo, Target
 
 
@@ -67,6 +68,26 @@ class Feed:
             hint = f"a tuple of {takes} tensors" if takes > 1 else "one tensor"
             raise DataError(f"images are {len(inputs)} tensors, but the model takes {takes}: give {hint}")
         return inputs
+
+    def check_images(self, images: Inputs) -> None:
+        """Raise DataError for images that are not finite, or, the first ones in a store, that the model does not take.
+
+        The first decide what a store may hold.
+        """
+        inputs = self.inputs(images)
+        check_finite(inputs)
+        if len(self.store):
+            return
+        some = tuple(one[:2] for one in inputs)
+        try:
+            with seeded(self._device), modes_kept(self._split.model):
+                predicted(self._split.model, some, 2, self._device)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            shown = ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in some)
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the model does not take images of {shown}: {reason}: prepare them as the example it was split with"
+            ) from error
 
     def embed(self, images: Inputs) -> Activations:
         """The activations of images [N, ...] at the store's cut."""

@@ -41,6 +41,7 @@ ORDER = [
         "feed",
         "alignment",
         "resume",
+        "saving",
         "engine",
         "export",
     },
