@@ -211,7 +211,7 @@ def test_the_time_of_day_may_jump(stage, monkeypatch):
         tracked(session, frames + 5)
         until(lambda saves=saves: session.stats.counters.saves > saves + 1, "state saved")
         assert session.status()["state"] in ("tracking", "uncertain")
-        assert 1 < session.status()["fps"] < 60
+        assert 0.1 < session.status()["fps"] < 1000  # a clock gone back would give thousands, one gone ahead none
     stage.end(session)
     numbers = [event["frame"] for event in stage.events() if "score" in event]
     assert numbers == sorted(set(numbers))
