@@ -17,6 +17,7 @@ from streamdrop.atomic import replace_text
 from streamdrop.errors import ConfigError, ConflictError, OutputError, StoreError, StoreLockedError, UnknownError
 from streamdrop.service.mqtt import Publisher
 from streamdrop.service.settings import (
+    NAME,
     DaemonConfig,
     LimitsConfig,
     SessionSettings,
@@ -73,8 +74,17 @@ class Daemon:
             self._mqtt.start()
             self._closing.callback(self._mqtt.stop)
         with self._changing:
-            for stream in self._wanted(self.config).values():
+            wanted = self._wanted(self.config)
+            self._forget_published(wanted)
+            for stream in wanted.values():
                 self._start(_settings(self.config, stream))
+
+    def _forget_published(self, wanted: Mapping[str, StreamConfig]) -> None:
+        """Streams that were taken out of the configuration while no daemon ran: a broker would retain them for good."""
+        if self._mqtt is not None:
+            names = {path.parent.name for path in self.state.glob("*/stream.json")} - wanted.keys()
+            for name in filter(NAME.fullmatch, names):
+                self._mqtt.detach(name)
 
     def _wanted(self, config: DaemonConfig) -> dict[str, StreamConfig]:
         """Streams by name: the configuration's, then those added; of two with one name, the configuration's."""

@@ -306,7 +306,7 @@ class Worker:
 
     def _close(self) -> None:
         self._quietly(self.following.save if self.following.learned else self.following.write)
+        self.phase = "stopped"  # first: who hears of it asks for the state
         self.broadcast.tell({"event": "stopped", "frame": max(self.furthest, 0)})
-        self.phase = "stopped"
         self.following.close()
         self.broadcast.close()
