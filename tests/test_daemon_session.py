@@ -19,7 +19,7 @@ from small_tracker import SMALL
 import streamdrop as sd
 from streamdrop import checkpoint
 from streamdrop.boxes import Box, iou
-from streamdrop.errors import BoxError, ConflictError, OutputError
+from streamdrop.errors import BoxError, ConflictError, OutputError, WeightsError
 from streamdrop.service import orders
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
@@ -129,6 +129,24 @@ def test_a_tracker_that_fails_begins_again_from_what_was_saved(stage, monkeypatc
     kinds = [event.get("event") for event in stage.events()]
     assert kinds.index("failed") < kinds.index("restored")
     assert session.status()["error"] is None
+
+
+@pytest.mark.slow
+def test_a_tracker_that_cannot_be_made_costs_nothing_that_was_learned(stage, monkeypatch):
+    first = stage.session()
+    tracked(first, 5)
+    stage.end(first)
+    with monkeypatch.context() as missing:
+        missing.setattr("streamdrop.service.following.Targets", _no_weights)
+        second = stage.session()
+        until(lambda: second.stats.counters.failures >= 6, "more failures than a checkpoint is kept for")
+    tracked(second, first.stats.counters.tracked + 2)
+    kinds = [event.get("event") for event in stage.events()]
+    assert (kinds.count("target"), kinds.count("restored")) == (1, 1)
+
+
+def _no_weights(*_: object) -> None:
+    raise WeightsError("weights are not here: get them")
 
 
 @pytest.mark.slow
