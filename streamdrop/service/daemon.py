@@ -191,14 +191,24 @@ class Daemon:
                 "started": [name for name in wanted if name not in before],
                 "unchanged": [name for name in wanted if name in before and name not in changed],
             }
-            for name in done["stopped"]:
-                self._stop(name)
-            for name in changed:
-                self._restart(wanted[name])
-            for name in done["started"]:
-                self._start(wanted[name])
+            self._apply(wanted, done)
             self.reloads, self.reload_failed = self.reloads + 1, False
             return done
+
+    def _apply(self, wanted: Mapping[str, SessionSettings], done: Mapping[str, list[str]]) -> None:
+        """Stop, restart and start streams. One that cannot be started keeps none of the others; it is raised last."""
+        for name in (*done["stopped"], *done["restarted"]):
+            self._sessions[name].stop()  # all begin to end at once: one by one, each would compete with the rest
+        for name in done["stopped"]:
+            self._stop(name)
+        failed: list[OutputError] = []
+        for name in (*done["restarted"], *done["started"]):
+            try:
+                self._restart(wanted[name]) if name in self._sessions else self._start(wanted[name])
+            except OutputError as error:  # noqa: PERF203
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _start(self, settings: SessionSettings) -> StreamSession:
         stream = settings.stream
