@@ -8,6 +8,7 @@ import os
 import queue
 import random
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -236,3 +237,10 @@ def test_an_address_that_is_taken_is_said(tmp_path, capsys):
         (tmp_path / "d.yaml").write_text(f"state: {tmp_path}/run\nhttp: {{port: {port}}}")
         assert main(["serve", str(tmp_path / "d.yaml")]) == 1
     assert "choose another port" in capsys.readouterr().err
+
+
+def test_the_example_says_what_is_wrong_with_a_box(tmp_path, monkeypatch, capsys):
+    example = runpy.run_path(str(ROOT / "apps" / "daemon.py"))
+    monkeypatch.setattr(sys, "argv", ["daemon.py", "--box", "1,2", "--state", str(tmp_path)])
+    assert example["main"]() == 1
+    assert "give x,y,w,h" in capsys.readouterr().err
