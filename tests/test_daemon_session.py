@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -361,6 +363,26 @@ def test_embedded_a_session_is_an_iterator_of_events_that_ends_with_its_file(sta
     assert any("round" in event for event in events)
     assert events[-1]["event"] == "ended"
     assert session.missed == 0
+
+
+_HOLDING = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+input()
+"""
+
+
+def test_embedded_a_folder_that_another_process_s_session_has_is_refused(tmp_path):
+    (tmp_path / "stream").mkdir()
+    command = [sys.executable, "-c", _HOLDING, str(tmp_path / "stream" / "writer.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(OutputError, match="another session uses it"):
+            sd.Session("video.mp4", (1, 2, 3, 4), state=tmp_path)
+        other.communicate(b"\n")
+    assert [path.name for path in (tmp_path / "stream").iterdir()] == ["writer.lock"]
 
 
 @pytest.mark.slow
