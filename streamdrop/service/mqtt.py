@@ -124,7 +124,7 @@ class Publisher:
     def _unreachable(self, client: Any, data: Any) -> None:
         """Called while the library handles what was raised."""
         error = sys.exc_info()[1]
-        why = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or error or "no answer"
         self._warn(f"cannot be reached ({why}): check host and port, and that the broker runs; it is tried again")
 
     def _warn(self, trouble: str) -> None:
