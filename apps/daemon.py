@@ -19,11 +19,11 @@ CLIP = Path(__file__).resolve().parent.parent / "data_samples" / "clip.mp4"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default=str(CLIP), help="video, folder of images, camera number or URL")
-    parser.add_argument("--box", type=sd.parse_box, default=sd.Box(112, 85, 128, 72), help="x,y,w,h in the first frame")
+    parser.add_argument("--box", default="112,85,128,72", help="x,y,w,h in the first frame")
     parser.add_argument("--state", default="runs/daemon", help="what survives: start again and both go on")
     options = parser.parse_args()
     try:
-        asyncio.run(watch(options.source, options.box, options.state))
+        asyncio.run(watch(options.source, sd.parse_box(options.box), options.state))
     except sd.StreamdropError as error:
         print(f"daemon: error: {error}", file=sys.stderr)
         return 1

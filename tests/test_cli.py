@@ -417,3 +417,22 @@ def test_a_table_is_printed_whatever_the_output_can_spell():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "saved \\u0394T \\udcff\n"
+
+
+def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    status, _, err = run(capsys, "store", "info", tmp_path / "store")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "change to one that exists" in err
+
+
+@pytest.mark.slow
+def test_a_name_that_the_locale_lacks_is_said(tmp_path):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = f"from streamdrop.cli import main; raise SystemExit(main(['store', 'info', {str(tmp_path / 'ü')!a}]))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "run with PYTHONUTF8=1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +23,8 @@ from small_tracker import SMALL
 
 from streamdrop.errors import ConfigError
 from streamdrop.service.daemon import Daemon
+from streamdrop.service.mqtt import Publisher
+from streamdrop.service.mqtt_settings import MqttConfig
 from streamdrop.service.settings import load_daemon, load_stream
 
 BROKER = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
@@ -95,6 +99,14 @@ class Broker:
         self.there = True
         self.on_connect(self, None, None, SimpleNamespace(is_failure=False), None)
 
+    def refuse(self) -> None:
+        self.on_connect(self, None, None, SimpleNamespace(is_failure=True), None)
+        self.lose()
+
+    def lose(self) -> None:
+        self.there = False
+        self.on_disconnect(self, None, None, SimpleNamespace(is_failure=True), None)
+
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
 
@@ -137,7 +149,98 @@ def test_a_broker_that_is_away_holds_nobody_up(tmp_path):
     assert daemon.stop(10)
 
 
+@pytest.mark.slow
+def test_a_stream_taken_out_while_no_daemon_ran_is_forgotten_by_the_broker(tmp_path, monkeypatch):
+    broker = Broker()
+    monkeypatch.setattr("paho.mqtt.client.Client", lambda *_: broker)
+    streams = [{"name": name, "source": str(tmp_path / "none")} for name in ("gone", "stays")]
+    values = {"state": str(tmp_path / "run"), "tracker": SMALL, "mqtt": {"host": "127.0.0.1"}}
+    for wanted in (streams, streams[1:]):
+        broker.there = False
+        daemon = Daemon(load_daemon({**values, "streams": wanted}))
+        daemon.start()
+        broker.connect()
+        assert len(broker.about("stays")) == 1
+        assert len(broker.about("gone")) == len(wanted) - 1
+        assert daemon.stop(20)
+        assert json.loads(broker.retained["streamdrop/stays/state"])["state"] == "stopped"
+
+
+def test_daemons_with_prefixes_of_their_own_describe_streams_of_one_name_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("paho.mqtt.client.Client", Broker)
+    described: dict[str, Any] = {}
+    for prefix in ("streamdrop", "barn/box-2", "höuse"):
+        mqtt = {"host": "127.0.0.1", "discovery": "homeassistant", "prefix": prefix}
+        daemon = Daemon(load_daemon({"state": str(tmp_path / prefix), "mqtt": mqtt}))
+        publisher, broker = daemon._mqtt, daemon._mqtt._client
+        publisher.attach(SimpleNamespace(name="cam", broadcast=SimpleNamespace(listeners=[]), status=_status))
+        broker.connect()
+        about = {topic: json.loads(broker.retained[topic]) for topic in broker.about("config")}
+        assert all(re.fullmatch(r"homeassistant/[a-z_]+/[A-Za-z0-9_-]+/config", topic) for topic in about)
+        assert not described.keys() & about.keys()
+        described.update(about)
+        daemon.stop()
+    assert "homeassistant/sensor/streamdrop-cam/config" in described
+    assert len({one["unique_id"] for one in described.values()}) == len(described) == 6
+
+
+def _status() -> dict[str, Any]:
+    return dict.fromkeys(
+        ("state", "frame", "fps", "dropped_frames", "target", "targets", "cut", "layers", "round", "loss", "error")
+    )
+
+
+@pytest.mark.slow
+def test_a_broker_that_cannot_be_reached_is_said(tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    publisher = Publisher(MqttConfig("127.0.0.1", number))
+    publisher.start()
+    until(lambda: f"127.0.0.1:{number} cannot be reached (Connection refused): check host" in caplog.text, "the word")
+    publisher.stop()
+
+
+def test_what_is_wrong_with_a_broker_is_said_once_until_it_changes(monkeypatch, caplog):
+    monkeypatch.setattr("paho.mqtt.client.Client", Broker)
+    publisher = Publisher(MqttConfig("broker.lan"))
+    broker = publisher._client
+    said = [
+        (broker.lose, 1, "does not answer as a broker"),
+        (broker.refuse, 1, "refuses"),
+        (lambda: broker.on_connect_fail(broker, None), 1, "cannot be reached"),
+        (broker.connect, 0, ""),
+        (broker.lose, 1, "the connection to broker.lan:1883 is lost"),
+        (broker.refuse, 1, "refuses"),
+    ]
+    for happens, count, word in said:
+        caplog.clear()
+        happens()
+        assert [word in text for text in _warnings(caplog)] == [True] * count
+        if count and "lost" not in word:
+            happens()
+            assert len(_warnings(caplog)) == 1
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("host", ["", "a..b", "mqtt://broker.lan", "broker.lan:1883", "two words", "x" * 70])
+def test_a_broker_that_has_no_such_name_is_refused_beforehand(host):
+    with pytest.raises(ConfigError, match="give a name or an address alone"):
+        load_daemon({"mqtt": {"host": host}})
+    for right in ("broker.lan", "10.0.0.7", "::1", "fe80::1%eth0", "bröker.lan"):
+        load_daemon({"mqtt": {"host": right}})
+
+
+def test_a_password_without_a_username_is_refused():
+    with pytest.raises(ConfigError, match="give username too"):
+        load_daemon({"mqtt": {"host": "x", "password": "hidden"}})
+
+
 def test_topics_are_checked():
     with pytest.raises(ConfigError, match="without spaces"):
         load_daemon({"mqtt": {"host": "x", "prefix": "a/#"}})
-    assert "hidden" not in repr(load_daemon({"mqtt": {"host": "x", "password": "hidden"}}))
+    with pytest.raises(ConfigError, match="prefix is"):
+        load_daemon({"mqtt": {"host": "x", "prefix": "a" * 70_000}})
+    assert "hidden" not in repr(load_daemon({"mqtt": {"host": "x", "username": "u", "password": "hidden"}}))

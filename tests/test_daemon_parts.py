@@ -439,6 +439,14 @@ def test_another_source_or_box_is_another_target():
     assert gone.newest == 7
 
 
+@pytest.mark.parametrize("name", ["a\udcff.mp4", "a b\n😀.mp4"])
+def test_a_source_may_have_any_name_that_a_system_gives(name):
+    state = remembered(None, StreamConfig("a", name, box=(1, 2, 3, 4)))
+    state.position = 5
+    assert remembered(state, StreamConfig("a", name, box=(1, 2, 3, 4))).position == 5
+    assert remembered(state, StreamConfig("a", f"b{name}")).position == 0
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "a").write_text("a file")
     with pytest.raises(OutputError, match="choose another"):

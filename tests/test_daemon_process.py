@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import random
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -26,6 +28,7 @@ from small_tracker import SMALL
 
 from streamdrop.boxes import iou
 from streamdrop.cli import main
+from streamdrop.service import serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -177,6 +180,48 @@ def test_a_disk_that_fills_is_told_and_the_target_goes_on_once_there_is_room(pro
     assert process.end(signal.SIGTERM) == 0
 
 
+_SIGNALLED = """
+import os, sys
+number = int(sys.argv.pop())
+class Signalling:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), number)
+            except BaseException:
+                pass
+sys.meta_path.insert(0, Signalling())
+from streamdrop.cli import program
+program()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, 143, "interrupted before anything"),
+        (signal.SIGINT, 130, "interrupted before anything"),
+        (signal.SIGHUP, 2, "no such configuration"),
+    ],
+)
+def test_a_signal_while_libraries_are_loaded_counts_though_they_swallow_exceptions(tmp_path, number, status, said):
+    command = [sys.executable, "-c", _SIGNALLED, "serve", str(tmp_path / "none.yaml"), str(int(number))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_signals_that_came_together_are_obeyed_together():
+    arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (1, 1, 15):
+        arrived.put(number)
+    assert serve._next(arrived) == {1, 15}
+
+
 def test_a_wrong_configuration_ends_in_one_line_before_anything_starts(tmp_path, capsys):
     (tmp_path / "d.yaml").write_text(f"state: {tmp_path}/run\nstreams: [{{nam: x}}]")
     assert main(["serve", str(tmp_path / "d.yaml")]) == 2
@@ -192,3 +237,10 @@ def test_an_address_that_is_taken_is_said(tmp_path, capsys):
         (tmp_path / "d.yaml").write_text(f"state: {tmp_path}/run\nhttp: {{port: {port}}}")
         assert main(["serve", str(tmp_path / "d.yaml")]) == 1
     assert "choose another port" in capsys.readouterr().err
+
+
+def test_the_example_says_what_is_wrong_with_a_box(tmp_path, monkeypatch, capsys):
+    example = runpy.run_path(str(ROOT / "apps" / "daemon.py"))
+    monkeypatch.setattr(sys, "argv", ["daemon.py", "--box", "1,2", "--state", str(tmp_path)])
+    assert example["main"]() == 1
+    assert "give x,y,w,h" in capsys.readouterr().err

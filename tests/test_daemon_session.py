@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from small_tracker import SMALL
 import streamdrop as sd
 from streamdrop import checkpoint
 from streamdrop.boxes import Box, iou
-from streamdrop.errors import BoxError, ConflictError, OutputError
+from streamdrop.errors import BoxError, ConflictError, OutputError, WeightsError
 from streamdrop.service import orders
 from streamdrop.service.frames import Arrival
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
@@ -129,6 +131,24 @@ def test_a_tracker_that_fails_begins_again_from_what_was_saved(stage, monkeypatc
     kinds = [event.get("event") for event in stage.events()]
     assert kinds.index("failed") < kinds.index("restored")
     assert session.status()["error"] is None
+
+
+@pytest.mark.slow
+def test_a_tracker_that_cannot_be_made_costs_nothing_that_was_learned(stage, monkeypatch):
+    first = stage.session()
+    tracked(first, 5)
+    stage.end(first)
+    with monkeypatch.context() as missing:
+        missing.setattr("streamdrop.service.following.Targets", _no_weights)
+        second = stage.session()
+        until(lambda: second.stats.counters.failures >= 6, "more failures than a checkpoint is kept for")
+    tracked(second, first.stats.counters.tracked + 2)
+    kinds = [event.get("event") for event in stage.events()]
+    assert (kinds.count("target"), kinds.count("restored")) == (1, 1)
+
+
+def _no_weights(*_: object) -> None:
+    raise WeightsError("weights are not here: get them")
 
 
 @pytest.mark.slow
@@ -343,6 +363,26 @@ def test_embedded_a_session_is_an_iterator_of_events_that_ends_with_its_file(sta
     assert any("round" in event for event in events)
     assert events[-1]["event"] == "ended"
     assert session.missed == 0
+
+
+_HOLDING = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+input()
+"""
+
+
+def test_embedded_a_folder_that_another_process_s_session_has_is_refused(tmp_path):
+    (tmp_path / "stream").mkdir()
+    command = [sys.executable, "-c", _HOLDING, str(tmp_path / "stream" / "writer.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(OutputError, match="another session uses it"):
+            sd.Session("video.mp4", (1, 2, 3, 4), state=tmp_path)
+        other.communicate(b"\n")
+    assert [path.name for path in (tmp_path / "stream").iterdir()] == ["writer.lock"]
 
 
 @pytest.mark.slow

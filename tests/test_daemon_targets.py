@@ -182,7 +182,8 @@ def test_over_http(stage):
         assert (answer.status_code, answer.json()["id"]) == (202, 3)
         assert client.delete("/api/streams/s/targets/2").status_code == 204
         assert [one["id"] for one in client.get("/api/streams").json()[0]["targets"]] == [1, 3]
-        assert client.delete("/api/streams/s/targets/2").status_code == 404
+        unknown = client.delete("/api/streams/s/targets/2")
+        assert (unknown.status_code, unknown.json()["title"]) == (404, "Unknown stream or target")
         assert client.delete("/api/streams/s/targets/0").status_code == 422
         assert client.post("/api/streams/s/targets", json={"box": [999, 0, 5, 5]}).status_code == 422
         metrics = client.get("/metrics").text

@@ -68,6 +68,40 @@ def test_a_reload_changes_how_many_compute_at_once_and_touches_no_stream(tmp_pat
     assert daemon.reload(configured(tmp_path, limits={"save_rounds": 2}))["restarted"] == ["x"]
 
 
+def test_streams_of_a_reload_end_all_at_once_and_one_that_cannot_begin_again_keeps_no_other(
+    tmp_path, daemon, monkeypatch
+):
+    for name in ("x", "y"):
+        daemon.add(stream(tmp_path, name=name))
+    told: list[str] = []
+    for word in ("stop", "join"):
+        note = _noting(told, word, getattr(StreamSession, word))
+        monkeypatch.setattr(StreamSession, word, note)
+
+    def some(settings: Any, *given: Any) -> StreamSession:
+        if settings.stream.name == "x":
+            raise OutputError("no room for x: free some space")
+        return StreamSession(settings, *given)
+
+    fewer = configured(tmp_path, limits={"save_rounds": 2})
+    with monkeypatch.context() as disk:
+        disk.setattr("streamdrop.service.daemon.StreamSession", some)
+        with pytest.raises(OutputError, match="no room for x"):
+            daemon.reload(fewer)
+    assert told.index("join") >= 2  # both were told to stop
+    assert daemon.get("y").settings.limits.save_rounds == 2
+    done = daemon.reload(fewer)
+    assert (done["restarted"], done["unchanged"]) == (["x"], ["y"])
+
+
+def _noting(told: list[str], word: str, method: Any) -> Any:
+    def noted(*given: Any) -> Any:
+        told.append(word)
+        return method(*given)
+
+    return noted
+
+
 def test_a_stream_that_cannot_be_kept_is_not_started(tmp_path, daemon, monkeypatch):
     with monkeypatch.context() as disk:
         disk.setattr("streamdrop.service.daemon.replace_text", full)

@@ -129,3 +129,81 @@ def test_a_cover_is_no_video(tmp_path: Path) -> None:
             container.mux(stream.encode(None))
     with pytest.raises(StreamError, match="holds no video"):
         sd.open_stream(tmp_path / "song.mp4")
+
+
+def two_tracks(path: Path, *, cover_first: bool, cover: str = "mjpeg") -> None:
+    """A cover picture that no mark tells from a video, and a video."""
+    with av.open(str(path), "w") as container:
+        tracks = {}
+        for kind in ("cover", "video") if cover_first else ("video", "cover"):
+            tracks[kind] = container.add_stream(cover if kind == "cover" else "libx264", rate=10)
+            tracks[kind].width, tracks[kind].height = (32, 32) if kind == "cover" else FRAMES[0].shape[1::-1]
+            tracks[kind].pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}[cover] if kind == "cover" else "yuv420p"
+        picture = np.full((32, 32, 3), 200, np.uint8)
+        for kind, pictures in (("cover", [picture]), ("video", FRAMES)):
+            for image in pictures:
+                container.mux(tracks[kind].encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(tracks[kind].encode(None))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("cover_first", [True, False])
+def test_a_cover_without_its_mark_is_not_taken_for_the_video(tmp_path: Path, name: str, cover_first: bool) -> None:
+    two_tracks(tmp_path / name, cover_first=cover_first)
+    with sd.open_stream(tmp_path / name) as stream:
+        assert stream.size == FRAMES[0].shape[1::-1]
+        assert len(list(stream)) == len(FRAMES)
+
+
+def test_pictures_that_are_all_the_video_there_is_are_the_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        track = container.add_stream("mjpeg", rate=10)
+        track.width, track.height, track.pix_fmt = 32, 32, "yuvj420p"
+        for value in (10, 200):
+            image = np.full((32, 32, 3), value, np.uint8)
+            container.mux(track.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    assert len(images(tmp_path / "a.mkv")) == 2
+
+
+def save_raw(path: Path, kind: str, image: np.ndarray) -> Path:
+    with av.open(str(path), "w", format="nut") as container:
+        track = container.add_stream("rawvideo", rate=10)
+        track.height, track.width, track.pix_fmt = *image.shape[:2], kind
+        for _ in range(2):
+            container.mux(track.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=kind)))
+    return path
+
+
+CARD = np.full((45, 61, 3), 16, np.uint8)
+CARD[10:30, 12:40] = 235
+
+
+@pytest.mark.parametrize("kind", ["ya16le", "grayf32le", "p010le", "x2rgb10le", "yuv440p10le", "vuyx"])
+def test_a_pixel_format_that_the_file_cannot_name_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(StreamError, match=r"a\.nut names .* bytes, not .*: write it with"):
+        sd.open_stream(save_raw(tmp_path / "a.nut", kind, CARD))
+
+
+@pytest.mark.parametrize("kind", ["rgb24", "monow", "monob", "gray", "gray16be", "ya8", "yuv420p", "nv12", "gbrpf32le"])
+def test_pixel_formats_that_the_file_names_are_read(tmp_path: Path, kind: str) -> None:
+    found = images(save_raw(tmp_path / "a.nut", kind, CARD))
+    assert len(found) == 2
+    inside, outside = found[0][15:25, 20:32], found[0][32:, 44:]
+    assert inside.mean() - outside.mean() > 120
+
+
+def test_a_device_is_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_camera(index: int) -> object:
+        opened.append(index)
+        raise StreamError("no camera here: connect one")
+
+    monkeypatch.setattr("streamdrop.streams.sources.open_camera", open_camera)
+    (tmp_path / "usb-camera").symlink_to("/dev/video12")
+    for source in ("/dev/video0", Path("/dev/video3"), "file:///dev/video4", tmp_path / "usb-camera"):
+        with pytest.raises(StreamError, match="no camera here"):
+            sd.open_stream(source)
+    assert opened == [0, 3, 4, 12]
+    with pytest.raises(StreamError, match="does not exist"):
+        sd.open_stream("/dev/video0.mp4")

@@ -55,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(OutputError(unsaid(error)), 1)
 
 
+def _check_folder() -> None:
+    """Raise StreamdropError where the working folder was removed: torch's libraries would end the process."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise StreamdropError("the folder that this runs in is gone: change to one that exists") from None
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM came."""
 
@@ -66,8 +74,14 @@ def program() -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
+    _check_folder()
     module = importlib.import_module(f"streamdrop.cli.{options.module}")
-    return int(getattr(module, options.function)(options))
+    try:
+        return int(getattr(module, options.function)(options))
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        raise ConfigError(f"{error.object!a} has no name in this locale's encoding: run with PYTHONUTF8=1") from None
 
 
 def _fail(error: StreamdropError, status: int) -> int:

@@ -17,6 +17,7 @@ from streamdrop.atomic import replace_text
 from streamdrop.errors import ConfigError, ConflictError, OutputError, StoreError, StoreLockedError, UnknownError
 from streamdrop.service.mqtt import Publisher
 from streamdrop.service.settings import (
+    NAME,
     DaemonConfig,
     LimitsConfig,
     SessionSettings,
@@ -73,8 +74,17 @@ class Daemon:
             self._mqtt.start()
             self._closing.callback(self._mqtt.stop)
         with self._changing:
-            for stream in self._wanted(self.config).values():
+            wanted = self._wanted(self.config)
+            self._forget_published(wanted)
+            for stream in wanted.values():
                 self._start(_settings(self.config, stream))
+
+    def _forget_published(self, wanted: Mapping[str, StreamConfig]) -> None:
+        """Streams that were taken out of the configuration while no daemon ran: a broker would retain them for good."""
+        if self._mqtt is not None:
+            names = {path.parent.name for path in self.state.glob("*/stream.json")} - wanted.keys()
+            for name in filter(NAME.fullmatch, names):
+                self._mqtt.detach(name)
 
     def _wanted(self, config: DaemonConfig) -> dict[str, StreamConfig]:
         """Streams by name: the configuration's, then those added; of two with one name, the configuration's."""
@@ -181,14 +191,24 @@ class Daemon:
                 "started": [name for name in wanted if name not in before],
                 "unchanged": [name for name in wanted if name in before and name not in changed],
             }
-            for name in done["stopped"]:
-                self._stop(name)
-            for name in changed:
-                self._restart(wanted[name])
-            for name in done["started"]:
-                self._start(wanted[name])
+            self._apply(wanted, done)
             self.reloads, self.reload_failed = self.reloads + 1, False
             return done
+
+    def _apply(self, wanted: Mapping[str, SessionSettings], done: Mapping[str, list[str]]) -> None:
+        """Stop, restart and start streams. One that cannot be started keeps none of the others; it is raised last."""
+        for name in (*done["stopped"], *done["restarted"]):
+            self._sessions[name].stop()  # all begin to end at once: one by one, each would compete with the rest
+        for name in done["stopped"]:
+            self._stop(name)
+        failed: list[OutputError] = []
+        for name in (*done["restarted"], *done["started"]):
+            try:
+                self._restart(wanted[name]) if name in self._sessions else self._start(wanted[name])
+            except OutputError as error:  # noqa: PERF203
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _start(self, settings: SessionSettings) -> StreamSession:
         stream = settings.stream

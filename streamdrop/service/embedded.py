@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Any
 
 from streamdrop.boxes import as_box
+from streamdrop.errors import OutputError, StoreError, StoreLockedError
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
 from streamdrop.service.share import Share, watch_rounds
 from streamdrop.service.stream_session import StreamSession
+from streamdrop.store.lock import WriterLock
 from streamdrop.types import Image
 
 _BACKLOG = 4096
@@ -32,7 +34,8 @@ class Session:
     Sessions of one process must share the machine: give each but the first one of the others as ``beside``.
 
     Events are those of ``events.jsonl``. A consumer too slow for them loses the oldest: ``missed`` counts. The iterator
-    ends when the stream has ended or the session is closed. Raises ConfigError, OutputError.
+    ends when the stream has ended or the session is closed. Raises ConfigError; OutputError, also where a session of
+    another process has the folder.
     """
 
     def __init__(
@@ -63,7 +66,13 @@ class Session:
         self._ended = False
         if beside is None:
             self._closing.enter_context(watch_rounds(self.share))
-        self._session = StreamSession(settings, Path(state) / name, self.share)
+        folder = Path(state) / name
+        self._closing.callback(_locked(folder).drop)
+        try:
+            self._session = StreamSession(settings, folder, self.share)
+        except BaseException:
+            self._closing.close()
+            raise
         self._session.broadcast.listeners.append(self._heard)
         self._session.start()
 
@@ -148,3 +157,15 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _locked(folder: Path) -> WriterLock:
+    """No other process's session has the folder until this is dropped. Raises OutputError."""
+    lock = WriterLock(folder)
+    try:
+        lock.take()
+    except StoreLockedError:
+        raise OutputError(f"{folder}: another session uses it: end that one, or choose another state or name") from None
+    except StoreError as error:
+        raise OutputError(f"{error}: choose another state folder") from None
+    return lock

@@ -55,6 +55,11 @@ class Following:
         return bool(self.ids)
 
     @property
+    def built(self) -> bool:
+        """Whether there is what can follow a target."""
+        return self._targets is not None
+
+    @property
     def early(self) -> bool:
         """Whether a target is so new that each of its frames has a round."""
         return any(self._built().tracker(key).early for key in self.ids)

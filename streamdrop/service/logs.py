@@ -19,6 +19,11 @@ class _Redacting(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
         self._as_json, self._hidden = as_json, hidden
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line, though a file's name may hold a line break; escapes for what no terminal should be sent."""
+        text = super().formatMessage(record).rstrip()
+        return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line (and a traceback's), without secrets."""
         if self._as_json:
@@ -42,10 +47,17 @@ class _Redacting(logging.Formatter):
 def start_logging(config: LoggingConfig, hidden: tuple[str, ...] = ()) -> None:
     """Log to stderr or ``config.file``; ``hidden`` texts never appear. Raises OutputError."""
     try:
-        handler = logging.FileHandler(config.file) if config.file else logging.StreamHandler(sys.stderr)
+        handler = _handler(config.file)
     except OSError as error:
         raise OutputError(f"logging.file {config.file}: cannot be written ({error.strerror}): choose another") from None
     handler.setFormatter(_Redacting(config.format == "json", hidden))
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     logging.captureWarnings(True)
+
+
+def _handler(file: str | None) -> logging.Handler:
+    """The log in UTF-8 whatever the locale; a traceback may name what is no text."""
+    if file is None:
+        return logging.StreamHandler(sys.stderr)
+    return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")

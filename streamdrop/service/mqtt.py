@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 import threading
 import time
 from typing import Any
 
 from streamdrop._version import __version__
 from streamdrop.errors import ConfigError
-from streamdrop.service.settings import MqttConfig
+from streamdrop.service.mqtt_settings import MqttConfig
 from streamdrop.service.stream_session import StreamSession
 
 log = logging.getLogger("streamdrop")
@@ -45,6 +47,9 @@ class Publisher:
         self._last: dict[str, tuple[float, str]] = {}
         self._gone: set[str] = set()  # what the broker retains of these is still to be taken back
         self._publishing = threading.RLock()  # by the client's thread, streams' and the API's
+        self._where = f"{config.host}:{config.port}"
+        self._trouble: str | None = None  # what the log has heard of, and need not hear at every attempt
+        self._up = False
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.will_set(self._topic("status"), "offline", retain=True)
         if config.username is not None:
@@ -53,6 +58,7 @@ class Publisher:
             self._client.tls_set()
         self._client.max_queued_messages_set(1000)
         self._client.on_connect = self._connected
+        self._client.on_connect_fail = self._unreachable
         self._client.on_disconnect = self._disconnected
 
     def start(self) -> None:
@@ -97,9 +103,10 @@ class Publisher:
 
     def _connected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            log.warning("mqtt: %s:%d refuses (%s)", self._config.host, self._config.port, reason)
+            self._warn(f"refuses ({reason}): check username and password")
             return
-        log.info("mqtt: connected to %s:%d", self._config.host, self._config.port)
+        log.info("mqtt: connected to %s", self._where)
+        self._up, self._trouble = True, None
         client.publish(self._topic("status"), "online", retain=True)
         with self._publishing:
             self._take_back()
@@ -108,8 +115,22 @@ class Publisher:
                 self._state(session)
 
     def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if reason.is_failure:
-            log.warning("mqtt: the connection to %s:%d is lost (%s)", self._config.host, self._config.port, reason)
+        was_up, self._up = self._up, False
+        if reason.is_failure and was_up:
+            log.warning("mqtt: the connection to %s is lost (%s)", self._where, reason)
+        elif reason.is_failure and self._trouble is None:  # else it is the end of what was refused
+            self._warn(f"does not answer as a broker ({reason}): check host, port and tls")
+
+    def _unreachable(self, client: Any, data: Any) -> None:
+        """Called while the library handles what was raised."""
+        error = sys.exc_info()[1]
+        why = getattr(error, "strerror", None) or error or "no answer"
+        self._warn(f"cannot be reached ({why}): check host and port, and that the broker runs; it is tried again")
+
+    def _warn(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.warning("mqtt: %s %s", self._where, trouble)
 
     def _heard(self, session: StreamSession, event: dict[str, Any]) -> None:
         with self._publishing:
@@ -131,18 +152,23 @@ class Publisher:
     def _descriptions(self, name: str) -> dict[str, str]:
         """Topics of the stream's descriptions by kind; none where nobody looks for them."""
         place = self._config.discovery
-        return {} if place is None else {kind: f"{place}/{kind}/streamdrop-{name}/config" for kind in _DESCRIBED}
+        return {} if place is None else {kind: f"{place}/{kind}/{self._known_as(name)}/config" for kind in _DESCRIBED}
+
+    def _known_as(self, name: str) -> str:
+        """The stream's own name among all that the broker knows: daemons differ in their prefix."""
+        return re.sub(r"[^A-Za-z0-9_-]", "_", f"{self._config.prefix}-{name}")
 
     def _discover(self, session: StreamSession) -> None:
         """Describe the stream to home automation that looks for such descriptions."""
         if not self._client.is_connected():
             return
         name = session.name
+        known_as = self._known_as(name)
         common = {
             "availability_topic": self._topic("status"),
             "state_topic": self._topic(name, "state"),
-            "device": {"identifiers": [f"streamdrop-{name}"], "name": f"streamdrop {name}", "sw_version": __version__},
+            "device": {"identifiers": [known_as], "name": f"{self._config.prefix} {name}", "sw_version": __version__},
         }
         for kind, topic in self._descriptions(name).items():
-            body = {**common, **_DESCRIBED[kind], "unique_id": f"streamdrop-{name}-{kind}"}
+            body = {**common, **_DESCRIBED[kind], "unique_id": f"{known_as}-{kind}"}
             self._client.publish(topic, json.dumps(body), retain=True)

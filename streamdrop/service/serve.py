@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ log = logging.getLogger("streamdrop")
 
 INTERRUPTED = 130
 _SWITCH = 0.001  # seconds a thread may hold the interpreter while others wait: trackers would keep the API waiting
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+_ENDING = ("SIGTERM", "SIGINT")
 
 
 class Server:
@@ -81,23 +82,28 @@ class Server:
 def serve(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> int:
     """Run until SIGTERM (0) or Ctrl-C (130); SIGHUP reloads. Raises ConfigError, OutputError before anything starts."""
     sys.setswitchinterval(_SWITCH)
-    server = Server(path, overrides)
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for name in _SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: arrived.put(number))
-    number = 0
+    _listen(("SIGHUP",), arrived)  # before the file is read, which may change at once
+    server = Server(path, overrides)
+    _listen(_ENDING, arrived)
+    numbers: set[int] = set()
     try:
         server.start()
-        while number not in (signal.SIGTERM, signal.SIGINT):
-            number = _next(arrived)
-            if number == getattr(signal, "SIGHUP", None):
+        while not numbers & {signal.SIGTERM, signal.SIGINT}:
+            if numbers:
                 _reload(server)
+            numbers = _next(arrived)
     finally:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))  # a second Ctrl-C does not wait
         server.stop()
     logging.shutdown()
-    return INTERRUPTED if number == signal.SIGINT else 0
+    return INTERRUPTED if signal.SIGINT in numbers else 0
+
+
+def _listen(names: Sequence[str], arrived: queue.SimpleQueue[int]) -> None:
+    for name in names:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: arrived.put(number))
 
 
 def _secrets(config: DaemonConfig) -> tuple[str, ...]:
@@ -106,13 +112,13 @@ def _secrets(config: DaemonConfig) -> tuple[str, ...]:
     return tuple(one for one in given if one)
 
 
-def _next(arrived: queue.SimpleQueue[int]) -> int:
-    """The next signal; waits in short steps, since a wait without end would hold the signals back."""
-    while True:
-        try:
-            return arrived.get(timeout=0.5)
-        except queue.Empty:  # noqa: PERF203
-            continue
+def _next(arrived: queue.SimpleQueue[int]) -> set[int]:
+    """All signals that have come; waits in short steps, since a wait without end would hold the signals back."""
+    numbers: set[int] = set()
+    while not numbers or not arrived.empty():
+        with contextlib.suppress(queue.Empty):
+            numbers.add(arrived.get(timeout=0.5))
+    return numbers
 
 
 def _reload(server: Server) -> None:

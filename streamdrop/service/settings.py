@@ -14,6 +14,7 @@ from streamdrop.boxes import Box, as_box
 from streamdrop.config import load, merged, overrides_of, secret
 from streamdrop.errors import BoxError, ConfigError
 from streamdrop.service.addresses import is_address, server_and_path
+from streamdrop.service.mqtt_settings import MqttConfig
 from streamdrop.service.redact import redacted
 from streamdrop.tracking import TrackerConfig
 from streamdrop.tracking.threads import cores
@@ -135,32 +136,6 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-
-@dataclass(frozen=True)
-class MqttConfig:
-    """A broker to publish to under ``prefix``. ``frames``: every frame's event too, not only rounds and the others.
-
-    ``discovery``: where home automation looks for descriptions, such as ``homeassistant``; null: none are published.
-    """
-
-    host: str
-    port: int = 1883
-    username: str | None = None
-    password: str | None = secret()
-    tls: bool = False
-    prefix: str = "streamdrop"
-    discovery: str | None = None
-    frames: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port}: give one from 1 to 65535")
-        for name in ("prefix", "discovery"):
-            value = getattr(self, name)
-            if value is not None and (not value or any(sign in value for sign in "#+\0 ")):
-                raise ConfigError(f"{name} is {value!r}: give a topic without spaces, # and +")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def of_target(name: str, key: int) -> str:
 
 def remembered(before: StreamState | None, stream: StreamConfig) -> StreamState:
     """What was remembered, as far as it is about the source and the boxes that the configuration now names."""
-    digest = hashlib.sha256(str(stream.source).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(str(stream.source).encode(errors="surrogatepass")).hexdigest()[:16]
     boxes = stream.boxes
     given = {"source": digest, "boxes": {str(key): list(box) for key, box in boxes.items()}}
     state = before or StreamState()

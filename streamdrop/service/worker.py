@@ -295,10 +295,10 @@ class Worker:
         said = redacted(str(error) if isinstance(error, StreamdropError) else f"{type(error).__name__}: {error}")
         log.error("%s: %s; again in %.1f s", self.name, said, wait, exc_info=not isinstance(error, StreamdropError))
         self.error, self.phase = said, "failed"
+        suspect = self.following.built and not isinstance(error, StoreFullError)  # that will do once there is room
         self.following.close()
-        if self._failures >= _STUBBORN and not isinstance(error, StoreFullError):  # no room: it will do once there is
-            for target in self.state.targets.values():
-                target.learned = False
+        for target in self.state.targets.values() if suspect and self._failures >= _STUBBORN else ():
+            target.learned = False
         self.broadcast.tell({"event": "failed", "error": said})
         self.capture.hold("starting")
         self._stopping.wait(wait)
@@ -306,7 +306,7 @@ class Worker:
 
     def _close(self) -> None:
         self._quietly(self.following.save if self.following.learned else self.following.write)
+        self.phase = "stopped"  # first: who hears of it asks for the state
         self.broadcast.tell({"event": "stopped", "frame": max(self.furthest, 0)})
-        self.phase = "stopped"
         self.following.close()
         self.broadcast.close()

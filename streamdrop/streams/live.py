@@ -117,7 +117,7 @@ def open_address(url: str) -> Live | Video:
     except StreamError:
         container.close()
         raise
-    frames = (frame.image for frame in decode(container, stream) if frame.image is not None)
+    frames = (frame.image for frame in decode(container, stream, where) if frame.image is not None)
     live = Live(lambda: next(frames, None), container.close, name, where)
     live.fps = frames_per_second(stream)
     return live

@@ -25,6 +25,9 @@ from streamdrop.streams.video import PipedVideo, Video, open_file
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
+DEVICE = re.compile(r"/dev/video(\d+)")
+"""A camera as Linux names it; links to it, as in /dev/v4l/by-id, keep their names whatever its number is."""
+
 
 def open_stream(
     source: object, prepare: Prepare | None = None, batch_size: int = 64, *, verbose: bool = False
@@ -33,8 +36,9 @@ def open_stream(
 
     ``source``: a video file, or a pipe that one comes through (which can be read once); an image file (several frames
     where it is animated or has several pages); a folder of images (natural order); a printf pattern (``img_%05d.jpg``)
-    or a glob; a camera's number (``0`` or ``"0"``); an rtsp:// or http(s):// address; a .npz file with ``images`` uint8
-    [N, H, W(, C)] and ``labels`` [N]; or any Python iterable of arrays, Samples or Batches.
+    or a glob; a camera's number (``0`` or ``"0"``) or device (``/dev/video0``); an rtsp:// or http(s):// address; a
+    .npz file with ``images`` uint8 [N, H, W(, C)] and ``labels`` [N]; or any Python iterable of arrays, Samples or
+    Batches.
 
     Images are uint8 H×W×3 RGB, upright. ``prepare`` turns one into what the model takes. ``batch_size`` is that of
     labelled data. ``verbose`` lets the decoders speak on stderr.
@@ -79,6 +83,9 @@ def _open_named(text: Any, prepare: Prepare | None, batch_size: int) -> Stream:
         return Stream(open_address(text), prepare)
     elif address:
         raise StreamError(f"{address.group(0)} is not supported: give one of {', '.join(NETWORK)}")
+    camera = DEVICE.fullmatch(os.path.realpath(text))
+    if camera:
+        return Stream(open_camera(int(camera.group(1))), prepare)
     path = Path(text).expanduser()
     if path.suffix.lower() == ".npz" and path.is_file():
         _check_file(path)

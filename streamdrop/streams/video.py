@@ -25,6 +25,9 @@ PIPE = "send one that can be read from its start, such as Matroska or MPEG-TS, o
 ATTACHED_PICTURE = 0x0400
 """FFmpeg's mark of a cover."""
 
+STILL = frozenset(("bmp", "jpeg2000", "jpegls", "mjpeg", "png", "tiff", "webp"))
+"""FFmpeg's names of the kinds of pictures that may be a cover without its mark; videos are made of them, too."""
+
 LARGE = 1920 * 1080
 """Pixels above which frames are decoded ahead on two threads. Below that one thread is as fast (2 ms a frame at 360p,
 5 ms at 720p), leaves the cores to the tracker, and loses no good frame beside a broken one."""
@@ -49,7 +52,7 @@ class Video:
             self._seconds = _duration(container, stream)
             self.length: int | None = stream.frames or _frames_in(self._seconds, self.fps)
             self._counted: int = stream.frames
-            first = next((f.image for f in decode(container, stream) if f.image is not None), None)
+            first = next((f.image for f in decode(container, stream, where) if f.image is not None), None)
         if first is None:
             raise StreamError(f"{where} holds no frame that can be decoded: is the file whole?")
         self.size: tuple[int, int] | None = (first.shape[1], first.shape[0])
@@ -59,7 +62,7 @@ class Video:
         self.notice = None
         count, first, last = 0, None, None
         with self._open() as container:
-            for frame in decode(container, video_stream(container, self._where)):
+            for frame in decode(container, video_stream(container, self._where), self._where):
                 count += 1
                 if frame.seconds is not None:
                     first, last = frame.seconds if first is None else first, frame.seconds
@@ -98,7 +101,7 @@ class PipedVideo:
         self._container = open_file(path, PIPE)
         stream = video_stream(self._container, self._where)
         self.fps = frames_per_second(stream)
-        self._rest = decode(self._container, stream)
+        self._rest = decode(self._container, stream, self._where)
         self._first: list[Frame] = []
         for frame in self._rest:
             self._first.append(frame)
@@ -139,7 +142,7 @@ def video_stream(container: Any, where: str) -> Any:
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
     if not streams:
         raise StreamError(f"{where} holds no video (sound only, or cut off): give a whole video file")
-    stream = streams[0]
+    stream = min(streams, key=_may_be_cover)
     large = stream.codec_context.width * stream.codec_context.height > LARGE
     stream.thread_type = "FRAME" if large else "SLICE"
     stream.codec_context.thread_count = 2 if large else 1
@@ -151,7 +154,12 @@ def _is_cover(stream: Any) -> bool:
     return bool(int(getattr(stream, "disposition", 0)) & ATTACHED_PICTURE)
 
 
-def decode(container: Any, stream: Any) -> Iterator[Frame]:
+def _may_be_cover(stream: Any) -> bool:
+    """A single frame, or of a picture's kind where the header counts none: the video, where there is another stream."""
+    return bool(stream.frames == 1 or (not stream.frames and stream.codec_context.name in STILL))
+
+
+def decode(container: Any, stream: Any, where: str) -> Iterator[Frame]:
     """Frames in order; a packet that does not decode is a frame without an image; a broken container ends.
 
     16-bit grey is shown in the range of the first frame, so that frames stay comparable.
@@ -173,9 +181,30 @@ def decode(container: Any, stream: Any) -> Iterator[Frame]:
             yield Frame(None)
             continue
         for frame in decoded:
+            if tones is None:
+                _check_raw(container, packet, frame, where)
             values = _values(frame)
             tones = tones or Tones.of(values)
             yield Frame(_upright(as_rgb(values, tones), frame), frame.time, damaged=frame.is_corrupt)
+
+
+def _check_raw(container: Any, packet: Any, frame: Any, where: str) -> None:
+    """Raises StreamError where uncompressed frames in NUT have another size than those of the format that it names.
+
+    FFmpeg writes formats that NUT has no name for under that of another, and reads noise.
+    """
+    import av
+
+    if container.format.name != "nut" or packet.stream.codec_context.name != "rawvideo":
+        return
+    raw: Any = av.CodecContext.create("rawvideo", "w")
+    raw.width, raw.height, raw.pix_fmt, raw.time_base = frame.width, frame.height, frame.format.name, frame.time_base
+    size = sum(part.size for part in raw.encode(frame))
+    if packet.size != size:
+        raise StreamError(
+            f"{where} names {frame.format.name} for its pixels, but has frames of {packet.size} bytes, not {size}: "
+            "it was written in a format that NUT cannot name: write it with -pix_fmt rgb24 or gray16le"
+        )
 
 
 def _values(frame: Any) -> npt.NDArray[Any]:

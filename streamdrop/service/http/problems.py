@@ -29,7 +29,7 @@ log = logging.getLogger("streamdrop")
 MEDIA_TYPE = "application/problem+json"
 
 STATUS: tuple[tuple[type[StreamdropError], int, str], ...] = (
-    (UnknownError, 404, "Unknown stream"),
+    (UnknownError, 404, "Unknown stream or target"),
     (ConflictError, 409, "Not now"),
     (BoxError, 422, "Not a box of this frame"),
     (ConfigError, 422, "Not a valid configuration"),
