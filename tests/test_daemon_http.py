@@ -295,7 +295,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from(["name", "source", "fps", "loop", "box", "tracker", "outputs", "stale", "frame", "x"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(values=st.dictionaries(KEYS, JSON, max_size=5), path=st.sampled_from(["", "/gone", "/gone/target"]))
 def test_no_body_makes_a_server_error(running, values, path):
     method = "PATCH" if path == "/gone" else "POST"
