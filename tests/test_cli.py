@@ -138,7 +138,7 @@ def test_a_dash_stands_for_the_standard_output(video, capsys):
 
 def test_what_a_policy_says_is_told(video, tmp_path, capsys):
     source, box = video
-    asks = ("--set", "drop.policy=if-it-pays", "--fps", "1")
+    asks = ("--set", "drop.policy=if-it-pays", "--fps", "0.05")  # time in plenty
     status, out, _ = run(capsys, "track", source, "--box", box, "--events", tmp_path / "e.jsonl", *SET, *asks)
     assert status == 0
     said = "deeper training is not tried: rounds make way for frames"

@@ -15,7 +15,7 @@ from streamdrop.errors import ConfigError, MissingKeyError
 from streamdrop.store.prefetch import read_ahead
 from streamdrop.types import SampleInfo
 
-SECONDS = 20
+SECONDS = 120
 """How long a test waits for what must happen: reached only when something is broken."""
 
 
