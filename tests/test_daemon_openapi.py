@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from daemons import until
+from daemons import SECONDS, until
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -51,7 +51,7 @@ class Described:
         }
         self.schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
         self.daemon.start()
-        until(lambda: self.daemon.get("a").status()["state"] == "waiting", "the stream")
+        self.settle()
 
     def operations(self) -> list[Any]:
         every = [found.ok() for found in self.schema.get_all_operations()]
@@ -61,13 +61,18 @@ class Described:
         """The stream that was configured is there, whatever the last request did."""
         if "a" not in [session.name for session in self.daemon.sessions()]:
             self.daemon.reload(self.config)
+            self.settle()
+
+    def settle(self) -> None:
+        """The stream is up: a box can be drawn on it, unless it is paused."""
+        until(lambda: self.daemon.get("a").status()["state"] != "starting", "the stream")
 
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
     one = Described(tmp_path_factory.mktemp("daemon"))
     yield one
-    assert one.daemon.stop(20)
+    assert one.daemon.stop(SECONDS)
 
 
 def ask(described: Described, case: Any) -> int:
