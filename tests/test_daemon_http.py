@@ -99,6 +99,7 @@ def problem(answer: Any, status: int) -> dict[str, Any]:
 
 
 def test_streams_say_all_that_was_promised(running):
+    running.settle()
     scene, idle, gone = running.client.get("/api/streams").json()
     assert {"name", "state", "frame", "fps", "dropped_frames", "target", "cut", "layers", "round", "loss"} <= set(scene)
     assert scene["target"].keys() == {"box", "score", "lost"}
