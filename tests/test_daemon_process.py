@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -162,9 +163,7 @@ def test_a_disk_that_fills_is_told_and_the_target_goes_on_once_there_is_room(pro
         while True:
             file.write(bytes(4096))
     failures = re.compile(r'streamdrop_failures_total\{stream="scene"\} (\d+)')
-    until(
-        lambda: int(failures.search(process.text("/metrics"))[1]) > 3, "more failures than a checkpoint is kept for"
-    )
+    until(lambda: int(failures.search(process.text("/metrics"))[1]) > 3, "more failures than a checkpoint is kept for")
     until(lambda: re.search("free (some|that much)|free space", process.text("/api/streams/scene")), "the remedy")
     ballast.unlink()
     until(lambda: process.stream()["state"] in ("tracking", "uncertain"), "tracking again")
@@ -177,6 +176,20 @@ def test_a_disk_that_fills_is_told_and_the_target_goes_on_once_there_is_room(pro
     assert process.end(signal.SIGTERM) == 0
 
 
+@pytest.fixture
+def own_process() -> Iterator[None]:
+    """``serve`` has its process to itself: its log and how threads take turns are not left to other tests."""
+    root, interval = logging.getLogger(), sys.getswitchinterval()
+    handlers, level = root.handlers[:], root.level
+    yield
+    sys.setswitchinterval(interval)
+    logging.captureWarnings(False)
+    logging.getLogger("uvicorn").setLevel(logging.NOTSET)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("own_process")
 def test_a_wrong_configuration_ends_in_one_line_before_anything_starts(tmp_path, capsys):
     (tmp_path / "d.yaml").write_text(f"state: {tmp_path}/run\nstreams: [{{nam: x}}]")
     assert main(["serve", str(tmp_path / "d.yaml")]) == 2
@@ -186,6 +199,7 @@ def test_a_wrong_configuration_ends_in_one_line_before_anything_starts(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("own_process")
 def test_an_address_that_is_taken_is_said(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -424,7 +424,9 @@ def test_events_and_summary_say_what_had_no_time(tmp_path: Path) -> None:
 def test_track_with_a_rate_and_beside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(self: BesideRounds, launch: Any = BesideRounds._launch, looks: Any = count()) -> None:
+    looks = count()
+
+    def late(self: BesideRounds, launch: Any = BesideRounds._launch) -> None:
         """The thread is slower than the first frames, as it may be."""
         if next(looks) > 2:
             launch(self)

@@ -56,7 +56,7 @@ class FrameBuffer:
         return self._bytes > self._most_bytes or (old and not wanted)
 
     def take(self, timeout: float, oldest: bool = False) -> Arrival | None:
-        """The next frame to look at (``oldest``: however late it is); None when none comes within ``timeout`` seconds."""
+        """The next frame to look at (``oldest``: however late); None when none comes within ``timeout`` seconds."""
         with self._changed:
             if not self._changed.wait_for(self.waiting, timeout):
                 return None
