@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,13 +60,14 @@ class Described:
         return [one for one in every if one.path != ENDLESS]
 
     def tidy(self) -> None:
-        """The stream that was configured is there, whatever the last request did."""
+        """The stream that was configured is there, whatever the last request did; it begins anew."""
         if "a" not in [session.name for session in self.daemon.sessions()]:
+            shutil.rmtree(Path(self.config.state) / "a", ignore_errors=True)
             self.daemon.reload(self.config)
-            self.settle()
 
     def settle(self) -> None:
         """The stream is up: a box can be drawn on it, unless it is paused."""
+        self.tidy()
         until(lambda: self.daemon.get("a").status()["state"] != "starting", "the stream")
 
 
@@ -86,11 +89,13 @@ def ask(described: Described, case: Any) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_requests_made_from_the_description_are_answered_as_it_says(described, mode):
     operations, statuses, made = described.operations(), set(), 0
     assert len(operations) >= 16
     for operation in operations:
+        described.settle()
 
         @settings(
             max_examples=10,

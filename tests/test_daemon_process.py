@@ -103,6 +103,7 @@ def process(tmp_path: Path) -> Iterator[Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_it_goes_on_then_reloads_and_ends_when_told(process):
     process.start()
     until(lambda: process.stream()["round"] >= 4, "rounds")
@@ -148,6 +149,7 @@ def may_mount(folder: Path) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare(1)")
 def test_a_disk_that_fills_is_told_and_the_target_goes_on_once_there_is_room(process):
     state = process.folder / "run"
