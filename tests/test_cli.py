@@ -138,7 +138,7 @@ def test_a_dash_stands_for_the_standard_output(video, capsys):
 
 def test_what_a_policy_says_is_told(video, tmp_path, capsys):
     source, box = video
-    asks = ("--set", "drop.policy=if-it-pays", "--fps", "1")
+    asks = ("--set", "drop.policy=if-it-pays", "--fps", "0.05")  # time in plenty
     status, out, _ = run(capsys, "track", source, "--box", box, "--events", tmp_path / "e.jsonl", *SET, *asks)
     assert status == 0
     said = "deeper training is not tried: rounds make way for frames"
@@ -274,7 +274,7 @@ def held(self, image):
     track = update(self, image)
     if self.frames == 8 and "--resume" not in sys.argv:
         print("eight", flush=True)
-        threading.Event().wait(60)
+        threading.Event().wait(250)
     return track
 Tracker.update = held
 sys.exit(main())
@@ -294,7 +294,7 @@ def test_a_killed_run_goes_on_to_the_same_boxes(video, tmp_path, capsys):
     process = started(video, tmp_path, "--store", str(tmp_path / "run"))
     wait_for(process, "eight")
     process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    process.wait(250)
     resumed = ["track", source, "--box", box, "--boxes", tmp_path / "b.txt", "--output", tmp_path / "o.mp4"]
     status, _, err = run(capsys, *resumed, "--store", tmp_path / "run", "--resume", *SET)
     assert status == 0, err
@@ -316,7 +316,7 @@ def test_an_interrupted_run_leaves_whole_files(video, tmp_path, number):
     process = started(video, tmp_path, "--output", str(tmp_path / "o.mp4"))
     wait_for(process, "eight")
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=250)
     assert process.returncode == 128 + number
     assert err.count("\n") == 1
     assert "Traceback" not in err
@@ -380,7 +380,7 @@ def test_a_pipe_that_closes_is_no_traceback():
     assert process.stdout is not None
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()
-    process.wait(30)
+    process.wait(250)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from daemons import until
+from daemons import SECONDS, until
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -67,7 +67,7 @@ class Endless:
         """A client with a small buffer that has sent ``request``."""
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(30)
+        client.settimeout(SECONDS)
         client.connect(("127.0.0.1", self.server.port))
         client.sendall(request)
         return client
@@ -102,7 +102,13 @@ def hung_up(client: socket.socket) -> bool:
     return True
 
 
-def test_clients_that_never_read_cost_a_bounded_amount_and_are_dropped(endless, caplog):
+def test_clients_that_never_read_cost_a_bounded_amount_and_are_dropped(endless, caplog, monkeypatch):
+    def patient(self, transport, begin=Deadline.begin):
+        """Requests may take their time on a machine that is busy: only who reads nothing is dropped."""
+        if "read nothing" in self._why:
+            begin(self, transport)
+
+    monkeypatch.setattr(Deadline, "begin", patient)
     paths = [f"/{kind}/{number}" for kind in ("http", "socket") for number in range(CLIENTS)]
     with caplog.at_level(logging.WARNING, "streamdrop"), ExitStack() as stack:
         for path in paths:
@@ -131,7 +137,7 @@ def test_clients_that_never_finish_their_request_are_dropped(endless, caplog, be
     assert "its request did not come whole for 0.4 s" in caplog.text
 
 
-@pytest.mark.parametrize("endless", [{"connections": 2, "client_seconds": 30.0}], indirect=True)
+@pytest.mark.parametrize("endless", [{"connections": 2, "client_seconds": 2 * SECONDS}], indirect=True)
 def test_sockets_that_ask_for_nothing_are_limited_too(endless, caplog):
     with caplog.at_level(logging.WARNING, "streamdrop"), ExitStack() as stack:
         for _ in range(4):
@@ -164,7 +170,7 @@ def test_a_client_that_reads_slowly_is_kept():
         reader = Reader([100, 90, 90, 50, 50, 50], done)
         deadline = Deadline(0.001, "it read nothing")
         deadline.begin(reader)
-        await asyncio.wait_for(done.wait(), 20)
+        await asyncio.wait_for(done.wait(), SECONDS)
         return reader.waiting
 
     assert asyncio.run(run()) == [50]
@@ -179,7 +185,7 @@ def test_who_did_what_was_waited_for_is_not_dropped():
         waited.end()
         later = asyncio.Event()
         other.begin(Reader([1], later))
-        await asyncio.wait_for(later.wait(), 20)
+        await asyncio.wait_for(later.wait(), SECONDS)
         return done.is_set()
 
     assert not asyncio.run(run())

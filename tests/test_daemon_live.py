@@ -11,7 +11,7 @@ from typing import Any
 
 import av
 import pytest
-from daemons import until
+from daemons import SECONDS, until
 from small_tracker import SMALL
 
 from streamdrop.service.settings import SessionSettings, load_daemon, tracker_settings
@@ -115,7 +115,7 @@ def test_a_source_that_comes_back_is_followed_again(camera, tmp_path):
             assert session.status()["error"] is None
         finally:
             session.stop()
-            assert session.join(30)
+            assert session.join(SECONDS)
     text = (tmp_path / "s" / "events.jsonl").read_text()
     assert '"event": "down"' in text
     assert text.count('"event": "target"') == 1

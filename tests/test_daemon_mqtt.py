@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from daemons import make_scene, until
+from daemons import SECONDS, make_scene, until
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from small_tracker import SMALL
@@ -65,7 +65,7 @@ def test_states_events_and_descriptions_are_published(port, tmp_path):
     daemon.start()
     until(lambda: any("round" in text for text in heard.get("streamdrop/a/event", [])), "a round's event")
     until(lambda: any('"tracking"' in text for text in heard.get("streamdrop/a/state", [])), "the state tracking")
-    assert daemon.stop(20)
+    assert daemon.stop(SECONDS)
     until(lambda: heard["streamdrop/status"][-1] == "offline", "the goodbye")
     assert "online" in heard["streamdrop/status"]
     state = json.loads(heard["streamdrop/a/state"][-1])
@@ -134,11 +134,11 @@ def test_a_broker_retains_nothing_of_a_stream_that_has_gone(tmp_path, monkeypatc
     assert len(broker.about("later")) == each
     broker.connect()
     assert [len(broker.about(name)) for name in ("gone", "later", "stays")] == [0, 0, each]
-    assert until(lambda: gc.collect() >= 0 and session() is None, "the end of the session", 20)
+    assert until(lambda: gc.collect() >= 0 and session() is None, "the end of the session")
     daemon.add(load_stream({"name": "gone", "source": str(tmp_path / "none")}))
     broker.connect()
     assert len(broker.about("gone")) == each
-    assert daemon.stop(20)
+    assert daemon.stop(SECONDS)
 
 
 def test_a_broker_that_is_away_holds_nobody_up(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
-from daemons import until
+from daemons import SECONDS, until
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -51,23 +53,29 @@ class Described:
         }
         self.schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
         self.daemon.start()
-        until(lambda: self.daemon.get("a").status()["state"] == "waiting", "the stream")
+        self.settle()
 
     def operations(self) -> list[Any]:
         every = [found.ok() for found in self.schema.get_all_operations()]
         return [one for one in every if one.path != ENDLESS]
 
     def tidy(self) -> None:
-        """The stream that was configured is there, whatever the last request did."""
+        """The stream that was configured is there, whatever the last request did; it begins anew."""
         if "a" not in [session.name for session in self.daemon.sessions()]:
+            shutil.rmtree(Path(self.config.state) / "a", ignore_errors=True)
             self.daemon.reload(self.config)
+
+    def settle(self) -> None:
+        """The stream is up: a box can be drawn on it, unless it is paused."""
+        self.tidy()
+        until(lambda: self.daemon.get("a").status()["state"] != "starting", "the stream")
 
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
     one = Described(tmp_path_factory.mktemp("daemon"))
     yield one
-    assert one.daemon.stop(20)
+    assert one.daemon.stop(SECONDS)
 
 
 def ask(described: Described, case: Any) -> int:
@@ -81,11 +89,13 @@ def ask(described: Described, case: Any) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_requests_made_from_the_description_are_answered_as_it_says(described, mode):
     operations, statuses, made = described.operations(), set(), 0
     assert len(operations) >= 16
     for operation in operations:
+        described.settle()
 
         @settings(
             max_examples=10,

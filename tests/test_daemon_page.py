@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import make_scene, until
+from daemons import SECONDS, make_scene, until
 from small_tracker import SMALL
 
 from streamdrop.service.daemon import Daemon
@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     until(lambda: daemon.get("scene").status()["state"] == "waiting", "a stream that waits")
     yield server.address, daemon.get("scene"), boxes
     ending.append(True)
-    assert daemon.stop(20)
+    assert daemon.stop(SECONDS)
     server.stop()
 
 

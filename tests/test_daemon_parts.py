@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from daemons import until
+from daemons import SECONDS, until
 
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, ConfigError, OutputError, StreamError
@@ -141,7 +141,7 @@ class Heard:
 
     def __exit__(self, *_: object) -> None:
         self.capture.stop()
-        self.capture.join(5)
+        self.capture.join(SECONDS)
 
 
 def test_a_file_is_played_to_its_end(tmp_path):
@@ -223,7 +223,7 @@ class Camera:
 
         for index in (0, 1, 4):  # two frames came while the reader was busy
             yield Sample(b"", IMAGE, index)
-        assert self.closed.wait(60)
+        assert self.closed.wait(SECONDS)
 
 
 def test_a_live_source_that_freezes_is_opened_again_and_missed_frames_have_numbers(monkeypatch):
@@ -241,12 +241,12 @@ def test_a_live_source_that_freezes_is_closed_once_and_nobody_waits_for_it(monke
     class Hanging(Camera):
         def close(self) -> None:
             closing.append(threading.current_thread())
-            go_on.wait(30)
+            go_on.wait(SECONDS)
             super().close()
 
     monkeypatch.setattr("streamdrop.service.capture.open_stream", lambda source: Hanging())
     with Heard(StreamConfig("a", 0, stale=0.05)) as heard:
-        until(lambda: heard.capture.check() or closing, "the end of a silent source", 20)
+        until(lambda: heard.capture.check() or closing, "the end of a silent source")
         for _ in range(3):
             heard.capture.check()
         assert len(closing) == 1
@@ -273,9 +273,9 @@ def test_a_file_stands_still_where_one_reason_goes_while_another_comes(tmp_path)
     capture._holds = Watched(["starting"])
     capture.hold("starting")
     capture.release("starting")
-    holding.join(30)
+    holding.join(SECONDS)
     with heard:
-        until(lambda: heard.shown, "a preview", 20)
+        until(lambda: heard.shown, "a preview")
         assert not heard.frames
         capture.release("learning")
         until(lambda: heard.frames, "frames")
@@ -294,7 +294,7 @@ def test_a_reader_that_is_held_once_more_when_it_is_to_end_ends(tmp_path):
     capture._preview = end
     capture.hold("starting")
     capture.start()
-    capture.join(10)
+    capture.join(SECONDS)
     assert not capture._thread.is_alive()
 
 
@@ -521,7 +521,7 @@ def in_threads(*jobs: object) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(SECONDS)
         assert not thread.is_alive()
 
 
@@ -566,34 +566,34 @@ def test_slots_that_come_and_go_count_from_the_next_turn_on():
     def job(name: str) -> None:
         with share.turn(name) if name != "d" else share.alone(name):
             entered.put(name)
-            assert done[name].wait(30)
+            assert done[name].wait(SECONDS)
 
     threads = [threading.Thread(target=job, args=(name,), daemon=True) for name in "abcd"]
     threads[0].start()
-    assert entered.get(timeout=30) == "a"
+    assert entered.get(timeout=SECONDS) == "a"
     threads[1].start()
     until(lambda: share._waiting, "b waits")
     share.resize(2)
-    assert entered.get(timeout=30) == "b"
+    assert entered.get(timeout=SECONDS) == "b"
     share.resize(1)
     threads[2].start()
     until(lambda: share._waiting, "c waits")
     done["a"].set()
-    threads[0].join(30)
+    threads[0].join(SECONDS)
     assert entered.empty()  # b holds the one that is left
     done["b"].set()
-    assert entered.get(timeout=30) == "c"
+    assert entered.get(timeout=SECONDS) == "c"
     threads[3].start()
     until(lambda: share._waiting, "d waits")
     done["c"].set()
-    assert entered.get(timeout=30) == "d"
+    assert entered.get(timeout=SECONDS) == "d"
     share.resize(8)
     later = threading.Thread(target=job, args=("a",), daemon=True)
     later.start()
     until(lambda: share._waiting, "a waits")  # for one that is alone, however many slots there are
     assert entered.empty()
     done["d"].set()
-    assert entered.get(timeout=30) == "a"
+    assert entered.get(timeout=SECONDS) == "a"
 
 
 def test_alone_means_alone():
@@ -621,7 +621,7 @@ def test_who_has_used_the_least_goes_first():
     def holder() -> None:
         with share.turn("a"):
             entered.set()
-            assert holding.wait(30)
+            assert holding.wait(SECONDS)
 
     def other(name: str) -> None:
         with share.turn(name):
@@ -629,14 +629,14 @@ def test_who_has_used_the_least_goes_first():
 
     first = threading.Thread(target=holder)
     first.start()
-    assert entered.wait(30)
+    assert entered.wait(SECONDS)
     others = [threading.Thread(target=other, args=(name,)) for name in "acb"]
     for thread in others:
         thread.start()
     until(lambda: len(share._waiting) == 3, "three waiting")
     holding.set()
     for thread in (first, *others):
-        thread.join(30)
+        thread.join(SECONDS)
     assert order == ["b", "c", "a"]
 
 
@@ -659,7 +659,7 @@ def test_a_round_lets_a_waiting_frame_go_first_and_then_goes_on():
     def learner() -> None:
         with share.turn("a"):
             started.set()
-            assert waiting.wait(30)
+            assert waiting.wait(SECONDS)
             share.between()
             order.append("round goes on")
 
@@ -669,12 +669,12 @@ def test_a_round_lets_a_waiting_frame_go_first_and_then_goes_on():
 
     learning, looking = threading.Thread(target=learner), threading.Thread(target=looker)
     learning.start()
-    assert started.wait(30)
+    assert started.wait(SECONDS)
     looking.start()
     until(lambda: share._waiting, "a frame that waits")
     waiting.set()
-    learning.join(30)
-    looking.join(30)
+    learning.join(SECONDS)
+    looking.join(SECONDS)
     assert order == ["frame", "round goes on"]
     share.between()  # in a thread without a turn: nothing
 

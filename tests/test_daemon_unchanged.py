@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from daemons import SECONDS
 from small_tracker import SMALL
 
 from streamdrop.errors import ConfigError, OutputError
@@ -26,7 +27,7 @@ from streamdrop.service.track_run import TrackRun
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     one = Daemon(configured(tmp_path))
     yield one
-    assert one.stop(30)
+    assert one.stop(SECONDS)
 
 
 def configured(root: Path, **changes: Any) -> Any:

@@ -424,6 +424,7 @@ def test_the_same_time_baseline_needs_what_it_is_compared_with():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_random_instants_and_resumed_to_the_same_weights_and_rows(tmp_path):
     script = Path(__file__).parent / "crash_fit.py"
     done = subprocess.run(

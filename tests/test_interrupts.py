@@ -56,6 +56,20 @@ def interrupted(alarm: Callable[[float], None], seconds: float, work: Callable[[
     return True
 
 
+class Aim:
+    """Interrupts about every other work of a kind before its end, however quick the machine and its disk are."""
+
+    def __init__(self, alarm: Callable[[float], None]) -> None:
+        self.alarm, self.chance, self.reach = alarm, random.Random(3), dict[str, float]()
+
+    def __call__(self, kind: str, work: Callable[[], object]) -> bool:
+        """Do ``work``; whether it came to its end."""
+        reach = self.reach.get(kind, 0.001)
+        ended = interrupted(self.alarm, max(self.chance.random() * reach, 1e-6), work)  # 0 is never
+        self.reach[kind] = reach * (0.8 if ended else 1.25)
+        return ended
+
+
 def test_a_signal_waits_for_the_end_of_the_block() -> None:
     done = []
 
@@ -114,7 +128,7 @@ def check(store: LmdbStore | MemoryStore | TieredStore, known: set[int], tried: 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "lmdb", "tiered"])
 def test_a_store_is_whole_wherever_it_is_interrupted(kind: str, tmp_path: Path, alarm: Callable[[float], None]) -> None:
-    chance, known, tried, ends = random.Random(3), set[int](), set[int](), 0
+    aim, known, tried, ends = Aim(alarm), set[int](), set[int](), 0
     memory = MemoryStore()
 
     def opened() -> LmdbStore | MemoryStore | TieredStore:
@@ -132,21 +146,21 @@ def test_a_store_is_whole_wherever_it_is_interrupted(kind: str, tmp_path: Path, 
         for at in range(session * 160, session * 160 + 160, 4):
             batch = {b"%d" % number: (value(number),) for number in range(at, at + 4)}
             tried |= {*range(at, at + 4)}
-            if interrupted(alarm, chance.random() * 0.003, lambda store=store, batch=batch: store.put_many(batch)):
+            if aim("put", lambda store=store, batch=batch: store.put_many(batch)):
                 known |= {*range(at, at + 4)}
                 ends += 1
             some = [b"%d" % number for number in list(known)[:3]]
-            interrupted(alarm, chance.random() * 0.001, lambda store=store, some=some: store.get_many(some))
+            aim("get", lambda store=store, some=some: store.get_many(some))
             if at % 40 == 0 and len(known) > 30:
                 gone = sorted(known)[0] // 4 * 4
                 keys = [b"%d" % number for number in range(gone, gone + 4)]
-                whole = interrupted(alarm, chance.random() * 0.002, lambda store=store, keys=keys: store.discard(keys))
+                whole = aim("discard", lambda store=store, keys=keys: store.discard(keys))
                 known -= {*range(gone, gone + 4)}
                 if not whole:
                     store.discard(keys)
                 tried -= {*range(gone, gone + 4)}
         if kind != "memory":
-            interrupted(alarm, chance.random() * 0.003, store.close)
+            aim("close", store.close)
             store.close()
     check(opened(), known, tried)
     assert 0 < ends < 240

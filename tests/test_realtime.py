@@ -7,14 +7,14 @@ import json
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from daemons import make_scene, until
+from daemons import SECONDS, make_scene, until
 from small_tracker import SMALL
 from test_evaluation_protocol import REPORT
 
@@ -25,6 +25,7 @@ from streamdrop.errors import ConfigError, StoreError, TrainingError
 from streamdrop.service.recorder import Recorder, events_of
 from streamdrop.testing.targets import moving_square
 from streamdrop.tracking import TrackerConfig
+from streamdrop.tracking.beside import BesideRounds
 from streamdrop.tracking.config import RealtimeConfig
 from streamdrop.tracking.rounds import SpareRounds, Turn
 from streamdrop.types import Image, Sample
@@ -223,7 +224,7 @@ def quiet(tracker: Tracker) -> None:
 
 
 def beside(**changes: Any) -> Tracker:
-    return small(realtime={"beside": True, "first": 30}, **changes)
+    return small(realtime={"beside": True, "first": 600}, **changes)
 
 
 def test_rounds_beside_follow_the_target_and_report() -> None:
@@ -233,13 +234,14 @@ def test_rounds_beside_follow_the_target_and_report() -> None:
         tracks.append(tracker.update(image) if tracker.frames else tracker.init(image, TRUTH[0]))
         if tracker.frames > 1:
             quiet(tracker)
+    thread = tracker._rounds._thread  # type: ignore[attr-defined]
     tracker.close()
+    assert not thread.is_alive()
     for t, truth in zip(tracks, TRUTH, strict=True):
         assert float(iou(t.box, truth)) > 0.4
     reports = [r for t in tracks for r in t.reports]
     assert [r.round for r in reports] == list(range(1, len(reports) + 1))
     assert sum(r.iterations for r in reports) > 24 + 10  # the first frame's, and most of what was due since
-    assert threading.active_count() == 1 or all(t.name != "rounds" for t in threading.enumerate())
 
 
 def test_a_round_that_the_caller_runs_makes_the_thread_wait() -> None:
@@ -267,11 +269,14 @@ def test_the_copy_holds_one_state_of_the_learner_never_parts_of_two() -> None:
         return states[-1]
 
     learner.weights = noted  # type: ignore[method-assign]
+    rounds: Any = tracker._rounds
     tracker.init(IMAGES[0], TRUTH[0])
     seen = set()
     for image in IMAGES[1:]:
+        before = len(states)
         tracker.update(image)
-        eye = tracker._rounds._eye  # type: ignore[attr-defined]
+        until(lambda before=before: len(states) > before or not rounds._work_waits(), "a piece of a round")
+        eye = rounds._eye
         shown = {n: p for piece in (eye.tail, eye.between, eye.head) for n, p in piece.named_parameters()}
         taken = [i for i, s in enumerate(states) if all(torch.equal(shown[n], s[n]) for n in s)]
         assert taken, "the copy is like no state that the learner was in"
@@ -327,12 +332,12 @@ def gate(tracker: Tracker) -> Callable[[], None]:
 
     def held() -> dict[str, torch.Tensor]:
         inside.set()
-        opened.wait(20)
+        assert opened.wait(SECONDS)
         return given()
 
     tracker._learner.weights = held  # type: ignore[method-assign]
     tracker.update(IMAGES[1])
-    assert inside.wait(20)
+    assert inside.wait(SECONDS)
     return opened.set
 
 
@@ -384,7 +389,8 @@ def test_cuts_that_move_beside_move_the_copy_too(drop: dict[str, Any]) -> None:
         quiet(tracker)
     rounds: Any = tracker._rounds
     tracker.update(IMAGES[-1])
-    assert rounds._eye.cut == tracker._learner.tuner.store.cut
+    quiet(tracker)  # the store may have moved once more
+    assert (rounds._news.eye or rounds._eye).cut == tracker._learner.tuner.store.cut
     tracker.close()
 
 
@@ -415,7 +421,17 @@ def test_events_and_summary_say_what_had_no_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_track_with_a_rate_and_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_track_with_a_rate_and_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = count()
+
+    def late(self: BesideRounds, launch: Any = BesideRounds._launch) -> None:
+        """The thread is slower than the first frames, as it may be."""
+        if next(looks) > 2:
+            launch(self)
+
+    monkeypatch.setattr(BesideRounds, "_launch", late)
     make_scene(tmp_path / "clip", 12)
     quick = ("search.size=128", "first_frame.crops=8", "first_frame.steps=24", "realtime.first=0.01")
     sets = [part for text in quick for part in ("--set", text)]

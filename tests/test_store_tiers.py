@@ -224,7 +224,7 @@ def test_a_put_that_waits_while_the_store_closes_is_refused_or_kept(tmp_path, mo
 
     def held(batch, durable):
         entered.set()
-        assert go_on.wait(20)
+        assert go_on.wait(120)
         return commit(batch, durable)
 
     monkeypatch.setattr(Batch, "commit", held)
@@ -236,13 +236,13 @@ def test_a_put_that_waits_while_the_store_closes_is_refused_or_kept(tmp_path, mo
                 store.put_many({name(number): sample(number)})
                 returned.append(name(number))
 
-    threads = [threading.Thread(target=put), threading.Thread(target=lambda: (entered.wait(20), store.close()))]
+    threads = [threading.Thread(target=put), threading.Thread(target=lambda: (entered.wait(120), store.close()))]
     for thread in threads:
         thread.start()
-    assert entered.wait(20)
+    assert entered.wait(120)
     go_on.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
     with LmdbStore(tmp_path / "s", read_only=True) as reader:
         assert set(returned) <= set(reader.keys())

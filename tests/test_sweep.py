@@ -234,7 +234,7 @@ def test_an_interrupted_sweep_ends_its_cells_and_goes_on(data, tmp_path):
     path, output = grid(data, tmp_path / "s.yaml", seeds=[0, 1, 2]), tmp_path / "o"
     process = begin(path, output)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=250)
     assert process.returncode == 130, err
     assert err.count("\n") == 1
     assert running_cells(output) == []
@@ -252,7 +252,7 @@ def test_cells_do_not_outlive_a_killed_sweep(data, tmp_path):
     path, output = grid(data, tmp_path / "s.yaml", seeds=[0, 1]), tmp_path / "o"
     process = begin(path, output)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=250)
     while running_cells(output):  # each ends by itself, in its own time
         os.sched_yield()
     assert run_sweep(load_sweep(path), output).failed == 0

@@ -124,7 +124,7 @@ def test_a_trial_that_is_broken_off_leaves_no_trace(pays: None, monkeypatch: pyt
 
 def test_rounds_that_make_way_for_frames_try_nothing_and_say_so() -> None:
     images, truth = moving_square(12)
-    tracks = list(track(images, small(realtime={"fps": 1.0}), truth[0]))
+    tracks = list(track(images, small(realtime={"fps": 0.05}), truth[0]))
     assert verdicts(tracks)
     assert set(verdicts(tracks)) == {"deeper training is not tried: rounds make way for frames"}
 

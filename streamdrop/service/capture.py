@@ -216,4 +216,5 @@ class Capture:
 
 def backoff(failures: int, first: float, most: float) -> float:
     """Seconds to wait after so many failures in a row: doubled each time, between ``first`` and ``most``, ± 20 %."""
-    return float(min(most, first * 2 ** min(failures - 1, 20)) * random.uniform(0.8, 1.2))
+    share = random.SystemRandom().uniform(0.8, 1.2)  # the process's own would seem drawn by a network being traced
+    return float(min(most, first * 2 ** min(failures - 1, 20)) * share)

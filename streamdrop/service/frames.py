@@ -55,12 +55,12 @@ class FrameBuffer:
         old = self._frames[-1].at - self._frames[0].at > self._seconds
         return self._bytes > self._most_bytes or (old and not wanted)
 
-    def take(self, timeout: float) -> Arrival | None:
-        """The next frame to look at; None when none comes within ``timeout`` seconds."""
+    def take(self, timeout: float, oldest: bool = False) -> Arrival | None:
+        """The next frame to look at (``oldest``: however late); None when none comes within ``timeout`` seconds."""
         with self._changed:
             if not self._changed.wait_for(self.waiting, timeout):
                 return None
-            chosen = self._strided() if self._steps else self._fresh()
+            chosen = self._strided() if self._steps else self._fresh(oldest)
             self._taken = chosen.number
             return chosen
 
@@ -68,11 +68,11 @@ class FrameBuffer:
         """Whether there is a frame that was not taken yet."""
         return bool(self._frames) and self._frames[-1].number > self._taken
 
-    def _fresh(self) -> Arrival:
+    def _fresh(self, oldest: bool) -> Arrival:
         """The oldest one while it is in time, else one half-way to the newest: bursts cost no frame, overload does."""
         self._from = None
         pending = self._pending()
-        late = pending[0].at < self._clock() - self._late
+        late = not oldest and pending[0].at < self._clock() - self._late
         return pending[len(pending) // 2] if late else pending[0]
 
     def _strided(self) -> Arrival:

@@ -122,7 +122,7 @@ class Worker:
             self._obey()
             self._hear()
             self.capture.check()
-            arrival = self.buffer.take(0.0 if self._save_due() else _POLL)
+            arrival = self.buffer.take(0.0 if self._save_due() else _POLL, oldest=bool(self.following.pending))
             if arrival is not None:
                 self._frame(arrival)
             elif self._save_due():  # while no frame waits
