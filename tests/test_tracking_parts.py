@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from streamdrop.boxes import Box, iou, overlap
-from streamdrop.errors import ConfigError
+from streamdrop.boxes import Box, as_box, check_inside, iou, overlap
+from streamdrop.errors import BoxError, ConfigError
 from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.config import (
     BoxConfig,
@@ -55,6 +55,28 @@ def test_work_by_several_is_work_by_one(workers: int, count: int) -> None:
     found = list(in_order(lambda part: part @ part, parts, workers))
     assert len(found) == count
     assert all(torch.equal(one, part @ part) for one, part in zip(found, parts, strict=True))
+
+
+def test_in_a_frame_of_another_size_all_that_is_known_of_the_target_is_scaled() -> None:
+    motion = Motion.starting(Box(40, 30, 20, 10), 200, 100)
+    motion.vx, motion.vy = 4.0, -2.0
+    motion.advance(400, 300)
+    assert motion.box == Box(80, 90, 40, 30)
+    assert (motion.vx, motion.vy) == (8.0, -6.0)
+    assert motion.off_size(BoxConfig()) == 1.0
+    assert motion.aspect == pytest.approx(40 / 30)
+
+
+@pytest.mark.parametrize("box", [(1, 1, 1e308, 1e308), (1, 1, 1e5, 10), (-1e6, 0, 2e6, 10), (5, 5, 1, 1e300)])
+def test_a_box_of_another_frame_altogether_is_refused(box: tuple[float, ...]) -> None:
+    with pytest.raises(BoxError, match=r"more than twice as wide or high as the 320x240 frame: give x,y,w,h"):
+        check_inside(as_box(box), 320, 240)
+    assert check_inside(Box(-160, -120, 640, 480), 320, 240).w == 640
+
+
+def test_a_number_that_no_float_holds_is_no_box() -> None:
+    with pytest.raises(BoxError, match="not four numbers"):
+        as_box((10**400, 1, 1, 1))
 
 
 def test_what_goes_wrong_with_one_part_is_raised() -> None:

@@ -61,10 +61,8 @@ class Motion:
 
     @classmethod
     def starting(cls, box: Box, width: int, height: int) -> Motion:
-        """On the first frame; a box larger than the frame is followed at the frame's size."""
-        x, y = box.centre
-        w, h = min(box.w, 2.0 * width), min(box.h, 2.0 * height)
-        return cls(Box(x - w / 2, y - h / 2, w, h), width, height, aspect=w / h, usual=math.sqrt(w * h))
+        """On the first frame."""
+        return cls(box, width, height, aspect=box.w / box.h, usual=math.sqrt(box.area))
 
     @classmethod
     def restored(cls, values: dict[str, Any]) -> Motion:
@@ -77,11 +75,13 @@ class Motion:
         return max(search.context * math.sqrt(self.box.area), 8.0)
 
     def advance(self, width: int, height: int) -> None:
-        """To the next frame; in a frame of another size the box keeps its relative place."""
+        """To the next frame; in one of another size the box keeps its relative place, all lengths are scaled."""
         self.frame += 1
         if (width, height) != (self.width, self.height):
             p, q = width / self.width, height / self.height
             self.box = Box(self.box.x * p, self.box.y * q, self.box.w * p, self.box.h * q)
+            self.vx, self.vy = self.vx * p, self.vy * q
+            self.usual, self.aspect = self.usual * math.sqrt(p * q), self.aspect * p / q
             self.distractors = []
             self.width, self.height = width, height
 
