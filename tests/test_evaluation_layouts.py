@@ -40,6 +40,15 @@ def test_vot_of_the_first_years_keeps_frames_beside_the_truth(tmp_path):
     assert (sequence.layout, sequence.truth[0].tolist()) == ("VOT", [1, 1, 8, 4])
 
 
+def test_signs_that_look_like_numbers_are_none(tmp_path):
+    folder = write(tmp_path / "m²", [BOX] * 2)
+    for frame in sorted(folder.glob("*.jpg")):
+        frame.rename(folder / f"a1²{frame.name}")
+    (folder / "groundtruth_rect.².txt").write_text(BOX)
+    (sequence,) = read_sequences(tmp_path)
+    assert [frame.name for frame in sequence.frames] == ["a1²00000001.jpg", "a1²00000002.jpg"]
+
+
 @pytest.mark.parametrize("separator", [",", "\t", " ", ", ", " ,", ";", "\t\t"])
 def test_otb_with_any_separator(tmp_path, separator):
     write(tmp_path / "Car4", [separator.join(["4", "4", "10", "8"])] * 3, "img", name="groundtruth_rect.txt", digits=4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
 from streamdrop.boxes import Box, as_box, check_inside, iou, overlap
-from streamdrop.errors import BoxError, ConfigError
+from streamdrop.errors import BoxError, ConfigError, DataError
 from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.config import (
     BoxConfig,
@@ -55,6 +55,16 @@ def test_work_by_several_is_work_by_one(workers: int, count: int) -> None:
     found = list(in_order(lambda part: part @ part, parts, workers))
     assert len(found) == count
     assert all(torch.equal(one, part @ part) for one, part in zip(found, parts, strict=True))
+
+
+def test_a_tensor_is_an_image_and_one_that_cannot_be_read_is_refused() -> None:
+    thermal = np.random.default_rng(0).integers(20000, 21000, (6, 8), dtype=np.uint16)
+    shown = as_rgb(thermal, Tones.of(thermal))
+    for same in (torch.from_numpy(thermal), thermal.astype(">u2")):
+        assert (as_rgb(same, Tones.of(same)) == shown).all()
+    for other in (torch.zeros(6, 8, 3, requires_grad=True), torch.zeros(6, 8, 3, dtype=torch.uint8, device="meta")):
+        with pytest.raises(DataError, match=r"is a Tensor that does not read as an array.*give a uint8 or uint16"):
+            as_rgb(other)
 
 
 def test_in_a_frame_of_another_size_all_that_is_known_of_the_target_is_scaled() -> None:
