@@ -31,7 +31,7 @@ class Tones:
         array = _array(image, "image")
         if array.dtype != np.uint16 or array.size == 0:
             return cls()
-        colours = array[..., :3] if array.ndim == 3 else array
+        colours = np.asarray(array[..., :3] if array.ndim == 3 else array, np.uint16)
         low, high = (float(value) for value in np.percentile(colours, (0.5, 99.5)))
         room = _MARGIN * max(high - low, 1.0)
         return cls(low - room, high + room)
