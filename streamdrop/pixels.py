@@ -24,10 +24,9 @@ class Tones:
 
     @classmethod
     def of(cls, image: object) -> Tones:
-        """Of a first frame: nearly all of its range with a margin; 16-bit sensors seldom use all values.
-
-        Raises DataError for what is no array.
-        """
+        """Of a first frame: nearly all of its range with a margin; 16-bit sensors seldom use all values."""
+        if not hasattr(image, "__array__"):
+            return cls()
         array = _array(image, "image")
         if array.dtype != np.uint16 or array.size == 0:
             return cls()
