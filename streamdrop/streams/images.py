@@ -225,12 +225,12 @@ class Pictures:
 
     def _rate(self) -> float | None:
         """Frames per second on average over the first few; None for a TIFF."""
-        total = 0.0
-        for count, (_, time) in enumerate(itertools.islice(self._pictures(), TIMED), 1):
-            total += time
+        times: list[float] = []
+        for _, time in itertools.islice(self._pictures(), TIMED):
             if time <= 0:  # a TIFF's pages have none, and need not be decoded
                 return None
-        return 1000 * count / total
+            times.append(time)
+        return 1000 * len(times) / sum(times)
 
     def close(self) -> None:
         """Nothing is held open."""

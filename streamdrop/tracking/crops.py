@@ -96,7 +96,7 @@ def _within(value: float, limit: int) -> int:
 
 
 def sweep(width: int, height: int, side: float, x: float, y: float) -> list[tuple[float, float]]:
-    """Centres of squares of ``side`` that overlap by half at least and together cover the frame, nearest to (x, y) first."""
+    """Centres of squares of ``side`` that overlap by half or more and cover the frame, nearest to (x, y) first."""
     xs, ys = _stops(width, side), _stops(height, side)
     centres = [(u, v) for v in ys for u in xs]
     return sorted(centres, key=lambda centre: (math.hypot(centre[0] - x, centre[1] - y), centre))
