@@ -59,7 +59,7 @@ def parse_box(text: str) -> Box:
 
 
 def check_inside(box: Box, width: int, height: int) -> Box:
-    """The box itself if it overlaps a ``width``×``height`` frame, and is at most twice as large; raises BoxError."""
+    """The box itself if it overlaps a ``width``×``height`` frame, at most ten times as large; raises BoxError."""
     shared_w = min(box.x + box.w, width) - max(box.x, 0.0)
     shared_h = min(box.y + box.h, height) - max(box.y, 0.0)
     if shared_w <= 0 or shared_h <= 0:
@@ -67,10 +67,10 @@ def check_inside(box: Box, width: int, height: int) -> Box:
             f"box {','.join(f'{v:g}' for v in box)} lies outside the {width}x{height} frame: "
             "give x,y,w,h in pixels of the first frame"
         )
-    if box.w > 2 * width or box.h > 2 * height:
+    if box.w > 10 * width or box.h > 10 * height:
         raise BoxError(
-            f"box {','.join(f'{v:g}' for v in box)} is more than twice as wide or high as the {width}x{height} frame: "
-            "give x,y,w,h in pixels of the first frame"
+            f"box {','.join(f'{v:g}' for v in box)} is more than ten times as wide or high as the "
+            f"{width}x{height} frame: give x,y,w,h in pixels of the first frame"
         )
     return box
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +114,11 @@ def test_a_system_that_starts_no_more_threads_is_said(monkeypatch: pytest.Monkey
     with pytest.raises(TrainingError, match=r"can't start.*realtime\.beside=false"):
         tracker.update(second)
     tracker.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_a_process_forked_after_a_tracker_tracks_too() -> None:
+    found = expected()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(boxes).get(timeout=60) == found

@@ -43,7 +43,7 @@ class Learner:
         self._config = config
         self._workers = min(2, cores()) if alone and config.threads == 1 else 1
         size = config.search.size
-        with computing(None):
+        with computing(config.threads):
             self._network = network_of(config)
             example = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
             self._split = split_of(self._network, example)

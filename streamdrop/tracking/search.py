@@ -61,8 +61,10 @@ class Motion:
 
     @classmethod
     def starting(cls, box: Box, width: int, height: int) -> Motion:
-        """On the first frame."""
-        return cls(box, width, height, aspect=box.w / box.h, usual=math.sqrt(box.area))
+        """On the first frame; a box larger than the frame is followed at the frame's size."""
+        x, y = box.centre
+        w, h = min(box.w, 2.0 * width), min(box.h, 2.0 * height)
+        return cls(Box(x - w / 2, y - h / 2, w, h), width, height, aspect=w / h, usual=math.sqrt(w * h))
 
     @classmethod
     def restored(cls, values: dict[str, Any]) -> Motion:
