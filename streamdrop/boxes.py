@@ -36,7 +36,7 @@ def as_box(values: object) -> Box:
     """Four finite numbers with a positive width and height as a Box; raises BoxError for anything else."""
     try:
         numbers = [float(v) for v in values]  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BoxError(f"box {values!r} is not four numbers: give x,y,w,h in pixels") from None
     if len(numbers) != 4:
         raise BoxError(f"box {values!r} has {len(numbers)} numbers, not four: give x,y,w,h in pixels")
@@ -59,13 +59,18 @@ def parse_box(text: str) -> Box:
 
 
 def check_inside(box: Box, width: int, height: int) -> Box:
-    """The box itself if it shares at least one pixel's area with a ``width``×``height`` frame; raises BoxError."""
+    """The box itself if it overlaps a ``width``×``height`` frame, at most ten times as large; raises BoxError."""
     shared_w = min(box.x + box.w, width) - max(box.x, 0.0)
     shared_h = min(box.y + box.h, height) - max(box.y, 0.0)
     if shared_w <= 0 or shared_h <= 0:
         raise BoxError(
             f"box {','.join(f'{v:g}' for v in box)} lies outside the {width}x{height} frame: "
             "give x,y,w,h in pixels of the first frame"
+        )
+    if box.w > 10 * width or box.h > 10 * height:
+        raise BoxError(
+            f"box {','.join(f'{v:g}' for v in box)} is more than ten times as wide or high as the "
+            f"{width}x{height} frame: give x,y,w,h in pixels of the first frame"
         )
     return box
 

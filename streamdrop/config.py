@@ -38,20 +38,20 @@ class _Document:
     given: list[KeyPath] = dataclasses.field(default_factory=list)
 
     def where(self, path: KeyPath) -> str:
-        """``file:line: key.path`` as far as known; ``--set key`` where keys that were given so are all there is."""
-        if any(path[: len(given)] == given for given in self.given):
-            return f"--set {'.'.join(path)}"
-        if path and path not in self.lines and (beside := self.beside(path)):
-            return f"{beside}: {'.'.join(path)}"
-        line = next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), None)
-        place = self.name if line is None else f"{self.name}:{line}"
-        place += f" with {beside}" if (beside := self.beside(path)) else ""
-        return f"{place}: {'.'.join(path)}" if path else place
+        """``file:line: key.path`` as far as known; ``--set key`` where keys that were given so are all there is.
 
-    def beside(self, path: KeyPath) -> str:
-        """Which keys below ``path`` were not the file's: a mistake that shows in the whole may be theirs."""
-        below = [".".join(given) for given in self.given if given[: len(path)] == path]
-        return f"--set {', '.join(below)}" if below else ""
+        Keys below ``path`` that were not the file's are named too: a mistake that shows in the whole may be theirs.
+        """
+        key = ".".join(path)
+        if any(path[: len(given)] == given for given in self.given):
+            return f"--set {key}"
+        below = ", ".join(".".join(given) for given in self.given if given[: len(path)] == path)
+        if path and path not in self.lines and below:
+            return f"--set {below}: {key}"
+        line = next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), None)
+        place = self.name if line is None or (below and not path) else f"{self.name}:{line}"
+        place += f" with --set {below}" if below else ""
+        return f"{place}: {key}" if path else place
 
 
 def load(
@@ -222,9 +222,7 @@ def _build_dataclass(
     try:
         return kind(**given)
     except (ValueError, ConfigError) as error:
-        beside = document.beside(())
-        whole = f"{document.name} with {beside}" if beside else document.name
-        problems.append(f"{document.where(path) if path else whole}: {error}")
+        problems.append(f"{document.where(path) if path or document.given else document.name}: {error}")
         return None
 
 

@@ -25,9 +25,12 @@ class Tones:
     @classmethod
     def of(cls, image: object) -> Tones:
         """Of a first frame: nearly all of its range with a margin; 16-bit sensors seldom use all values."""
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint16 or image.size == 0:
+        if not hasattr(image, "__array__"):
             return cls()
-        colours = image[..., :3] if image.ndim == 3 else image
+        array = _array(image, "image")
+        if array.dtype != np.uint16 or array.size == 0:
+            return cls()
+        colours = np.asarray(array[..., :3] if array.ndim == 3 else array, np.uint16)
         low, high = (float(value) for value in np.percentile(colours, (0.5, 99.5)))
         room = _MARGIN * max(high - low, 1.0)
         return cls(low - room, high + room)
@@ -49,9 +52,7 @@ def as_rgb(image: object, tones: Tones = _ALL, what: str = "image", least: int =
     Alpha is left out; uint8 RGB is handed back as it is. ``what`` names the array in messages. Raises DataError for
     anything else, and for sides of fewer than ``least`` pixels.
     """
-    if not (isinstance(image, np.ndarray) or hasattr(image, "__array__")):
-        raise DataError(f"{what} is a {type(image).__name__}: give a uint8 or uint16 array of {_SHAPES}")
-    array: npt.NDArray[np.generic] = np.asarray(image)
+    array = _array(image, what)
     if array.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"{what} is {array.dtype} {array.shape}: give uint8, 0 to 255, or uint16, as an array of {_SHAPES}"
@@ -64,3 +65,18 @@ def as_rgb(image: object, tones: Tones = _ALL, what: str = "image", least: int =
     if shown.dtype == np.uint16:
         shown = tones.table[shown]
     return np.asarray(shown if shown.shape[2] == 3 else np.repeat(shown, 3, axis=2), np.uint8)
+
+
+def _array(image: object, what: str) -> npt.NDArray[np.generic]:
+    """What is an array, or can be read as one, such as a tensor; bytes in this machine's order."""
+    if not (isinstance(image, np.ndarray) or hasattr(image, "__array__")):
+        raise DataError(f"{what} is a {type(image).__name__}: give a uint8 or uint16 array of {_SHAPES}")
+    try:
+        array: npt.NDArray[np.generic] = np.asarray(image)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor's own, on a GPU or with a gradient
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{what} is a {type(image).__name__} that does not read as an array ({reason}): "
+            f"give a uint8 or uint16 array of {_SHAPES}"
+        ) from None
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

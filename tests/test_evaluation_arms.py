@@ -1,6 +1,8 @@
 """Arms side by side: what is run, what is written, what is refused."""
 
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -207,3 +209,75 @@ def test_trackers_of_an_evaluation_differ_in_strategy_and_seed_only(tmp_path):
 def test_a_mistake_in_the_trackers_configuration_shows_before_work_starts(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"update\.evry: unknown key: did you mean every"):
         evaluate(folder, ["drop"], output=tmp_path / "out", overrides=["update.evry=7"])
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"writer.lock"}
+
+
+def test_a_folder_used_again_holds_the_new_results_only(folder, tmp_path):
+    output = tmp_path / "out"
+    evaluate(
+        folder, ["drop", "none"], seeds=[0, 1], output=output, build=build, perturb=1, formats=["got10k", "vot", "mot"]
+    )
+    kept = {"notes.txt", "drop/mine.txt"}
+    for name in kept:
+        (output / name).write_text("mine")
+    evaluate(folder, ["drop"], sequences=["ant"], output=output, build=build, formats=["got10k"])
+    made = {"drop/ant_0.txt", "got10k/drop/ant/ant_001.txt", "got10k/drop/ant/ant_time.txt"}
+    assert files_in(output) == {*kept, *made, "report.html", "results.json"}
+    assert set(json.loads((output / "results.json").read_text())["files"]) == made
+    assert not (output / "none").exists()
+
+
+def test_an_earlier_evaluation_stays_until_the_first_run_has_ended(folder, tmp_path):
+    output = tmp_path / "out"
+    evaluate(folder, ["none"], output=output, build=build)
+    before = files_in(output)
+
+    def interrupted(arm, seed):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, ["drop"], output=output, build=interrupted)
+    assert files_in(output) == before
+
+
+@pytest.mark.parametrize("content", ['{"arms": {}}', "[]", "no JSON", '{"files": ["../other.txt", "/etc/hosts", "."]}'])
+def test_what_is_no_evaluations_is_never_removed(folder, tmp_path, content):
+    output = tmp_path / "out"
+    output.mkdir()
+    (tmp_path / "other.txt").write_text("mine")
+    (output / "mine.txt").write_text("mine")
+    (output / "results.json").write_text(content)
+    evaluate(folder, ["none"], output=output, build=build)
+    assert (tmp_path / "other.txt").exists()
+    assert (output / "mine.txt").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no lock between processes")
+def test_a_folder_that_another_evaluation_writes_to_is_refused(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    held = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(); input()"
+    command = [sys.executable, "-c", held, str(tmp_path / "out" / "writer.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(OutputError, match="another run is writing there"):
+            evaluate(folder, ["none"], output=tmp_path / "out", build=build)
+        other.communicate(b"\n")
+    evaluate(folder, ["none"], output=tmp_path / "out", build=build)
+
+
+def test_a_frame_that_does_not_decode_costs_its_own_sequence_only(tmp_path, capsys):
+    for name in ("ant", "bee", "cow"):
+        write_sequence(tmp_path / "s" / name, ["4,4,10,8"] * 4)
+    broken = sorted((tmp_path / "s" / "bee" / "color").iterdir())[2]
+    broken.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=rf"bee is left out: .*{broken.name} cannot be decoded: replace it"):
+        evaluate(tmp_path / "s", ["drop", "none"], output=tmp_path / "out", build=build)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(one["name"], one["arm"]) for one in results["sequences"]] == [
+        ("ant", "drop"), ("ant", "none"), ("cow", "drop"), ("cow", "none")
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "2 sequences" in capsys.readouterr().out

@@ -40,6 +40,21 @@ def test_vot_of_the_first_years_keeps_frames_beside_the_truth(tmp_path):
     assert (sequence.layout, sequence.truth[0].tolist()) == ("VOT", [1, 1, 8, 4])
 
 
+def test_a_line_of_one_nan_is_an_absent_target(tmp_path):
+    path = tmp_path / "groundtruth.txt"
+    path.write_text(f"{BOX}\nNaN\nnan,nan,nan,nan\n{BOX}\n")
+    assert np.isnan(read_truth(path)).all(axis=1).tolist() == [False, True, True, False]
+
+
+def test_signs_that_look_like_numbers_are_none(tmp_path):
+    folder = write(tmp_path / "m²", [BOX] * 2)
+    for frame in sorted(folder.glob("*.jpg")):
+        frame.rename(folder / f"a1²{frame.name}")
+    (folder / "groundtruth_rect.².txt").write_text(BOX)
+    (sequence,) = read_sequences(tmp_path)
+    assert [frame.name for frame in sequence.frames] == ["a1²00000001.jpg", "a1²00000002.jpg"]
+
+
 @pytest.mark.parametrize("separator", [",", "\t", " ", ", ", " ,", ";", "\t\t"])
 def test_otb_with_any_separator(tmp_path, separator):
     write(tmp_path / "Car4", [separator.join(["4", "4", "10", "8"])] * 3, "img", name="groundtruth_rect.txt", digits=4)

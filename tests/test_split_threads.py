@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from streamdrop.split import SplitModel
 from streamdrop.testing.tuners import SmallNet, labelled_batch
+from streamdrop.tracing import observe
 
 IMAGES = labelled_batch(3).images
 
@@ -70,3 +73,50 @@ def test_two_traces_leave_torch_as_it_was() -> None:
         thread.join()
     assert [len(split.layers) for split in made] == [5]
     assert [getattr(owner, name) for owner, name in places] == before
+
+
+class Noisy(nn.Module):
+    """Noise and two layers above it, with no cut between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.last(self.first(x + x.new_empty(x.shape).normal_()))
+        return output
+
+
+@pytest.fixture
+def bystander() -> Iterator[None]:
+    """Another thread that is there all the time."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("bystander")
+def test_what_other_threads_draw_is_not_taken_for_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawing() -> None:
+        thread = threading.Thread(target=lambda: nn.Conv2d(3, 4, 3))
+        thread.start()
+        thread.join()
+
+    def beside_others(*args: Any) -> Any:
+        drawing()
+        return call(*args)
+
+    alone = SplitModel(Meanwhile(lambda: None), IMAGES)
+    call = observe.call
+    monkeypatch.setattr(observe, "call", beside_others)
+    assert SplitModel(Meanwhile(drawing), IMAGES).summary() == alone.summary()
+
+
+def test_what_a_model_draws_itself_is_seen_beside_other_threads(request: pytest.FixtureRequest) -> None:
+    alone = SplitModel(Noisy(), IMAGES)
+    request.getfixturevalue("bystander")
+    assert len(alone.layers) == 1
+    assert SplitModel(Noisy(), IMAGES).layers == alone.layers

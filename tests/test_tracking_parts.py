@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from streamdrop.boxes import Box, iou, overlap
-from streamdrop.errors import ConfigError
+from streamdrop.boxes import Box, as_box, check_inside, iou, overlap
+from streamdrop.errors import BoxError, ConfigError, DataError
 from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.config import (
     BoxConfig,
@@ -55,6 +56,38 @@ def test_work_by_several_is_work_by_one(workers: int, count: int) -> None:
     found = list(in_order(lambda part: part @ part, parts, workers))
     assert len(found) == count
     assert all(torch.equal(one, part @ part) for one, part in zip(found, parts, strict=True))
+
+
+def test_a_tensor_is_an_image_and_one_that_cannot_be_read_is_refused() -> None:
+    thermal = np.random.default_rng(0).integers(20000, 21000, (6, 8), dtype=np.uint16)
+    shown = as_rgb(thermal, Tones.of(thermal))
+    for same in (torch.from_numpy(thermal), thermal.astype(">u2")):
+        assert (as_rgb(same, Tones.of(same)) == shown).all()
+    for other in (torch.zeros(6, 8, 3, requires_grad=True), torch.zeros(6, 8, 3, dtype=torch.uint8, device="meta")):
+        with pytest.raises(DataError, match=r"is a Tensor that does not read as an array.*give a uint8 or uint16"):
+            as_rgb(other)
+
+
+def test_in_a_frame_of_another_size_all_that_is_known_of_the_target_is_scaled() -> None:
+    motion = Motion.starting(Box(40, 30, 20, 10), 200, 100)
+    motion.vx, motion.vy = 4.0, -2.0
+    motion.advance(400, 300)
+    assert motion.box == Box(80, 90, 40, 30)
+    assert (motion.vx, motion.vy) == (8.0, -6.0)
+    assert motion.off_size(BoxConfig()) == 1.0
+    assert motion.aspect == pytest.approx(40 / 30)
+
+
+@pytest.mark.parametrize("box", [(1, 1, 1e308, 1e308), (1, 1, 1e5, 10), (-1e6, 0, 2e6, 10), (5, 5, 1, 1e300)])
+def test_a_box_of_another_frame_altogether_is_refused(box: tuple[float, ...]) -> None:
+    with pytest.raises(BoxError, match=r"more than ten times as wide or high as the 320x240 frame: give x,y,w,h"):
+        check_inside(as_box(box), 320, 240)
+    assert check_inside(Box(-160, -120, 3200, 2400), 320, 240).w == 3200
+
+
+def test_a_number_that_no_float_holds_is_no_box() -> None:
+    with pytest.raises(BoxError, match="not four numbers"):
+        as_box((10**400, 1, 1, 1))
 
 
 def test_what_goes_wrong_with_one_part_is_raised() -> None:
@@ -126,6 +159,8 @@ def test_a_sweep_covers_the_frame_from_near_to_far(width: int, height: int, side
     for x, y in ((0, 0), (width, height), (width / 2, height / 3), (width / 3, height)):
         nearest = min(max(abs(x - u), abs(y - v)) for u, v in centres)
         assert nearest <= side / 2 + 1e-6
+    for stops in (sorted({x for x, _ in centres}), sorted({y for _, y in centres})):
+        assert all(after - before <= side / 2 + 1e-6 for before, after in itertools.pairwise(stops))
 
 
 def test_the_label_peaks_at_the_box() -> None:

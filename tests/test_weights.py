@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,6 +190,44 @@ def test_several_files_resolve_to_their_folder(tmp_path, home):
     assert find_models("nano", resolve("pair")) == [str(home / "pair" / f"nano_{p}.onnx") for p in ("backbone", "head")]
     with pytest.raises(ConfigError, match=r"no file 'neck': there are nano_backbone\.onnx, nano_head\.onnx"):
         resolve("pair/neck")
+
+
+def weights_in(folder, **files):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / f"{name}.pt").write_bytes(content)
+    return folder
+
+
+def test_a_name_given_again_is_replaced_as_a_whole(tmp_path, home):
+    add("mine", weights_in(tmp_path / "first", net=b"1", more=b"1"))
+    add("mine", weights_in(tmp_path / "second", net=b"2"))
+    assert resolve("mine").read_bytes() == b"2"
+    assert [path.name for path in home.iterdir()] == ["mine"]
+    assert sorted(path.name for path in (home / "mine").iterdir()) == ["net.pt", "weights.json"]
+    add("mine", home / "mine", licence="MIT")  # from where it lies itself
+    assert resolve("mine").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("failing", ["copyfile", "rename"])
+def test_a_name_whose_new_files_cannot_be_put_in_place_keeps_the_old_ones(tmp_path, home, monkeypatch, failing):
+    add("mine", weights_in(tmp_path / "first", net=b"1", more=b"1"))
+    second, (done, seen) = (
+        weights_in(tmp_path / "second", net=b"2", more=b"2"),
+        (getattr(shutil, failing, Path.rename), []),
+    )
+
+    def full(*args):
+        seen.append(args)
+        if len(seen) == 2:
+            raise OSError(28, "No space left on device")
+        return done(*args)
+
+    monkeypatch.setattr(*((shutil, "copyfile") if failing == "copyfile" else (Path, "rename")), full)
+    with pytest.raises(OutputError, match="No space left"):
+        add("mine", second)
+    assert {path.read_bytes() for path in resolve("mine").glob("*.pt")} == {b"1"}
+    assert [path.name for path in home.iterdir()] == ["mine"]
 
 
 def test_a_path_wins_over_a_name_and_what_is_neither_stays_a_path(server, tmp_path, monkeypatch):

@@ -204,7 +204,7 @@ def _source(options: argparse.Namespace, begun: _Begun) -> dict[str, Any]:
     """What a run was started on: another video under the old name would go on with boxes that are not its own."""
     from streamdrop.service.track_run import FIRST_FRAME
 
-    if begun.live:  # never the same frame twice
+    if begun.live or options.store is None:  # never the same frame twice, or nothing to go on from
         return {"source": options.source}
     return {"source": options.source, FIRST_FRAME: hashlib.sha256(begun.first.image.tobytes()).hexdigest()[:16]}
 

@@ -6,21 +6,22 @@ import difflib
 import gc
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from streamdrop.config import load
-from streamdrop.errors import ConfigError, OutputError
+from streamdrop.errors import ConfigError, DataError, OutputError
 from streamdrop.evaluation.arms_report import write_arms_report
+from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.evaluation.jobs import Build, BuildGroup, Job, Protocols, run_group, run_job, schedule
 from streamdrop.evaluation.outcomes import Outcome
 from streamdrop.evaluation.peers import check_peers
 from streamdrop.evaluation.protocol import OnlineTracker, check_first_boxes
-from streamdrop.evaluation.result_files import check_formats, write_boxes, write_formats
+from streamdrop.evaluation.result_files import check_formats, remove_earlier, write_boxes, write_formats
 from streamdrop.evaluation.results import collect, format_table, write_results
 from streamdrop.evaluation.sequences import VideoSequence, read_sequences
 from streamdrop.evaluation.together import GroupTracker, by_video, most_at_once
@@ -57,8 +58,10 @@ def evaluate(
     tracker of your own; then any arm name will do. ``together``: arms follow all targets of a video in one pass, by
     ``Targets`` or what ``build_group`` makes. ``realtime`` (frames/s) and ``perturb`` (a count of first boxes a little
     off) add runs of those protocols for every arm and rival, reported apart; in real time the tracker is told the rate,
-    as by ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). Raises ConfigError, DataError,
-    ModelError or OutputError before work starts.
+    as by ``track --fps``, unless ``overrides`` say otherwise (``realtime.fps=null``). What an earlier evaluation left
+    in ``output`` goes when the first run has ended. Raises ConfigError, DataError, ModelError or OutputError before
+    work starts, OutputError too where another evaluation is writing there; in the end DataError for sequences with
+    frames that do not decode: they are left out.
     """
     arms, peers, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(peers)), list(dict.fromkeys(seeds))
     _check(arms, peers, seeds, known=ARMS if build is None else arms)
@@ -88,14 +91,23 @@ def evaluate(
     hardware = describe_hardware()
     outcomes: list[Outcome] = []
     results: dict[str, Any] = {}
-    for outcome, job in _outcomes(jobs, builders, models):
-        outcomes.append(outcome)
-        write_boxes(target / job.boxes_file, outcome.run, outcome.start)
-        write_formats(target, formats, outcomes)
-        results = collect(outcomes, [*arms, *peers], hardware, settings)
-        write_results(target / "results.json", results)
-    write_arms_report(target / "report.html", results, outcomes, chosen)
-    print(f"{format_table(results)}\nresults: {target / 'results.json'}\nreport: {target / 'report.html'}")
+    written: set[Path] = set()
+    failed: dict[str, DataError] = {}
+    with claimed(target):
+        for outcome, job in _outcomes(jobs, builders, models, failed):
+            if not outcomes:
+                remove_earlier(target)
+            outcomes.append(outcome)
+            write_boxes(target / job.boxes_file, outcome.run, outcome.start)
+            written |= {target / job.boxes_file, *write_formats(target, formats, outcomes)}
+            results = collect(outcomes, [*arms, *peers], hardware, settings)
+            results["files"] = sorted(path.relative_to(target).as_posix() for path in written)
+            write_results(target / "results.json", results)
+        if outcomes:
+            write_arms_report(target / "report.html", results, outcomes, chosen)
+            print(f"{format_table(results)}\nresults: {target / 'results.json'}\nreport: {target / 'report.html'}")
+    if failed:
+        raise DataError("; ".join(f"{name} is left out: {error}" for name, error in failed.items()))
     return results
 
 
@@ -179,20 +191,32 @@ def _prepare(output: Path, names: Iterable[Path]) -> Path:
     return output
 
 
-def _outcomes(jobs: Sequence[Job], builders: _Builders, models: str | Path | None) -> Iterator[tuple[Outcome, Job]]:
-    """Do the jobs in turn, telling a terminal how far they are."""
+def _outcomes(
+    jobs: Sequence[Job], builders: _Builders, models: str | Path | None, failed: dict[str, DataError]
+) -> Iterator[tuple[Outcome, Job]]:
+    """Do the jobs in turn, telling a terminal how far they are; videos that cannot be read go into ``failed``."""
     gc.freeze()  # what importing made need not be looked through between runs
     try:
         for count, job in enumerate(jobs, 1):
-            tell = partial(_tell, f"{count}/{len(jobs)} {job}", job.frames)
-            if job.targets and builders.group is not None:
-                yield from zip(run_group(job, builders.group, tell), job.parts, strict=True)
+            video = job.sequence.video
+            if video in failed:
+                continue
+            try:
+                found = _done(job, builders, models, partial(_tell, f"{count}/{len(jobs)} {job}", job.frames))
+            except DataError as error:
+                failed[video] = error
             else:
-                build = builders.plain if job.realtime is None else builders.hurried
-                yield run_job(job, build, models, tell), job
+                yield from zip(found, job.parts, strict=True)
     finally:
         gc.unfreeze()
         _progress("")
+
+
+def _done(job: Job, builders: _Builders, models: str | Path | None, tell: Callable[[int], None]) -> list[Outcome]:
+    """What came of each of a job's parts."""
+    if job.targets and builders.group is not None:
+        return run_group(job, builders.group, tell)
+    return [run_job(job, builders.plain if job.realtime is None else builders.hurried, models, tell)]
 
 
 def _tell(what: str, frames: int, index: int) -> None:

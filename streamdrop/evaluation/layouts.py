@@ -131,7 +131,7 @@ def _truths(folder: Path) -> list[Path]:
     for name in (TRUTH, "groundtruth_rect.txt"):
         if (folder / name).is_file():
             return [folder / name]
-    numbered = [path for path in folder.glob("groundtruth_rect.*.txt") if path.name.split(".")[1].isdigit()]
+    numbered = [path for path in folder.glob("groundtruth_rect.*.txt") if path.name.split(".")[1].isdecimal()]
     return sorted(numbered, key=_target)
 
 
@@ -166,4 +166,4 @@ def _pictures(folder: Path) -> list[Path]:
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Numbers in a file name compare as numbers: 2.jpg comes before 10.jpg."""
     parts = re.split(r"(\d+)", path.name)
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]

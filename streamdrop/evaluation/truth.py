@@ -30,7 +30,7 @@ def read_truth(path: str | Path) -> Array:
     """True boxes of a text file, float64 [N, 4]; raises DataError.
 
     A line holds ``x,y,w,h``, a polygon of at least three corners (taken as its bounding box), or VOT's mask (``m`` and
-    its box), separated by commas, semicolons or blanks. NaN, boxes without area and VOT's lone 0 (absent or unknown
+    its box), separated by commas, semicolons or blanks. NaN, boxes without area and a lone 0 (VOT's absent or unknown
     target) become NaN. Numbers stand as published: OTB counts pixels from 1, the others from 0.
     """
     path = Path(path)
@@ -83,7 +83,7 @@ def _parse_line(line: str, where: str) -> Row:
         raise DataError(f"{where}: {line.strip()[:60]!r} is not numbers: give x,y,w,h") from None
     if mask:
         numbers = numbers[:4]  # what follows are the runs of the mask inside this box
-    elif numbers == [0.0]:
+    elif numbers == [0.0] or (len(numbers) == 1 and np.isnan(numbers[0])):
         return ABSENT
     elif len(numbers) >= 6 and len(numbers) % 2 == 0:
         numbers = _around(numbers)

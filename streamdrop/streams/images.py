@@ -225,8 +225,12 @@ class Pictures:
 
     def _rate(self) -> float | None:
         """Frames per second on average over the first few; None for a TIFF."""
-        times = [time for _, time in itertools.islice(self._pictures(), TIMED)]
-        return 1000 * len(times) / sum(times) if all(time > 0 for time in times) else None
+        times: list[float] = []
+        for _, time in itertools.islice(self._pictures(), TIMED):
+            if time <= 0:  # a TIFF's pages have none, and need not be decoded
+                return None
+            times.append(time)
+        return 1000 * len(times) / sum(times)
 
     def close(self) -> None:
         """Nothing is held open."""

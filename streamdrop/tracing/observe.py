@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import threading
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
 from streamdrop.tracing.standin import about, call
 from streamdrop.tracing.trace import Trace
 from streamdrop.tracing.values import Values, storage_of
+from streamdrop.tracing.watch import Drawing
 
 _PICKED = 256
 _MASKS = (torch.bool, torch.uint8)
@@ -83,17 +85,26 @@ def observe(
     """
     with torch.no_grad(), modes_kept(model), state_kept(model), rng_kept(inputs):
         model.train(training)
-        if not count:
-            return _run(trace, model, inputs, None, partly)
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused kernel
-        try:
-            counter = FlopCounterMode(display=False)
-            counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-            with counter:
-                return _run(trace, model, inputs, counter, partly)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
+        shared = threading.active_count() > 1
+        run = _counted(trace, model, inputs, partly) if count else _run(trace, model, inputs, None, partly)
+        if (shared or threading.active_count() > 1) and any(seen.random for seen in run.seen.values()):
+            with Drawing() as own:  # not at once: kernels may give other bits inside
+                again = _run(trace, model, inputs, own, partly)
+            for node, seen in run.seen.items():
+                seen.random = seen.random and again.seen[node].random
+        return run
+
+
+def _counted(trace: Trace, model: nn.Module, inputs: tuple[torch.Tensor, ...], partly: bool) -> Run:
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused kernel
+    try:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+        with counter:
+            return _run(trace, model, inputs, counter, partly)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _NoModules(contextlib.nullcontext[None]):
@@ -131,7 +142,11 @@ def fetch(model: nn.Module, trace: Trace, target: str) -> Any:
 
 
 def _run(
-    trace: Trace, model: nn.Module, inputs: tuple[torch.Tensor, ...], counter: FlopCounterMode | None, partly: bool
+    trace: Trace,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    mode: FlopCounterMode | Drawing | None,
+    partly: bool,
 ) -> Run:
     run, values = Run(), Values(trace, model)
     given = iter(inputs)
@@ -143,7 +158,7 @@ def _run(
             continue
         else:
             try:
-                value = _watch(node, trace, model, values, seen, counter)
+                value = _watch(node, trace, model, values, seen, mode)
             except Exception:
                 if not partly:
                     raise
@@ -161,9 +176,10 @@ def _run(
 
 
 def _watch(
-    node: fx.Node, trace: Trace, model: nn.Module, values: Values, seen: Seen, counter: FlopCounterMode | None
+    node: fx.Node, trace: Trace, model: nn.Module, values: Values, seen: Seen, mode: FlopCounterMode | Drawing | None
 ) -> Any:
-    """Run one node and note in ``seen`` what it reads, writes, draws and computes."""
+    """Run one node and note in ``seen`` what it reads, writes, draws and, with a counter, computes."""
+    counter = mode if isinstance(mode, FlopCounterMode) else None
     args = fx.node.map_arg(node.args, values.of.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.of.__getitem__)
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -173,7 +189,8 @@ def _watch(
     value = fetch(model, trace, str(node.target)) if node.op == "get_attr" else call(node, model, args, kwargs)
     seen.reads = frozenset(map(values.memory, touched))
     seen.writes = frozenset(values.memory(t) for t, v in zip(touched, versions, strict=True) if t._version != v)
-    seen.random = not all(map(torch.equal, drawn, _random_state(touched)))
+    changed = not all(map(torch.equal, drawn, _random_state(touched)))
+    seen.random = mode.made() if isinstance(mode, Drawing) else changed
     written = {storage_of(t) for t, v in zip(touched, versions, strict=True) if t._version != v}
     seen.lasting = state_before != _versions(module) or not values.buffers.isdisjoint(written)
     seen.macs = (counter.get_total_flops() - before) // 2 if counter else 0

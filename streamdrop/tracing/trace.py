@@ -253,7 +253,7 @@ def _trace(
         model.train(training)
         tracer.draws.made()
         try:
-            with watched(tracer):
+            with watched(tracer), tracer.draws.own:
                 graph = tracer.trace(model)
                 tracer.note_draws("")
         except Exception as error:  # whatever the model's own code raised on a stand-in

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 if TYPE_CHECKING:
@@ -36,21 +38,43 @@ class Applied:
         return self.function.__name__
 
 
-class Draws:
-    """Whether random numbers were drawn on the CPU, by torch, numpy or Python."""
+class Drawing(TorchDispatchMode):
+    """Inside: which of this thread's operations may draw. Torch's generator is every thread's, and so tells less."""
 
     def __init__(self) -> None:
-        self._last = _states()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._seen |= torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten"
+        return func(*args, **(kwargs or {}))
 
     def made(self) -> bool:
-        """Whether any were since this was last asked."""
-        before, self._last = self._last, _states()
-        return before != self._last
+        """Whether there were any since this was last asked."""
+        seen, self._seen = self._seen, False
+        return seen
 
 
-def _states() -> tuple[Any, ...]:
+class Draws:
+    """Whether random numbers were drawn on the CPU, by torch, numpy or Python; torch's only inside ``own``."""
+
+    def __init__(self) -> None:
+        self.own = Drawing()
+        self._torch, self._others = _states()
+        self._shared = False  # with other threads, which may have ended since
+
+    def made(self) -> bool:
+        """Whether any were since this was last asked; by torch, where other threads draw too, in this one."""
+        before, self._torch, self._others = (self._torch, self._others), *_states()
+        self._shared |= threading.active_count() > 1
+        own = self.own.made() or not self._shared
+        return before[1] != self._others or (own and before[0] != self._torch)
+
+
+def _states() -> tuple[bytes, tuple[Any, ...]]:
+    """Of torch's generator, and of the others."""
     _, keys, position, *_ = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), position
+    return torch.get_rng_state().numpy().tobytes(), (random.getstate(), np.asarray(keys).tobytes(), position)
 
 
 @contextlib.contextmanager

@@ -167,8 +167,14 @@ class BesideRounds(Rounds):
 
     def _launch(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="rounds", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="rounds", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"no thread for rounds beside inference ({error}): try realtime.beside=false"
+                ) from None
+            self._thread = thread
 
     def _stop(self) -> None:
         """No thread, nothing waiting."""

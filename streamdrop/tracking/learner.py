@@ -26,7 +26,7 @@ from streamdrop.tracking.first_frame import Example, upright
 from streamdrop.tracking.first_training import FirstTraining, Pieces
 from streamdrop.tracking.labels import gaussian_label, score_loss
 from streamdrop.tracking.samples import Keys, leaving, new_store, open_store, update_sampler
-from streamdrop.tracking.threads import both, cores, in_order
+from streamdrop.tracking.threads import both, computing, cores, in_order
 from streamdrop.tracking.trial import Drift, Trials, kept_crop, prepared, tries, untried
 from streamdrop.types import Activations, Image, RoundReport, SampleInfo
 
@@ -42,12 +42,13 @@ class Learner:
     def __init__(self, config: TrackerConfig, alone: bool = True) -> None:
         self._config = config
         self._workers = min(2, cores()) if alone and config.threads == 1 else 1
-        self._network = network_of(config)
         size = config.search.size
-        example = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
-        self._split = split_of(self._network, example)
-        self._network.eval()
-        self._pretrained = {name: value.clone() for name, value in self._network.state_dict().items()}
+        with computing(config.threads):
+            self._network = network_of(config)
+            example = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+            self._split = split_of(self._network, example)
+            self._network.eval()
+            self._pretrained = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._cuts = Cuts.of(self._split)
         engine_settings(config, self._cuts)["policy"].check(self.layers)  # it is refused before there is a target
         self._keys = Keys(config)

@@ -77,11 +77,13 @@ class Motion:
         return max(search.context * math.sqrt(self.box.area), 8.0)
 
     def advance(self, width: int, height: int) -> None:
-        """To the next frame; in a frame of another size the box keeps its relative place."""
+        """To the next frame; in one of another size the box keeps its relative place, all lengths are scaled."""
         self.frame += 1
         if (width, height) != (self.width, self.height):
             p, q = width / self.width, height / self.height
             self.box = Box(self.box.x * p, self.box.y * q, self.box.w * p, self.box.h * q)
+            self.vx, self.vy = self.vx * p, self.vy * q
+            self.usual, self.aspect = self.usual * math.sqrt(p * q), self.aspect * p / q
             self.distractors = []
             self.width, self.height = width, height
 

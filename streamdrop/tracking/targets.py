@@ -17,7 +17,7 @@ from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
 from streamdrop.tracking.saved_targets import read_targets, write_targets
 from streamdrop.tracking.sheets import Area, Sheet, as_batch, grouped
-from streamdrop.tracking.threads import threads
+from streamdrop.tracking.threads import computing
 from streamdrop.tracking.tracker import SMALLEST, Tracker, with_reports
 from streamdrop.tracking.turns import Turns
 from streamdrop.types import Image, RoundReport, Track
@@ -91,7 +91,7 @@ class Targets:
             raise StreamdropError("there are no targets: call init(image, boxes) first")
         if len(self._trackers) == 1:
             return self._update_one(self.ids[0], image, hurry)
-        with threads(self.config.threads):
+        with computing(self.config.threads):
             frames = {key: self._trackers[key].rgb(image) for key in self.ids}
             self._frame += 1
             views = {key: self._views(key, frame, hurry) for key, frame in frames.items()}
@@ -178,8 +178,7 @@ class Targets:
     def restore_one(self, key: int, path: str | os.PathLike[str], borrowed: bool) -> None:
         """Go on with one target from a checkpoint that its tracker saved. Raises CheckpointError."""
         tracker = self._built(key, borrowed)
-        with threads(self.config.threads):
-            tracker.restore(path)
+        tracker.restore(path)
         self._adopt(key, tracker)
         self._frame = max(self._frame, 0)
 
@@ -205,7 +204,7 @@ class Targets:
         tracker = self._built(key, donor is not None)
         self._forget(key)
         try:
-            with threads(self.config.threads):
+            with computing(self.config.threads):
                 track = tracker.learn(image, box, None if donor is None else donor.learner.backbone)
         except BaseException:  # whoever interrupts it goes on without this target
             tracker.close()

@@ -29,7 +29,7 @@ from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.tracking.rounds import Rounds, SpareRounds, Turn
 from streamdrop.tracking.search import Motion, Peak, best_peak, confidence, crop_views
-from streamdrop.tracking.threads import threads
+from streamdrop.tracking.threads import computing
 from streamdrop.types import Activations, Image, RoundReport, Track
 
 SMALLEST = 2
@@ -85,7 +85,7 @@ class Tracker:
 
         Raises BoxError for a box that is none or lies outside, DataError for what is no image.
         """
-        with threads(self.config.threads):
+        with computing(self.config.threads):
             return self.learn(image, box)
 
     def update(self, image: Image, hurry: bool = False) -> Track:
@@ -93,7 +93,7 @@ class Tracker:
 
         ``hurry``: there is time for one crop only; elsewhere a lost target is searched for in the frames after.
         """
-        with threads(self.config.threads):
+        with computing(self.config.threads):
             return self._update(image, hurry)
 
     @property
@@ -103,7 +103,7 @@ class Tracker:
 
     def spare(self) -> tuple[RoundReport, ...]:
         """Go on with a round until the next frame is ``waiting``; reports of what ended."""
-        with threads(self.config.threads):
+        with computing(self.config.threads):
             return self._rounds.spare()
 
     # ---------------------------------------------------------------- the parts of a frame, for Targets
@@ -134,7 +134,6 @@ class Tracker:
         motion = Motion.starting(given, width, height)
         search, seed = self.config.search, self.config.seed
         shown = examples(image, motion.box, motion.side(search), search.size, self.config.first_frame, seed)
-
         fitted: list[BoxRegression] = []
 
         def fit_boxes(maps: Activations) -> None:
@@ -242,7 +241,8 @@ class Tracker:
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of a tracker with the same configuration. Raises CheckpointError."""
         self._target = None
-        extra = self._rounds.restore(path)
+        with computing(self.config.threads):
+            extra = self._rounds.restore(path)
         try:
             configuration, motion, tones = (extra[key] for key in ("configuration", "motion", "tones"))
             regression = BoxRegression.restored(self.config.box, self._learner.tuner.extra_tensors)

@@ -52,7 +52,7 @@ def known_entry(name: str) -> Entry | None:
 def entries() -> list[Entry]:
     """All that have a name: those built in, then those the user added."""
     built_in = {entry.name for entry in registry.BUILT_IN}
-    records = sorted(weights_folder().glob(f"*/{RECORD}"))
+    records = sorted(weights_folder().glob(f"[!.]*/{RECORD}"))
     own = [_read_record(path) for path in records if path.parent.name not in built_in]
     return [*registry.BUILT_IN, *own]
 
@@ -106,7 +106,8 @@ def add(name: str, folder: str | os.PathLike[str], licence: str = "unknown", wha
     """Copy weights that the user has in ``folder`` to where ``resolve`` finds them; nothing is downloaded.
 
     A built-in name takes its own files, found by name or else by digest, and verifies them. Any other name takes all
-    weight files of the folder and records their digests, with ``licence`` and ``what`` as the user states them. Raises
+    weight files of the folder and records their digests, with ``licence`` and ``what`` as the user states them; what
+    had the name before is replaced as a whole. Raises
     ConfigError for a name that cannot be one, WeightsError for missing or wrong files, OutputError.
     """
     source = Path(folder)
@@ -204,10 +205,37 @@ def _add_own(name: str, source: Path, licence: str, what: str) -> Entry:
         raise WeightsError(f"{source} holds no weights ({', '.join(SUFFIXES)}): give the folder that holds the files")
     files = tuple(WeightsFile(path.name, None, sha256_of(path)) for path in paths)
     entry = Entry(name, what or f"added from {source.resolve()}", licence, files)
-    for path, file in zip(paths, files, strict=True):
-        copy(path, file_path(entry, file))
-    _write_record(weights_folder() / name / RECORD, entry)
+    new = weights_folder() / f".{name}.new"
+    try:
+        _remove(new)  # of one that was killed
+        for path, file in zip(paths, files, strict=True):
+            copy(path, new / file.name)
+        _write_record(new / RECORD, entry)
+        _put_in_place(new, weights_folder() / name)
+    finally:
+        _remove(new)
     return entry
+
+
+def _put_in_place(new: Path, place: Path) -> None:
+    """A folder in the place of another, which goes only then. Raises OutputError."""
+    old = place.with_name(f".{place.name}.old")
+    try:
+        if place.exists():
+            _remove(old)
+            place.rename(old)
+        new.rename(place)
+    except OSError as error:
+        with suppress(OSError):
+            old.rename(place)
+        raise OutputError(f"{place} cannot be replaced ({error.strerror}): check its permissions") from None
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_record(path: Path, entry: Entry) -> None:
