@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,24 @@ class Snapshot:
 
 def take_snapshot(parts: Parts, state: dict[str, Any]) -> Snapshot:
     """Tensors by part name and a JSON-able ``state``. Raises CheckpointError where that is not plain data."""
+    for place in _unnamed(state.get("extra"), "extra"):
+        raise CheckpointError(f"the state to save has {place}, which JSON would give back as text: use text as keys")
     try:
         return Snapshot(parts, state, json.dumps({"format": FORMAT, "digests": True, **state}))
     except TypeError as error:
         raise CheckpointError(f"the state to save is not plain data ({error}): keep to numbers and text") from None
+
+
+def _unnamed(value: Any, where: str) -> Iterator[str]:
+    """Every key in plain data that is no text."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield f"the key {key!r} in {where}"
+            yield from _unnamed(item, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _unnamed(item, f"{where}[{index}]")
 
 
 def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, dict[str, Tensor]]], text: str) -> None:

@@ -28,7 +28,7 @@ from streamdrop.boundary import Boundary
 from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
-from streamdrop.errors import TrainingError
+from streamdrop.errors import CheckpointError, TrainingError
 from streamdrop.feed import Feed
 from streamdrop.interrupts import held
 from streamdrop.loss_state import LossState
@@ -40,7 +40,6 @@ from streamdrop.rounds import (
     count_batches,
     head_to_train,
     one_sample_explained,
-    predicted,
     reseed,
     round_batches,
     seed_of,
@@ -116,6 +115,9 @@ class FineTuner:
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self.loss_state = LossState(loss, split.model)
         self._saving = Saving(self)
+
+    def __reduce__(self) -> str:
+        raise CheckpointError("a FineTuner is neither pickled nor copied: save(folder), then FineTuner.load(folder, …)")
 
     # ---------------------------------------------------------------- samples in
 
@@ -246,9 +248,7 @@ class FineTuner:
 
         A model of several inputs takes a tuple of tensors. Raises DataError.
         """
-        inputs = self._feed.inputs(images)
-        with modes_kept(self.split.model):
-            return predicted(self.split.model, inputs, self.settings.batch_size, self.device)
+        return self._feed.predict(images, self.settings.batch_size)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -261,7 +261,7 @@ class FineTuner:
     ) -> None:
         """Write a checkpoint: weights, optimiser, scores, cut, store mark, plain-data ``extra`` and ``tensors``.
 
-        ``load`` gives the last two back as ``extra`` and ``extra_tensors``.
+        ``load`` gives the last two back, as ``extra`` (as JSON has it: tuples as lists) and ``extra_tensors``.
 
         The folder at ``path`` is replaced in one step. Before a round that stores at a new cut a checkpoint is written
         by itself, unless the last one held an ``extra``: then save again after each round that moved ``cut``.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamdrop.arguments import check_finite, check_samples, inputs_of
-from streamdrop.errors import DataError, StoreVersionError
+from streamdrop.errors import DataError, StoreVersionError, StreamdropError
 from streamdrop.rounds import Clock, predicted, seeded
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, StagedCut
@@ -78,22 +79,35 @@ class Feed:
         check_finite(inputs)
         if len(self.store):
             return
-        some = tuple(one[:2] for one in inputs)
-        try:
-            with seeded(self._device), modes_kept(self._split.model):
-                predicted(self._split.model, some, 2, self._device)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            shown = ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in some)
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"the model does not take images of {shown}: {reason}: prepare them as the example it was split with"
-            ) from error
+        with seeded(self._device):
+            self.predict(tuple(one[:2] for one in inputs), 2)
+
+    def predict(self, images: Inputs, size: int) -> Any:
+        """The whole model's raw outputs for images [N, ...], ``size`` of them at a time; its modes come back."""
+        inputs, model = self.inputs(images), self._split.model
+        with self._taken(inputs), modes_kept(model):
+            return predicted(model, inputs, size, self._device)
 
     def embed(self, images: Inputs) -> Activations:
         """The activations of images [N, ...] at the store's cut."""
-        tail = self._split.tail(self.store.cut)
-        given = tuple(one.to(self._device, non_blocking=True) for one in self.inputs(images))
-        return run_in_chunks(tail, given, self._chunk)
+        inputs, tail = self.inputs(images), self._split.tail(self.store.cut)
+        with self._taken(inputs):
+            given = tuple(one.to(self._device, non_blocking=True) for one in inputs)
+            return run_in_chunks(tail, given, self._chunk)
+
+    @contextlib.contextmanager
+    def _taken(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+        """What the model raises on inputs as a DataError of what it was split with, and what came."""
+        try:
+            yield
+        except (StreamdropError, torch.OutOfMemoryError):
+            raise
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            took = f"it was split with {_shown(self._split.example)}"
+            raise DataError(
+                f"the model does not take images of {_shown(inputs)} ({took}): {reason}: prepare them as the example"
+            ) from error
 
     def put(
         self,
@@ -202,6 +216,11 @@ class Feed:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
+def _shown(inputs: Sequence[Tensor]) -> str:
+    """Dtype and shape of each input."""
+    return ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in inputs)
 
 
 def _unbatched(keys: Sequence[bytes], tensors: Sequence[Tensor]) -> dict[bytes, Activations]:

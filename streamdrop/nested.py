@@ -21,6 +21,15 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors(part)
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """What lies innermost in a value, tensors and others, in its own order."""
+    parts = {} if isinstance(value, torch.Tensor) else _parts(value)
+    if not parts:
+        yield value
+    for part in parts.values():
+        yield from leaves(part)
+
+
 def mapped(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     """A value built as ``first`` is, with ``function`` of its tensors and those at the same places of the others.
 

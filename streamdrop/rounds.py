@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from streamdrop.errors import DataError, TrainingError
-from streamdrop.nested import mapped
+from streamdrop.nested import leaves, mapped
 
 Sampler: TypeAlias = Callable[[list[bytes], int, torch.Generator], Sequence[bytes]]
 """(stored keys, iteration from 0, generator) → the keys of one batch."""
@@ -234,7 +234,20 @@ def predicted(model: nn.Module, inputs: Sequence[torch.Tensor], size: int, devic
     """A model's raw outputs for its inputs [N, ...], ``size`` samples at a time, in eval mode: it stays in it."""
     model.eval()
     chunks = zip(*(torch.split(one, size) for one in inputs), strict=True)
-    return mapped(_joined, *(model(*(part.to(device) for part in chunk)) for chunk in chunks))
+    outputs = [model(*(part.to(device) for part in chunk)) for chunk in chunks]
+    _check_shared(outputs)
+    return mapped(_joined, *outputs)
+
+
+def _check_shared(outputs: Sequence[Any]) -> None:
+    """Raise DataError for numbers, text or arrays in a model's outputs that are not the same for every batch."""
+    plain = (int, float, complex, str, np.ndarray, np.generic)
+    told = [[np.array(one).tobytes() for one in leaves(output) if isinstance(one, plain)] for output in outputs]
+    if any(other != told[0] for other in told[1:]):
+        raise DataError(
+            "the model's output holds numbers, text or arrays that are no tensors and differ from batch to batch: let "
+            "it return tensors [N, ...], or give predict no more images at once than batch_size"
+        )
 
 
 def _joined(*chunks: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,9 @@ class SplitModel:
             raise ModelError(f"preparation is {preparation!r}: say in words what makes the model's input of an image")
         self.model, self.preparation = model, preparation
         _check_weights(model)
+        _check_compiled(model)
         inputs = _inputs(example)
+        self.example = tuple(torch.empty_like(one, device="meta") for one in inputs)  # shapes and dtypes only
         names = layer_names(model, layers if layers is not None else convolutions)
         leaves = canonical(model, leaves)
         self._flow = follow(model, inputs, names, leaves)
@@ -213,6 +215,17 @@ def _check_weights(model: nn.Module) -> None:
             raise TraceError(f"{name!r} has no shape yet: run the model on a batch before it is split")
         if tensor.is_meta:
             raise TraceError(f"{name!r} is on the meta device, without values: load the model's weights first")
+
+
+def _check_compiled(model: nn.Module) -> None:
+    """Raises TraceError for what torch.compile or torch.jit gave: no trace sees through it, and a trial compiles it."""
+    if type(model).__module__.startswith("torch._dynamo"):  # by name: importing the compiler takes seconds
+        raise TraceError(
+            "the model is what torch.compile made of one, which cannot be traced: split the one it was made of "
+            "(model._orig_mod, the same weights), and compile what else runs it"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("the model is scripted, which cannot be traced: split the one that it was made of")
 
 
 def _inputs(example: Any) -> tuple[torch.Tensor, ...]:

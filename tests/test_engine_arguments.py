@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,13 @@ def test_a_checkpoint_of_what_it_cannot_hold_is_refused(given: dict[str, Any], t
     assert not (tmp_path / "checkpoint").exists()
 
 
+@pytest.mark.parametrize("extra", [{1: "a"}, {"seen": [{"frames": {None: 2}}]}, {True: 1}])
+def test_an_extra_with_keys_that_would_come_back_as_text_is_refused(extra: Any, tmp_path: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"the key (1|None|True) in extra.*use text"):
+        tuner_of().save(tmp_path / "checkpoint", extra)
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_load_names_a_split_or_store_of_another_kind(tmp_path: Any) -> None:
     tuner_of().save(tmp_path)
     usual: dict[str, Any] = {"loss": functional.cross_entropy, "optimizer": lambda p: torch.optim.SGD(p, 0.01)}
@@ -231,3 +239,43 @@ def test_first_images_that_the_model_does_not_take_leave_the_store_as_it_was(ima
     assert tuner.split.model.training
     tuner.observe(BATCH)  # another shape or dtype would be refused, had these been stored
     tuner.fit_round()
+
+
+@pytest.mark.parametrize("images", [IMAGES.mul(9).byte(), IMAGES.double(), IMAGES[:, :1], IMAGES[:, 0]])
+def test_images_that_the_model_does_not_take_are_shown_beside_the_example(images: torch.Tensor) -> None:
+    tuner = tuner_of(cut=2)
+    tuner.observe(BATCH)
+    came = rf"{str(images.dtype)[6:]} \[{', '.join(map(str, images.shape))}\]"
+    uses: list[Callable[[], Any]] = [
+        lambda: tuner.predict(images),
+        lambda: tuner.embed(images),
+        lambda: tuner.observe(Batch([b"new"] * len(images), images, TARGETS)),
+    ]
+    for use in uses:
+        with pytest.raises(DataError, match=rf"{came} \(it was split with float32 \[2, 3, 8, 8\]\): .*prepare"):
+            use()
+    assert len(tuner.store) == len(KEYS)
+
+
+class Told(SmallNet):
+    """A network that says something beside its logits."""
+
+    def __init__(self, told: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.told = told
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """[N, 3, H, W] → ([N, classes], what is told)."""
+        output = super().forward(x)
+        return output, self.told(output)
+
+
+def test_what_is_told_beside_outputs_is_the_same_for_every_batch_or_refused() -> None:
+    for told, fits in ((lambda y: "net", True), (lambda y: None, True), (lambda y: y.detach().numpy(), False)):
+        tuner = tuner_of(split=SplitModel(Told(told), IMAGES[:2]), batch_size=4)
+        assert len(tuner.predict(IMAGES[:4])[0]) == 4
+        if fits:
+            assert tuner.predict(IMAGES)[1] == told(IMAGES)
+            continue
+        with pytest.raises(DataError, match="no tensors and differ from batch to batch"):
+            tuner.predict(IMAGES)

@@ -120,6 +120,15 @@ def test_what_cannot_work_is_refused_before_training(data, tmp_path, more, error
         run_experiment(config(**{"data": data, **more}), ["drop"], tmp_path)
 
 
+def test_images_of_one_class_are_refused(tmp_path):
+    for name, count in (("train", 24), ("test", 9)):
+        images = np.zeros((count, 12, 12, 3), np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.full(count, 2))
+    with pytest.raises(DataError, match="all images read are of one class"):
+        run_experiment(config(str(tmp_path)), ["drop"], tmp_path / "o")
+    assert not (tmp_path / "o" / "result.json").exists()
+
+
 def test_unknown_strategies_and_folders_that_cannot_be_written(data, tmp_path, capsys):
     with pytest.raises(ConfigError, match="sgd, freeze, freeze-full, drop"):
         run_experiment(config(data), ["drip"], tmp_path)

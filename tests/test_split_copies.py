@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from streamdrop.errors import ModelError
+from streamdrop.errors import CheckpointError, ModelError, StoreError
 from streamdrop.policies import SchedulePolicy
 from streamdrop.split import SplitModel
+from streamdrop.store import LmdbStore, TieredStore
 from streamdrop.testing.tuners import SmallNet, labelled_batch, small_tuner
 
 BATCH = labelled_batch(6)
@@ -86,3 +88,24 @@ def test_what_writes_to_parameters_in_place_needs_no_new_split() -> None:
     split.model.double().requires_grad_(False)
     split.model.more = nn.Linear(2, 2)  # type: ignore[assignment]
     assert len(split.tail_parameters(2)) + len(split.head_parameters(2)) == len(list(split.model.parameters()))
+
+
+@pytest.mark.parametrize("piece", ["tail", "step", "head"])
+def test_a_piece_is_copied_and_not_pickled(piece: str) -> None:
+    split = small_split()
+    part = {"tail": split.tail(2), "step": split.step(0, 2), "head": split.head(2)}[piece].eval()
+    given = BATCH.images if piece != "head" else split.tail(2).eval()(BATCH.images)
+    assert all(map(torch.equal, copy.deepcopy(part)(given), part(given)))
+    with pytest.raises(ModelError, match="pickle the SplitModel"):
+        pickle.dumps(part)
+
+
+@pytest.mark.parametrize("double", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_tuners_and_stores_are_not_doubled(double: Callable[[object], object], tmp_path: Path) -> None:
+    tuner = small_tuner(batch=BATCH, policy=SchedulePolicy({1: 3}))
+    with pytest.raises(CheckpointError, match=r"save\(folder\), then FineTuner\.load"):
+        double(tuner)
+    with LmdbStore(tmp_path / "a") as lmdb, TieredStore(tmp_path / "b") as tiered:
+        for store in (tuner.store, lmdb, tiered):
+            with pytest.raises(StoreError, match=f"a {type(store).__name__} is neither pickled nor copied"):
+                double(store)

@@ -212,3 +212,42 @@ def test_strides_that_change_with_the_batch_are_no_mixing() -> None:
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Strided(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
     assert SplitModel(model, EXAMPLES["two"], leaves=["1"]).layers == ("0", "2", "3")
+
+
+def test_numbers_of_the_samples_mix_nothing_by_themselves() -> None:
+    def numbered(model: nn.Module, x: Tensor) -> Tensor:  # as Hugging Face's attention masks are looked up
+        rows = torch.arange(x.shape[0], device=x.device)
+        return x[rows]
+
+    assert check_split(Three(numbered), EXAMPLES["two"]).layers == ("first", "second", "third")
+
+
+class Ranging(nn.Module):
+    """Notes the range of what it sees, as quantisation's observers do: its buffers begin without a shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.empty(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.least.resize_(x.shape[1]).copy_(x.detach().amin((0, 2, 3)))
+        return x
+
+
+def test_a_buffer_that_takes_a_shape_when_it_is_written_is_as_before() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), Ranging(), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    split = SplitModel(model, EXAMPLES["two"], leaves=["1"])
+    assert split.layers == ("0", "2", "3")
+    assert model[1].least.shape == (0,)
+
+
+@pytest.mark.parametrize("kind", ["compiled", "scripted"])
+def test_what_a_compiler_made_of_a_model_is_refused_with_the_remedy(kind) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = (
+            torch.compile(Three(None)) if kind == "compiled" else torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 3)))
+        )
+    with pytest.raises(TraceError, match=f"{kind[:6]}.* split the one (that )?it was made of"):
+        SplitModel(model, EXAMPLES["two"])

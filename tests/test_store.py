@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -44,6 +46,29 @@ def test_the_kit_runs_every_check_and_reports_broken_laws(make):
     check_store(make)
     with pytest.raises(AssertionError, match="stride order was lost"):
         check_store(Forgetful)
+
+
+def rounded(self, keys):
+    return tuple(t.half().to(t.dtype) if t.is_floating_point() else t for t in MemoryStore.get_many(self, keys))
+
+
+def floating(self, keys):
+    found = MemoryStore.get_targets(self, keys)
+    return found.float() if isinstance(found, torch.Tensor) else found
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ({"get_many": rounded}, "came back as"),
+        ({"get_targets": floating}, "int64 targets"),
+        ({"__contains__": lambda self, key: True}, "another thing than keys"),
+        ({"version": property(lambda self: "")}, "the store says cut 3, version ''; it is at cut 3, version 'three'"),
+    ],
+)
+def test_the_kit_names_the_fault(fault, told):
+    with pytest.raises(AssertionError, match=re.escape(told)):
+        check_store(type("Faulty", (MemoryStore,), fault))
 
 
 def test_oldest_unpinned_sample_makes_room(make):

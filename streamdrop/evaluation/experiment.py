@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from streamdrop.config import load
-from streamdrop.errors import CheckpointError, ConfigError, StreamdropError
+from streamdrop.errors import CheckpointError, ConfigError, DataError, StreamdropError
 from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.datasets import read_split
 from streamdrop.evaluation.device import check_device, memory_explained, same_every_time
@@ -221,6 +221,8 @@ def _tidy(folder: Path) -> None:
 def _read(config: FitConfig, download: bool) -> FitData:
     train = read_split(config.data, "train", config.train, config.image_size, download)
     test = read_split(config.data, "test", config.test, config.image_size, download)
+    if len({*train.labels.tolist(), *test.labels.tolist()}) < 2:
+        raise DataError(f"{config.data}: all images read are of one class: give images of at least two")
     return FitData(train, test, int(max(train.labels.max(), test.labels.max())) + 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -35,6 +35,16 @@ def replace_text(path: Path, text: str) -> None:
     except OSError as error:
         raise OutputError(
             f"{path.parent}: cannot be written ({error.strerror}): free space or choose another --output"
+        ) from None
+
+
+def opened_anew(path: Path) -> BinaryIO:
+    """A file, empty, to write to. Raises OutputError."""
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}): free space or choose another --output"
         ) from None
 
 

@@ -18,7 +18,7 @@ from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.device import check_device
 from streamdrop.evaluation.experiment import differences, read_result
 from streamdrop.evaluation.fit_config import checked_strategies
-from streamdrop.evaluation.fit_state import make_folder, replace_text
+from streamdrop.evaluation.fit_state import make_folder, opened_anew, replace_text
 from streamdrop.evaluation.fit_tables import format_sweep
 from streamdrop.evaluation.hardware import describe_hardware
 from streamdrop.evaluation.sweep_config import Cell, Sweep
@@ -137,8 +137,7 @@ class _Grid:
         command += [] if core is None else ["--core", str(core)]
         threads = str(self.sweep.config.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-        replace_text(folder / "errors.txt", "")
-        with (folder / "errors.txt").open("wb") as errors:
+        with opened_anew(folder / "errors.txt") as errors:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,  # its end tells the cell to stop

@@ -26,7 +26,7 @@ from streamdrop.store.ledger import LmdbShelf
 from streamdrop.store.marks import count_at, release, rollback
 from streamdrop.store.memory_shelf import Record
 from streamdrop.store.promotion import LmdbStage
-from streamdrop.store.protocol import Sources, Step, Targets
+from streamdrop.store.protocol import OneOfAKind, Sources, Step, Targets
 from streamdrop.store.retention import Retention, retain
 from streamdrop.store.rewriting import compact, thaw
 from streamdrop.store.rows import PACKED_UNIT, Packer, gather, read_row
@@ -37,7 +37,7 @@ from streamdrop.store.writing import RECORDS, put_records, put_samples
 from streamdrop.types import Activations, SampleInfo, Target
 
 
-class LmdbStore:
+class LmdbStore(OneOfAKind):
     """A FeatureStore in the folder ``path``, created when there is none (cut 0, version '').
 
     One writer, held by a lock that dies with its process; ``read_only`` opens beside it and creates nothing. Each

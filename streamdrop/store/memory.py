@@ -21,14 +21,14 @@ from streamdrop.store.intake import Incoming, check_keys, missing, take_in
 from streamdrop.store.layout import EXACT, Layout, codec_name
 from streamdrop.store.memory_shelf import MemoryShelf, Record, Row, batch_of, rows_of
 from streamdrop.store.memory_stage import Embed, MemoryStage, thawed_rows
-from streamdrop.store.protocol import Sources, Step, Targets
+from streamdrop.store.protocol import OneOfAKind, Sources, Step, Targets
 from streamdrop.store.retention import Retention, retain
 from streamdrop.store.snapshot import from_snapshot, snapshot
 from streamdrop.store.state import State
 from streamdrop.types import Activations, SampleInfo, Target
 
 
-class MemoryStore:
+class MemoryStore(OneOfAKind):
     """A FeatureStore in memory; nothing survives the process but what ``state`` hands to a checkpoint.
 
     ``max_samples`` bounds it: the oldest unpinned samples make room; ``retention`` says more (give one of them).

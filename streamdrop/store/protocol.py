@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from typing_extensions import Self
 
+from streamdrop.errors import StoreError
 from streamdrop.types import Activations, SampleInfo, Target
 
 Step: TypeAlias = Callable[[Activations], Activations]
@@ -20,6 +21,16 @@ rows are targets; a tuple of such tensors (as ``get_targets`` returns them)."""
 
 Sources: TypeAlias = Mapping[bytes, bytes]
 """Encoded inputs by key (``encode_source`` makes them): what a thaw trains lower layers from again."""
+
+
+class OneOfAKind:
+    """A store that neither pickle nor copy can double: two would write to one folder, or to one memory."""
+
+    def __reduce__(self) -> str:
+        raise StoreError(
+            f"a {type(self).__name__} is neither pickled nor copied: open its folder again (read_only=True in another "
+            "process); what a MemoryStore holds is carried by FineTuner.save, or by streamdrop.store.exchange"
+        )
 
 
 class StagedCut(Protocol):

@@ -23,12 +23,12 @@ from streamdrop.store.layout import fitting
 from streamdrop.store.lmdb import LmdbStore
 from streamdrop.store.memory_shelf import fill_rows
 from streamdrop.store.promotion import LmdbStage
-from streamdrop.store.protocol import Sources, Step, Targets
+from streamdrop.store.protocol import OneOfAKind, Sources, Step, Targets
 from streamdrop.store.write_behind import WriteBehind
 from streamdrop.types import Activations, SampleInfo, Target
 
 
-class TieredStore:
+class TieredStore(OneOfAKind):
     """An LmdbStore behind a memory: ``put_many`` and ``discard`` return at once, a thread commits them.
 
     One commit each ``commit_seconds``, at the end of a round where there are rounds (``round_done``), or when

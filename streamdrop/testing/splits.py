@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from streamdrop.nested import leaves
 from streamdrop.split import Layers, SplitModel
 from streamdrop.types import Activations
 
@@ -60,12 +62,16 @@ def flatten(value: Any) -> list[torch.Tensor]:
 
 
 def assert_same(a: Any, b: Any, what: str) -> None:
-    """Assert that two nested values have the same type and the same tensors, bit for bit."""
+    """Assert that two nested values have the same type and the same tensors, numbers, text and arrays, bit for bit."""
     assert type(a) is type(b), f"{what}: {type(a)} is not {type(b)}"
-    first, second = flatten(a), flatten(b)
-    assert len(first) == len(second), f"{what}: {len(first)} tensors, not {len(second)}"
+    first, second = list(leaves(a)), list(leaves(b))
+    assert len(first) == len(second), f"{what}: {len(first)} values, not {len(second)}"
     for one, other in zip(first, second, strict=True):
-        assert torch.equal(one, other), f"{what}: differs"
+        assert type(one) is type(other), f"{what}: {type(one)} is not {type(other)}"
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, other), f"{what}: differs"
+        elif isinstance(one, (int, float, complex, str, np.ndarray)):
+            assert np.array(one).tobytes() == np.array(other).tobytes(), f"{what}: {one!r} is not {other!r}"
 
 
 def _check_cuts(split: SplitModel, inputs: Activations) -> None:

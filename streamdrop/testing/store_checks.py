@@ -39,6 +39,16 @@ def check_values_come_back(store: FeatureStore) -> None:
     assert batch[1].is_contiguous(), "a contiguous sample came back with other strides"
 
 
+def check_exact_bits(store: FeatureStore) -> None:
+    """No bit is lost, unless the store says by ``codec`` that it keeps floats as something else."""
+    if getattr(store, "codec", "float32") != "float32":
+        return
+    odd = torch.tensor([1 / 3, -0.0, 1e-42, 65505.0, 3e38, torch.inf, torch.nan])
+    store.put_many({name(1): (odd, odd.double() / 3)})
+    for tensor, given in zip(store.get_many([name(1)]), (odd, odd.double() / 3), strict=True):
+        assert tensor[0].numpy().tobytes() == given.numpy().tobytes(), f"{given} came back as {tensor[0]}"
+
+
 def check_memory_is_not_shared(store: FeatureStore) -> None:
     """Neither what goes in nor what comes out aliases the store."""
     mine = sample(1)
@@ -60,7 +70,7 @@ def check_missing_keys_are_named(store: FeatureStore) -> None:
             assert isinstance(error, KeyError) and "gone" in str(error), f"the message does not name the key: {error}"
         else:
             raise AssertionError(f"{ask.__name__} of a missing key raised no MissingKeyError")
-    assert b"gone" not in store and name(1) in store
+    assert b"gone" not in store and name(1) in store, "`in` says another thing than keys()"
 
 
 def check_replacing_makes_newest(store: FeatureStore) -> None:
@@ -95,7 +105,10 @@ def check_bad_samples_change_nothing(store: FeatureStore) -> None:
 def check_targets(store: FeatureStore) -> None:
     """Numbers, tensors and tuples, by key, in a list, stacked."""
     store.put_many(samples([1, 2]), [4, 5])
-    assert torch.equal(targets_of(store, [2, 1]), torch.tensor([5, 4])), "whole numbers are int64 targets"
+    whole = targets_of(store, [2, 1])
+    assert torch.equal(whole, torch.tensor([5, 4])) and whole.dtype == torch.int64, (
+        f"whole numbers are int64 targets, not {whole}"
+    )
     store.put_many(samples([3, 4]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     assert torch.equal(targets_of(store, [4]), torch.tensor([[3.0, 4.0]])), "rows of a tensor are targets"
     boxes, scores = torch.rand(2, 4), torch.rand(2)
@@ -194,6 +207,7 @@ def check_closed(store: FeatureStore) -> None:
 CHECKS: tuple[Callable[[FeatureStore], None], ...] = (
     check_new_store_is_empty,
     check_values_come_back,
+    check_exact_bits,
     check_memory_is_not_shared,
     check_missing_keys_are_named,
     check_replacing_makes_newest,

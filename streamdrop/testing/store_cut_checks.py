@@ -12,6 +12,7 @@ import torch
 from streamdrop.errors import DataError, MissingKeyError, StoreError, StoreVersionError
 from streamdrop.store.protocol import FeatureStore
 from streamdrop.testing.store_samples import (
+    assert_at,
     assert_holds,
     assert_streams,
     doubled,
@@ -36,7 +37,7 @@ def check_advance(store: FeatureStore) -> None:
 
     store.advance(3, step, "three", chunk=2)
     assert sum(sizes) == 5 and max(sizes) == 2, f"5 samples with chunk=2 were given to step as {sizes}"
-    assert (store.cut, store.version) == (3, "three")
+    assert_at(store, 3, "three")
     assert_holds(store, range(5), 2)
     assert torch.equal(targets_of(store, range(5)), torch.arange(5)) and store.get_info([name(3)])[0].weight == 2.0
     store.advance(3, never, "three")
@@ -59,7 +60,7 @@ def check_failed_advance_changes_nothing(store: FeatureStore) -> None:
     for bad, kind in [(never, AssertionError), (lambda batch: (batch[0][:1],), DataError), (lambda _: (), DataError)]:
         with raises(kind, "step does not fit"):
             store.advance(1, bad, "one", chunk=2)
-        assert (store.cut, store.version) == (0, "")
+        assert_at(store, 0, "")
         assert_holds(store, range(5))
     store.advance(1, doubled, "one")
     assert_holds(store, range(5), 2)
@@ -78,7 +79,7 @@ def check_stage(store: FeatureStore) -> None:
         store.put_many(samples([3, 6]))
         store.discard([name(4)])
         staged.commit(doubled, chunk=2)
-    assert (store.cut, store.version) == (2, "two")
+    assert_at(store, 2, "two")
     assert_holds(store, [0, 1, 2, 5, 3, 6], 2)
 
 
@@ -90,7 +91,7 @@ def check_abandoned_stage(store: FeatureStore) -> None:
     with contextlib.suppress(ZeroDivisionError), store.stage(2, "two") as staged:
         staged.put_many({name(1): sample(8)})
         raise ZeroDivisionError
-    assert (store.cut, store.version) == (0, "")
+    assert_at(store, 0, "")
     assert_holds(store, range(3))
     store.advance(2, doubled, "two")
     assert_holds(store, range(3), 2)
@@ -195,7 +196,7 @@ def check_thaw(store: FeatureStore) -> None:
 
     thaw(1, embed, "one", chunk=2)
     assert sum(sizes) == 5 and max(sizes) == 2, f"5 samples, one of them held, with chunk=2 were embedded as {sizes}"
-    assert (store.cut, store.version) == (1, "one")
+    assert_at(store, 1, "one")
     assert_holds(store, range(1, 5))
     assert torch.equal(targets_of(store, [4, 3]), torch.tensor([4, 3])) and store.get_info([name(3)]) == [info[name(3)]]
     store.rollback(mark)
@@ -225,7 +226,7 @@ def check_failed_thaw_changes_nothing(store: FeatureStore) -> None:
         assert "sample/3" in str(error), f"the message does not name the sample without a source: {error}"
     else:
         raise AssertionError("a thaw without a source raised no StoreError")
-    assert (store.cut, store.version) == (2, "two")
+    assert_at(store, 2, "two")
     assert_holds(store, range(4), 2)
 
 

@@ -72,6 +72,13 @@ def targets_of(store: FeatureStore, numbers: Sequence[int]) -> torch.Tensor:
     return target
 
 
+def assert_at(store: FeatureStore, cut: int, version: str) -> None:
+    """Assert that the store tells this cut and version."""
+    assert (store.cut, store.version) == (cut, version), (
+        f"the store says cut {store.cut}, version {store.version!r}; it is at cut {cut}, version {version!r}"
+    )
+
+
 def never(batch: Activations) -> Activations:
     """A step that must not run."""
     raise AssertionError("step was called though there was nothing to promote (or to fail on purpose)")

@@ -70,7 +70,9 @@ class Flow:
         self._free(runs[:2])
         self._put_off()
         self._link()
-        self._steady = next((i for i, step in enumerate(self.steps) if step.varies), len(self.steps))
+        # a free step, such as torch.arange(N), mixes nothing by itself: what uses it may
+        mixing = (i for i, step in enumerate(self.steps) if step.varies and not step.free)
+        self._steady = next(mixing, len(self.steps))
 
     def _describe(self, runs: tuple[Run, Run, Run], sizes: tuple[int, int]) -> None:
         for step in self.steps:

@@ -36,6 +36,8 @@ def state_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, tensor, value in slots:
                 module._buffers[name] = tensor
+                if tensor.shape != value.shape:  # such as an observer's range, without a shape until it has seen values
+                    tensor.resize_(value.shape)
                 tensor.copy_(value)
 
 

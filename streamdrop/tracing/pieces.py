@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from streamdrop.errors import DataError
+from streamdrop.errors import DataError, ModelError
 from streamdrop.tracing.flow import Flow, Live, is_dense
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.tracing.standin import about
@@ -56,6 +56,24 @@ class Piece(nn.Module):
         return self._code[mode](self, *activations)
 
 
+class _Maker:
+    """Makes a piece's code by mode; a copy of a piece shares it."""
+
+    def __init__(self, make: Callable[[bool], Callable[..., Any]]) -> None:
+        self._make = make
+
+    def __call__(self, training: bool) -> Callable[..., Any]:
+        return self._make(training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Maker:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            "a tail, step or head is code and cannot be pickled: pickle the SplitModel, or save its state_dict()"
+        )
+
+
 def build(flow: Flow, name: str, lower: tuple[int, Sequence[Live]], upper: tuple[int, Sequence[Live]] | None) -> Piece:
     """The steps from ``lower`` up to ``upper`` (each a position and what is live there), or to the output (None)."""
     end = upper[0] if upper is not None else len(flow.steps)
@@ -69,7 +87,7 @@ def build(flow: Flow, name: str, lower: tuple[int, Sequence[Live]], upper: tuple
             codes[key] = _compile(_Writer(flow, mode, span, lower[1]).write(upper[1] if upper is not None else None))
         return codes[key]
 
-    piece = Piece(name, len(lower[1]), make)
+    piece = Piece(name, len(lower[1]), _Maker(make))
     _share(piece, flow, span)
     piece.training = flow.model.training
     if flow.traces[0] is not flow.traces[1]:
@@ -256,10 +274,10 @@ def run_in_chunks(module: nn.Module, activations: Activations, size: int, graph:
 
     ``activations``: [N, ...] each, N ≥ 1. A sample's bits must not depend on the batch it is in: what was stored once
     stands for what would be run again. Kernels choose other orders of summing by the number of rows (a single sample,
-    two or three of them in a linear layer, five on two threads), but not among multiples of four. So a chunk has a
-    multiple of four samples, at most 12 on one CPU thread, and the last is filled up with copies of its last sample.
-    Measured on one to four threads: linear, convolutional, recurrent and attention layers, and six of torchvision's
-    networks. Raises DataError without samples.
+    two or three of them in a linear layer, five on two threads), but not among multiples of four where a sample's rows
+    fill whole vectors (docs/dropping.md, Limits). So a chunk has a multiple of four samples, at most 12 on one thread,
+    and the last is filled up with copies of its last. Measured on one to four threads: linear, convolutional, recurrent
+    and attention layers, and six of torchvision's networks. Raises DataError without samples.
     """
     count = len(activations[0]) if activations else 0
     if count == 0:
