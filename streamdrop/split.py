@@ -12,9 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from streamdrop.errors import DataError, ModelError, TraceError
 from streamdrop.layers import Layers, canonical, convolutions, layer_names, transformer_blocks
+from streamdrop.tracing.chunks import run_in_chunks
 from streamdrop.tracing.flow import Flow, Live
 from streamdrop.tracing.follow import follow
-from streamdrop.tracing.pieces import Piece, attach, build, needed, run_in_chunks
+from streamdrop.tracing.pieces import Piece, attach, build, needed
 
 __all__ = ["Layers", "SplitModel", "convolutions", "run_in_chunks", "transformer_blocks"]
 

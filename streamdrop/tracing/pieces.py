@@ -10,15 +10,7 @@ from torch import fx, nn
 
 from streamdrop.errors import DataError, ModelError
 from streamdrop.tracing.flow import Flow, Live, is_dense
-from streamdrop.tracing.kept import modes_kept
 from streamdrop.tracing.standin import about
-from streamdrop.types import Activations
-
-_ROWS = 4
-"""Matrix products on a CPU give a row the same bits among any multiple of so many rows, not among others."""
-
-_ONE_THREAD = 12
-"""The most rows so, on one thread: from 16 samples on, PyTorch runs 1×1 convolutions otherwise (use_mkldnn in ATen)."""
 
 
 class Piece(nn.Module):
@@ -267,34 +259,3 @@ def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     for place, dim in enumerate((0, *order)):
         inverse[dim] = place
     return torch.cat([part.permute(0, *order) for part in parts]).permute(inverse)
-
-
-def run_in_chunks(module: nn.Module, activations: Activations, size: int, graph: bool = False) -> Activations:
-    """``module`` in eval mode on ``size`` samples at a time; gradients are noted for a ``graph`` only; modes come back.
-
-    ``activations``: [N, ...] each, N ≥ 1. A sample's bits must not depend on the batch it is in: what was stored once
-    stands for what would be run again. Kernels choose other orders of summing by the number of rows (a single sample,
-    two or three of them in a linear layer, five on two threads), but not among multiples of four where a sample's rows
-    fill whole vectors (docs/dropping.md, Limits). So a chunk has a multiple of four samples, at most 12 on one thread,
-    and the last is filled up with copies of its last. Measured on one to four threads: linear, convolutional, recurrent
-    and attention layers, and six of torchvision's networks. Raises DataError without samples.
-    """
-    count = len(activations[0]) if activations else 0
-    if count == 0:
-        raise DataError("no samples to run: give activations with at least one")
-    if activations[0].device.type == "cpu" and torch.get_num_threads() == 1:
-        size = min(size, _ONE_THREAD)
-    size = max(size // _ROWS, 1) * _ROWS
-    chunks = [tuple(_filled(a[start : start + size]) for a in activations) for start in range(0, count, size)]
-    with torch.set_grad_enabled(graph), modes_kept(module):
-        module.eval()
-        results = [module(*chunk) for chunk in chunks]
-    tuples = [(result,) if isinstance(result, torch.Tensor) else tuple(result) for result in results]
-    joined = tuples[0] if len(tuples) == 1 else tuple(join(parts) for parts in zip(*tuples, strict=True))
-    return joined if count % _ROWS == 0 else tuple(dense(a[:count]) for a in joined)
-
-
-def _filled(chunk: torch.Tensor) -> torch.Tensor:
-    """A chunk [n, ...] with its last sample again until there is a multiple of four."""
-    missing = -len(chunk) % _ROWS
-    return join([chunk, *[chunk[-1:]] * missing]) if missing else chunk
