@@ -124,11 +124,9 @@ def test_no_function_of_torch_s_rounds_by_place():
 
 
 def _by_number(name: str) -> Iterator[partial[Any]]:
-    """The overloads of a function that works number by number, on as many tensors as it takes."""
+    """The overloads of a function that works number by number, on as many tensors as it takes; no gradients of any."""
     packet = getattr(torch.ops.aten, name)
-    if name.endswith(("_", "_backward")) or not hasattr(
-        packet, "overloads"
-    ):  # a pass through dropped layers has no backward
+    if name.endswith(("_", "_backward")) or not hasattr(packet, "overloads"):
         return
     for overload in packet.overloads():
         func = getattr(packet, overload)

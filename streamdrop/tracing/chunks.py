@@ -25,10 +25,9 @@ def run_in_chunks(module: nn.Module, activations: Activations, size: int, graph:
 
     ``activations``: [N, ...] each, N ≥ 1. A sample's bits must not depend on the batch it is in: what was stored once
     stands for what would be run again. Kernels choose other orders of summing by the number of rows (a single sample,
-    two or three of them in a linear layer, five on two threads), but not among multiples of four where a sample's rows
-    fill whole vectors (docs/dropping.md, Limits). So a chunk has a multiple of four samples, at most 12 on one thread,
-    and the last is filled up with copies of its last. Measured on one to four threads: linear, convolutional, recurrent
-    and attention layers, and six of torchvision's networks. Raises DataError without samples.
+    two or three of them in a linear layer, five on two threads), but not among multiples of four. So a chunk has a
+    multiple of four samples, at most 12 on one thread, and the last is filled up with copies of its last; what depends
+    on the place in the chunk is run another way (``places``). Raises DataError without samples.
     """
     count = len(activations[0]) if activations else 0
     if count == 0:

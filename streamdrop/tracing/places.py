@@ -62,7 +62,7 @@ class PlaceFree(TorchDispatchMode):
         return way(self, func, *args, **(kwargs or {}))
 
     def in_vectors(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """A function of each number, all of them in whole vectors, whatever the number of threads."""
+        """A function of each number, in place or not, all in whole vectors, whatever the number of threads."""
         places = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
         tensors: list[Tensor] = torch.ops.aten.broadcast_tensors([args[i] for i in places])
         first = tensors[0]
@@ -75,12 +75,10 @@ class PlaceFree(TorchDispatchMode):
         for i, tensor in zip(places, tensors, strict=True):
             given[i] = tensor.new_zeros(length)
             given[i].as_strided(shape, strides).copy_(tensor)
-        result: Tensor = func(*given, **kwargs).as_strided(shape, strides)
-        return result
-
-    def written(self, func: Any, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The same where the result takes the place of the first argument."""
-        return target.copy_(self.in_vectors(_unwritten(func), target, *args, **kwargs))
+        written = _name(func).endswith("_")
+        anew = getattr(torch.ops.aten, _name(func)[:-1]) if written else func
+        result: Tensor = anew(*given, **kwargs).as_strided(shape, strides)
+        return args[0].copy_(result) if written else result
 
     def along_rows(self, func: Any, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
         """A softmax, always along the last dimension, where it goes row by row."""
@@ -113,10 +111,11 @@ class PlaceFree(TorchDispatchMode):
         self.needed = True
         return product[..., :columns].contiguous()
 
-    def convolved(self, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """A convolution, sample by sample where oneDNN has none for it."""
-        alike = x.dtype == torch.float32 and x.shape[2:].numel() > 1
-        return func(x, *args, **kwargs) if alike else self._apart(func, (x,), *args, **kwargs)
+    def convolved(self, func: Any, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A convolution, sample by sample where oneDNN has none and samples begin off the bounds of vectors."""
+        several = x.shape[2:].numel() > 1
+        alike = x.dtype == torch.float32 and (several or (_on_row(x.shape[1], x) and _on_row(weight.shape[0], x)))
+        return func(x, weight, *args, **kwargs) if alike else self._apart(func, (x,), weight, *args, **kwargs)
 
     def attended(self, func: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Attention, sample by sample where a head's rows [N, heads, L, E] do not begin on the bounds of vectors."""
@@ -168,10 +167,8 @@ def _way(func: Any) -> Callable[..., Any] | None:
     name = _name(func)
     if "out" in func.__name__.removeprefix(name):
         return None
-    if name in UNLIKE:
+    if name.removesuffix("_") in UNLIKE:
         return PlaceFree.in_vectors
-    if name.endswith("_") and name[:-1] in UNLIKE:
-        return PlaceFree.written
     if name in _PRODUCTS:
         return PlaceFree.multiplied_by_sample if name == "bmm" else PlaceFree.multiplied
     return _OTHERS.get(name)
@@ -191,11 +188,6 @@ def _on_row(count: int, like: Tensor) -> bool:
 def _widened(count: int, like: Tensor) -> int:
     """So many numbers and as many more as fill whole vectors."""
     return -(-count * like.element_size() // _STEP) * _STEP // like.element_size()
-
-
-def _unwritten(func: Any) -> Any:
-    """The function whose result takes the place of its argument, without that: silu for silu_."""
-    return getattr(torch.ops.aten, _name(func)[:-1])
 
 
 def _fits(tensor: Tensor) -> bool:
