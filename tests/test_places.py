@@ -105,6 +105,12 @@ def test_layers_of_odd_sizes_give_a_sample_the_same_bits_at_every_place(name, dt
     check_place_free(make(), shape, dtype)
 
 
+def test_a_number_of_another_dtype_changes_no_dtype():
+    exponent = torch.tensor(1.5, dtype=torch.float64)
+    (found,) = run_in_chunks(Made(lambda x: x.abs() ** exponent + exponent.sigmoid()), (torch.randn(5, 3),), 64)
+    assert found.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_run_another_way_functions_say_the_same_but_for_rounding(name):
     function, shape = FUNCTIONS[name]

@@ -57,13 +57,15 @@ class PlaceFree(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, another way where places would matter."""
         way = _way(func)
-        if way is None or any(isinstance(a, Tensor) and a.device.type != "cpu" for a in args):
+        if way is None or not all(_usual(a) for a in args if isinstance(a, Tensor)):
             return func(*args, **(kwargs or {}))
         return way(self, func, *args, **(kwargs or {}))
 
     def in_vectors(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         """A function of each number, in place or not, all in whole vectors, whatever the number of threads."""
-        places = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+        places = [i for i, value in enumerate(args) if isinstance(value, Tensor) and value.dim() > 0]
+        if not places:
+            return func(*args, **kwargs)  # type: ignore[no-any-return]
         tensors: list[Tensor] = torch.ops.aten.broadcast_tensors([args[i] for i in places])
         first = tensors[0]
         if _fits(first) and all(t.stride() == first.stride() for t in tensors):
@@ -178,6 +180,12 @@ def _name(func: Any) -> str:
     """Without the overload: silu_ for aten.silu_.default."""
     name: str = func.__name__
     return name.partition(".")[0]
+
+
+def _usual(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers lie in a CPU's memory as they are."""
+    plain = tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return plain and not (tensor.is_quantized or tensor.is_nested)
 
 
 def _on_row(count: int, like: Tensor) -> bool:
