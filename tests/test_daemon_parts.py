@@ -428,7 +428,7 @@ def test_another_source_or_box_is_another_target():
     state.targets, state.position = {1: TargetState([9.0, 9.0, 9.0, 9.0], learned=True)}, 5
     assert remembered(state, stream).targets == {1: TargetState([9, 9, 9, 9], learned=True)}
     other = remembered(state, StreamConfig("a", "x.mp4", box=(5, 5, 5, 5)))
-    assert (other.targets, other.position) == ({1: TargetState([5, 5, 5, 5])}, 5)
+    assert (other.targets, other.position) == ({1: TargetState([5, 5, 5, 5])}, 0), "a box of the file's first frame"
     gone = remembered(other, StreamConfig("a", "y.mp4"))
     assert (gone.targets, gone.position) == ({}, 0)
     several = StreamConfig("a", "y.mp4", targets=(TargetConfig((1, 2, 3, 4)), TargetConfig((5, 6, 7, 8), id=7)))

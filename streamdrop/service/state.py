@@ -149,11 +149,8 @@ def remembered(before: StreamState | None, stream: StreamConfig) -> StreamState:
     given = {"source": digest, "boxes": {str(key): list(box) for key, box in boxes.items()}}
     state = before or StreamState()
     if state.given != given:
-        elsewhere = state.given.get("source") != digest
-        if elsewhere:
-            state.position = 0
-        if elsewhere or boxes:
-            state.targets = {}
+        if state.given.get("source") != digest or boxes:
+            state.position, state.targets = 0, {}  # boxes are those of a file's first frame
             for key, box in boxes.items():
                 state.give(key, box)
         state.given = given
