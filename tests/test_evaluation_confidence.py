@@ -131,6 +131,7 @@ def test_result_files_of_vot(written):
 def test_no_format_no_files_and_a_wrong_one_is_refused(tmp_path):
     write_sequence(tmp_path / "s" / "ant", ["4,4,10,8"] * 2)
     evaluate(tmp_path / "s", ["drop"], output=tmp_path / "out", build=build)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"drop", "results.json", "report.html"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"drop", "results.json", "report.html", "writer.lock"}
     with pytest.raises(ConfigError, match="no result format 'otb': choose from got10k, vot"):
         evaluate(tmp_path / "s", ["drop"], formats=["otb"], output=tmp_path / "out", build=build)

@@ -54,6 +54,11 @@ class PlaceFree(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.needed = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's: else it would import its compiler at the first use, to keep it out of here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, another way where places would matter."""
         way = _way(func)

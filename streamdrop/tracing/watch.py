@@ -45,6 +45,11 @@ class Drawing(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's: else it would import its compiler at the first use, to keep it out of here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._seen |= torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten"
         return func(*args, **(kwargs or {}))
