@@ -96,7 +96,7 @@ def _within(value: float, limit: int) -> int:
 
 
 def sweep(width: int, height: int, side: float, x: float, y: float) -> list[tuple[float, float]]:
-    """Centres of squares of ``side`` that overlap by half or more and cover the frame, nearest to (x, y) first."""
+    """Centres of squares of ``side`` that overlap and together cover the frame, nearest to (x, y) first."""
     xs, ys = _stops(width, side), _stops(height, side)
     centres = [(u, v) for v in ys for u in xs]
     return sorted(centres, key=lambda centre: (math.hypot(centre[0] - x, centre[1] - y), centre))
@@ -105,5 +105,5 @@ def sweep(width: int, height: int, side: float, x: float, y: float) -> list[tupl
 def _stops(length: int, side: float) -> list[float]:
     if length <= side:
         return [length / 2]
-    gaps = math.ceil((length - side / 2) / (side / 2))
-    return [side / 4 + (length - side / 2) * i / gaps for i in range(gaps + 1)]
+    count = math.ceil((length - side / 2) / (side / 2))
+    return [side / 4 + (length - side / 2) * i / (count - 1) for i in range(count)] if count > 1 else [length / 2]
