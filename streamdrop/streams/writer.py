@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamdrop.errors import OutputError
+from streamdrop.interrupts import held
 from streamdrop.pixels import as_rgb
 from streamdrop.types import Image
 
@@ -81,7 +83,7 @@ class VideoWriter:
         import av
 
         try:
-            self._thread.submit(int).result()  # begins the thread now: an interruption while it begins would leave two
+            self._run(int)  # begins the thread now
             self._partial.touch()  # FFmpeg would find out only at the first frame
             self._container = av.open(
                 str(self._partial), "w", format=self._format.container, options=self._format.container_options
@@ -104,7 +106,12 @@ class VideoWriter:
         if self._container is None:
             raise OutputError(f"{self.path} is closed: open a new VideoWriter")
         frame = av.VideoFrame.from_ndarray(_fitted(as_rgb(image, what="frame"), self.size), format="rgb24")
-        self._thread.submit(self._append, frame).result()
+        self._run(self._append, frame)
+
+    def _run(self, work: Callable[..., object], *given: object) -> None:
+        """On the thread; interruptions wait: between two steps of a lock's they would leave it locked for good."""
+        with held():
+            self._thread.submit(work, *given).result()
 
     def _append(self, frame: Any) -> None:
         frame.pts = self.frames
@@ -123,7 +130,7 @@ class VideoWriter:
     def close(self) -> None:
         """Finishes the file and puts it in place; without a frame there is none. Idempotent. Raises OutputError."""
         if self._container is not None:
-            self._thread.submit(self._finish).result()
+            self._run(self._finish)
         self._thread.shutdown(wait=False)
 
     def _finish(self) -> None:
