@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from streamdrop.errors import ConfigError, TrainingError
+from streamdrop.interrupts import held
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -49,7 +50,8 @@ def both(work: Callable[[], Result], other: Callable[[], Other], workers: int) -
 
 def _submitted(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Future[Result]:
     try:
-        return pool.submit(work)
+        with held():  # an interruption inside would leave the pool's lock locked
+            return pool.submit(work)
     except RuntimeError as error:
         raise TrainingError(
             f"no thread to learn the first frame on ({error}): raise the limit (ulimit -u), or end other programs"
