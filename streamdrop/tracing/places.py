@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from streamdrop.tracing.mode import Mode
 from streamdrop.tracing.pieces import join
 
 _STEP = 128
@@ -44,20 +44,15 @@ _BY_HEADS = {"_native_multi_head_attention": (3, 9), "_transformer_encoder_layer
 """Attention of all heads: how many arguments are batches (size and heads follow them), and where a mask stands."""
 
 
-class PlaceFree(TorchDispatchMode):
+class PlaceFree(Mode):
     """Inside, the bits that PyTorch computes for a sample do not depend on where in their tensors its numbers lie.
 
     ``needed`` tells whether anything had to be run another way than without it.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.needed = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch's: else it would import its compiler at the first use, to keep it out of here."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, another way where places would matter."""

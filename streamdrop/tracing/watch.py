@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
+
+from streamdrop.tracing.mode import Mode
 
 if TYPE_CHECKING:
     from streamdrop.tracing.trace import Tracer
@@ -38,17 +39,12 @@ class Applied:
         return self.function.__name__
 
 
-class Drawing(TorchDispatchMode):
+class Drawing(Mode):
     """Inside: which of this thread's operations may draw. Torch's generator is every thread's, and so tells less."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._seen = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch's: else it would import its compiler at the first use, to keep it out of here."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._seen |= torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten"
