@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -48,9 +46,6 @@ class VideoWriter:
     ``close`` in a ``finally`` (or a ``with``) after an interruption keeps every frame written so far.
     """
 
-    # The encoder is called from a thread of its own, which Ctrl-C does not interrupt: where it came between encoding
-    # and writing, the packet was lost, and with it the frames that build on it.
-
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -71,7 +66,6 @@ class VideoWriter:
         self._format = _format_of(self.path)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._container: Any = None
-        self._thread = ThreadPoolExecutor(1, "streamdrop video")
         if size[0] < 1 or size[1] < 1:
             raise OutputError(f"{self.path}: a video of {size[0]}x{size[1]} pixels cannot be written")
         if self.path.is_dir():
@@ -83,16 +77,13 @@ class VideoWriter:
         import av
 
         try:
-            self._run(int)  # begins the thread now
             self._partial.touch()  # FFmpeg would find out only at the first frame
             self._container = av.open(
                 str(self._partial), "w", format=self._format.container, options=self._format.container_options
             )
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+        except OSError as error:
             self._remove_partial()
-            self._thread.shutdown(wait=False)
-            reason = getattr(error, "strerror", None) or error
-            raise OutputError(f"{self.path} cannot be written ({reason}): check the folder") from error
+            raise OutputError(f"{self.path} cannot be written ({error.strerror}): check the folder") from error
         codec, options = self._format.codec, {**self._format.codec_options, **options}
         self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
         self._stream.width, self._stream.height = (side + side % 2 for side in self.size)
@@ -106,12 +97,8 @@ class VideoWriter:
         if self._container is None:
             raise OutputError(f"{self.path} is closed: open a new VideoWriter")
         frame = av.VideoFrame.from_ndarray(_fitted(as_rgb(image, what="frame"), self.size), format="rgb24")
-        self._run(self._append, frame)
-
-    def _run(self, work: Callable[..., object], *given: object) -> None:
-        """On the thread; interruptions wait: between two steps of a lock's they would leave it locked for good."""
-        with held():
-            self._thread.submit(work, *given).result()
+        with held():  # a packet lost between encoder and file would cost the frames that build on it
+            self._append(frame)
 
     def _append(self, frame: Any) -> None:
         frame.pts = self.frames
@@ -129,9 +116,9 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finishes the file and puts it in place; without a frame there is none. Idempotent. Raises OutputError."""
-        if self._container is not None:
-            self._run(self._finish)
-        self._thread.shutdown(wait=False)
+        with held():
+            if self._container is not None:
+                self._finish()
 
     def _finish(self) -> None:
         if not self.frames:
