@@ -17,6 +17,7 @@ import pytest
 from daemons import SECONDS, in_step, make_scene, until
 from PIL import Image as pillow
 from small_tracker import SMALL
+from torch.optim import optimizer
 
 import streamdrop as sd
 from streamdrop import checkpoint
@@ -384,8 +385,10 @@ def test_embedded_a_folder_that_another_process_s_session_has_is_refused(tmp_pat
     command = [sys.executable, "-c", _HOLDING, str(tmp_path / "stream" / "writer.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
+        hooks = dict(optimizer._global_optimizer_post_hooks)
         with pytest.raises(OutputError, match="another session uses it"):
             sd.Session("video.mp4", (1, 2, 3, 4), state=tmp_path)
+        assert dict(optimizer._global_optimizer_post_hooks) == hooks, "it goes on watching every optimiser"
         other.communicate(b"\n")
     assert [path.name for path in (tmp_path / "stream").iterdir()] == ["writer.lock"]
 

@@ -64,15 +64,14 @@ class Session:
         self._entry = threading.RLock()  # a Condition, entered itself, stays locked where Ctrl-C comes into its methods
         self._changed = threading.Condition(self._entry)
         self._ended = False
-        if beside is None:
-            self._closing.enter_context(watch_rounds(self.share))
         folder = Path(state) / name
-        self._closing.callback(_locked(folder).drop)
-        try:
+        with contextlib.ExitStack() as undo:  # what is done so far, should it fail
+            undo.callback(self._closing.close)
+            if beside is None:
+                self._closing.enter_context(watch_rounds(self.share))
+            self._closing.callback(_locked(folder).drop)
             self._session = StreamSession(settings, folder, self.share)
-        except BaseException:
-            self._closing.close()
-            raise
+            undo.pop_all()
         self._session.broadcast.listeners.append(self._heard)
         self._session.start()
 
