@@ -25,7 +25,7 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
         save_file(weights, temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: cannot be written ({error}): free space or choose another --output") from None
+        raise _unwritable(path, error) from None
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -33,9 +33,7 @@ def replace_text(path: Path, text: str) -> None:
     try:
         atomic.replace_text(path, text)
     except OSError as error:
-        raise OutputError(
-            f"{path.parent}: cannot be written ({error.strerror}): free space or choose another --output"
-        ) from None
+        raise _unwritable(path.parent, error.strerror) from None
 
 
 def opened_anew(path: Path) -> BinaryIO:
@@ -43,9 +41,11 @@ def opened_anew(path: Path) -> BinaryIO:
     try:
         return path.open("wb")
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}): free space or choose another --output"
-        ) from None
+        raise _unwritable(path, error.strerror) from None
+
+
+def _unwritable(path: Path, reason: object) -> OutputError:
+    return OutputError(f"{path}: cannot be written ({reason}): free space or choose another --output")
 
 
 _ROW = {"epoch", "cut", "next_cut", "loss", "accuracy", "seconds", "forward_macs"}
