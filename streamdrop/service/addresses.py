@@ -1,7 +1,8 @@
-"""Addresses of streams, taken apart."""
+"""Addresses of streams, taken apart, and of servers."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -25,3 +26,13 @@ def server_and_path(address: str) -> tuple[Server, str] | None:
     except ValueError:  # half of an IPv6 address, or a port that is none
         return None
     return (server, unquote(parts.path)) if parts.netloc else None  # servers read %2e%2e as ..
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server bound to ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

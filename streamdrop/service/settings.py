@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from streamdrop.boxes import Box, as_box
 from streamdrop.config import load, merged, overrides_of, secret
 from streamdrop.errors import BoxError, ConfigError
-from streamdrop.service.addresses import is_address, server_and_path
+from streamdrop.service.addresses import is_address, is_loopback, server_and_path
 from streamdrop.service.mqtt_settings import MqttConfig
 from streamdrop.service.redact import redacted
 from streamdrop.tracking import TrackerConfig
@@ -291,16 +290,6 @@ def tracker_settings(daemon: DaemonConfig, stream: StreamConfig) -> TrackerConfi
         raise ConfigError(f"streams: {stream.name}: tracker: {error}") from None
     store = os.path.join(daemon.state, stream.name, "features") if "store" not in values else config.store
     return replace(config, name=stream.name, store=store)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server bound to ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_root(root: str) -> None:

@@ -13,8 +13,9 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamdrop.service.addresses import is_loopback
 from streamdrop.service.http.problems import problem
-from streamdrop.service.settings import HttpConfig, is_loopback
+from streamdrop.service.settings import HttpConfig
 
 OPEN = frozenset(("/", "/docs", "/healthz", "/readyz"))
 """Addresses that need no token: they tell nothing about the streams."""
