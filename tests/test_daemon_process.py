@@ -216,6 +216,32 @@ def test_a_signal_while_libraries_are_loaded_counts_though_they_swallow_exceptio
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_a_run_that_is_ended_while_libraries_are_loaded_ends(tmp_path):
+    clip = str(ROOT / "data_samples" / "clip.mp4")
+    command = [
+        "track",
+        clip,
+        "--box",
+        "112,85,128,72",
+        "--boxes",
+        str(tmp_path / "boxes.txt"),
+        str(int(signal.SIGTERM)),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 143, done.stderr
+    assert "interrupted" in done.stderr
+    assert not (tmp_path / "boxes.txt").exists()
+
+
 def test_signals_that_came_together_are_obeyed_together():
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (1, 1, 15):

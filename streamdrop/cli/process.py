@@ -10,6 +10,8 @@ import os
 import sys
 from typing import NoReturn
 
+from streamdrop.interrupts import held
+
 
 def trim_process(options: argparse.Namespace, heaps: int | None = 1) -> None:
     """Do with a second and 150 MB less, unless a program called ``main`` in its own process.
@@ -18,12 +20,13 @@ def trim_process(options: argparse.Namespace, heaps: int | None = 1) -> None:
     likes. To be called before streamdrop.tracking or the engine is imported, and before there are threads.
     """
     if options.own_process:
-        from streamdrop.service.memory import few_heaps
-        from streamdrop.tracing.compiler import leave_out_compiler
+        with held():  # libraries that are loaded may swallow what a signal raises, and the command would run on
+            from streamdrop.service.memory import few_heaps
+            from streamdrop.tracing.compiler import leave_out_compiler
 
-        if heaps is not None:
-            few_heaps(heaps)
-        leave_out_compiler()
+            if heaps is not None:
+                few_heaps(heaps)
+            leave_out_compiler()
 
 
 def spell_out() -> None:
