@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from faults import FILES, Seam, failing
@@ -136,18 +137,20 @@ def test_a_run_whose_journal_cannot_be_written_is_gone_on_with(tmp_path: Path) -
 
 
 def test_a_video_that_cannot_be_begun_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("av.open", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OutputError, match="No space"):
+        VideoWriter(tmp_path / "a.mp4", 25, (16, 16))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_is_written_where_there_is_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("concurrent.futures.thread.ThreadPoolExecutor.submit", refused)
-        with pytest.raises(OutputError, match="thread"):
-            VideoWriter(tmp_path / "a.mp4", 25, (16, 16))
-    with monkeypatch.context() as patch:
-        patch.setattr("av.open", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OutputError, match="No space"):
-            VideoWriter(tmp_path / "a.mp4", 25, (16, 16))
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with VideoWriter(tmp_path / "a.mp4", 25, (16, 16)) as writer:
+        writer.write(np.zeros((16, 16, 3), np.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_batches_are_read_in_line_where_there_is_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
