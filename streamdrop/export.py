@@ -31,8 +31,8 @@ Outputs = list[Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. ``error`` is the largest difference of outputs found, in units of their largest value (1 where
-    that is smaller); ``inputs`` and ``outputs`` are names and shapes, the first dimension being any batch.
+    """What was written. ``error`` is the largest difference of outputs found, in units of their largest value;
+    ``inputs`` and ``outputs`` are names and shapes, the first dimension being any batch.
     """
 
     path: Path
@@ -192,11 +192,19 @@ def _difference(run: Callable[[Sequence[Tensor]], Outputs], module: nn.Module, i
     wanted, found = _flat(module(*inputs)), run(inputs)
     if [t.shape for t in wanted] != [t.shape for t in found]:
         return float("inf")
-    worst = 0.0
-    for one, other in zip(wanted, found, strict=True):
-        own = one.cpu().double()
-        worst = max(worst, float((own - other.double()).abs().max() / max(float(own.abs().max()), 1.0)))
-    return worst
+    pairs = zip(wanted, found, strict=True)
+    return max((_apart(one.cpu().double(), other.cpu().double()) for one, other in pairs), default=0.0)
+
+
+def _apart(own: Tensor, other: Tensor) -> float:
+    """The largest difference in units of ``own``'s largest finite value; infinite where only one of them is finite."""
+    alike = (own == other) | (own.isnan() & other.isnan())
+    gaps = (own - other).abs()[~alike]
+    sizes = own[own.isfinite()].abs()
+    if not gaps.numel():
+        return 0.0
+    unit = float(sizes.max()) if sizes.numel() else 0.0
+    return float(gaps.nan_to_num(nan=float("inf"), posinf=float("inf")).max()) / (unit or 1.0)
 
 
 def _flat(output: Any) -> Outputs:

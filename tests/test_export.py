@@ -89,6 +89,28 @@ def test_a_file_that_gives_other_outputs_is_not_kept(split, example, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "apart"),
+    [
+        ([1e-6, -2e-6], [0.0, 0.0], 1.0),  # small outputs are measured against themselves
+        ([200.0, 1.0], [200.0, 3.0], 0.01),
+        ([1.0, 2.0], [1.0, NAN], INF),
+        ([1.0, NAN], [1.0, 0.0], INF),
+        ([1.0, INF], [1.0, -INF], INF),
+        ([NAN, -INF, 4.0], [NAN, -INF, 4.0], 0.0),  # what a mask left out is left out in the file too
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_outputs_are_compared_in_units_of_their_own_size_and_none_is_let_through(own, other, apart):
+    module = nn.Identity()
+    found = exporting._difference(lambda _: [torch.tensor(other)], module, (torch.tensor(own),))
+    assert found == pytest.approx(apart, rel=1e-5)
+
+
 def test_an_older_file_stands_until_the_new_one_is_checked(split, example, tmp_path, monkeypatch):
     (tmp_path / "net.pt2").write_bytes(b"older")
     monkeypatch.setattr(exporting, "_difference", lambda *_: float("nan"))
