@@ -9,6 +9,7 @@ written into the graph (torch.no_grad) or refused. Tensor factories such as ``to
 from __future__ import annotations
 
 import operator
+import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -276,11 +277,14 @@ def _where(tracer: Tracer, error: Exception) -> str:
 
 
 def _explain(name: str, model: nn.Module, error: Exception) -> TraceError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
     if not name:
         where = f"the model's own forward ({type(model).__name__}) cannot be traced"
-        remedy = "move the part that decides on values into a submodule and name that in leaves= or layers="
+        remedy = (
+            "split the part of it that holds the layers by itself (a detector's backbone, say), or move what decides "
+            "on values into a submodule and name that in leaves= or layers="
+        )
     else:
         where = f"module {name!r} ({type(model.get_submodule(name)).__name__}) cannot be traced"
         remedy = f"run it as one piece with leaves=[{name!r}], or name it as a unit in layers="
-    return TraceError(f"{where}: {reason[:200]}: {remedy}")
+    return TraceError(f"{where}: {reason}: {remedy}")
