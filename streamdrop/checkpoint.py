@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from streamdrop.atomic import replace_text, sync, write_text
 from streamdrop.errors import CheckpointError, OutputError
+from streamdrop.safetensors_file import write_tensors
 from streamdrop.store.digest import file_digest
 
 FORMAT = 2
@@ -88,8 +89,7 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
     try:
         folder.mkdir(parents=True)
         for name, tensors in parts:
-            save_file(tensors, folder / f"{name}.safetensors")
-            sync(folder / f"{name}.safetensors")
+            write_tensors(folder / f"{name}.safetensors", tensors)
         write_text(folder / "state.json", text)
         write_text(folder / _DIGESTS, json.dumps(_digests(folder)))
         sync(folder)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "streamdrop"
 ORDER = [
     {"_version"},
-    {"errors", "types", "boxes", "atomic", "columns", "interrupts", "nested", "pixels"},
+    {"errors", "types", "boxes", "atomic", "columns", "interrupts", "nested", "pixels", "safetensors_file"},
     {"values", "config", "config_schema", "weights"},
     {"streams"},
     {"tracing"},

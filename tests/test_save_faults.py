@@ -12,7 +12,7 @@ import torch
 from faults import FILES, Seam, failing
 from small_tracker import SMALL
 
-from streamdrop import checkpoint
+from streamdrop import checkpoint, safetensors_file
 from streamdrop.boxes import Box
 from streamdrop.errors import CheckpointError, OutputError, StoreError, StreamdropError
 from streamdrop.service.track_run import TrackRun
@@ -23,7 +23,7 @@ from streamdrop.testing.targets import moving_squares
 from streamdrop.tracking import Targets, Tracker
 from streamdrop.types import Sample, Track
 
-SEAMS: tuple[Seam, ...] = (*(seam for seam in FILES if seam[1] != "unlink"), (checkpoint, "save_file"))
+SEAMS: tuple[Seam, ...] = (*(seam for seam in FILES if seam[1] != "unlink"), (safetensors_file, "save_file"))
 
 
 def save(path: Path, number: int) -> None:

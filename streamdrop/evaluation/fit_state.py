@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from streamdrop import atomic
 from streamdrop.errors import CheckpointError, OutputError
+from streamdrop.safetensors_file import write_tensors
 
 Row = dict[str, Any]
 """An epoch as result.json has it."""
@@ -22,7 +22,7 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """A state dict as a safetensors file, whole or not at all. Raises OutputError."""
     temporary = path.with_name(f"{path.name}.new")
     try:
-        save_file(weights, temporary)
+        write_tensors(temporary, weights)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _unwritable(path, error) from None

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from streamdrop import safetensors_file
 from streamdrop.errors import DataError, OutputError, StoreCorruptError, StoreVersionError
 from streamdrop.store.layout import byte_view, dtype_name, dtype_named
 
@@ -56,10 +56,10 @@ def write_tensors(path: Path, tensors: Tensors, facts: Facts, suffix: str) -> No
             save: Any = np.savez  # arrays of numbers and text: nothing here is ever pickled
             with path.open("wb") as file:
                 save(file, **arrays, **{FACTS: np.array(text)})
+                file.flush()
+                os.fsync(file.fileno())
         else:
-            save_file(carried, path, {FACTS: text, "crc32": str(zlib.crc32(text.encode()))})
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+            safetensors_file.write_tensors(path, carried, {FACTS: text, "crc32": str(zlib.crc32(text.encode()))})
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{path.parent} cannot be written ({error}): free space or choose another folder") from None
 
