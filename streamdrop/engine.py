@@ -39,6 +39,7 @@ from streamdrop.rounds import (
     UnderWay,
     count_batches,
     head_to_train,
+    loss_explained,
     one_sample_explained,
     reseed,
     round_batches,
@@ -53,7 +54,7 @@ from streamdrop.settings import settings_from
 from streamdrop.split import SplitModel
 from streamdrop.store import FeatureStore, MemoryStore, StagedCut
 from streamdrop.thawing import Prepare, Thawing, ThawPlan
-from streamdrop.tracing.kept import modes_kept
+from streamdrop.tracing.kept import modes_kept, recording
 from streamdrop.types import Activations, Batch, Inputs, RoundReport, SampleInfo, Target
 
 
@@ -159,6 +160,7 @@ class FineTuner:
 
     # ---------------------------------------------------------------- one round
 
+    @recording()
     def fit_round(
         self, steps: int | None = None, sampler: Sampler | None = None, deadline: float | None = None
     ) -> RoundReport:
@@ -198,7 +200,7 @@ class FineTuner:
         began = self._begin(steps, lambda keys, index, generator: sampler(self.store.keys(), index, generator))
         with contextlib.closing(self._iterations(began, None, 0)) as iterations:
             while True:
-                with seeded(self.device), modes_kept(self.split.model):
+                with recording(), seeded(self.device), modes_kept(self.split.model):
                     self._head_to_train()
                     next(iterations, None)
                     if len(began.losses) == began.planned or (deadline is not None and began.clock.elapsed >= deadline):
@@ -209,7 +211,8 @@ class FineTuner:
                 yield
                 began.clock.go_on()
         self.decisions.takes_back(began.loss, self.round)
-        return self._finish(began, False, 0)
+        with recording():
+            return self._finish(began, False, 0)
 
     @property
     def moving(self) -> bool:
@@ -226,6 +229,7 @@ class FineTuner:
         """The gradients' sums over the present window, of the layers that are trained."""
         return self.cutting.scores
 
+    @recording()
     def thaw(self, cut: int = 0) -> None:
         """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
 
@@ -406,8 +410,12 @@ class FineTuner:
         head = self.split.head(self.cut)
         extra = {} if weights is None else {"sample_weight": weights}
         mixed = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-        with one_sample_explained(), mixed:
-            loss = trainable_loss(self.loss(head(activations), targets, **extra))
+        with mixed:
+            with one_sample_explained():
+                output = head(activations)
+            with loss_explained(output, targets):
+                given = self.loss(output, targets, **extra)
+        loss = trainable_loss(given)
         (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())  # after the backward pass: on a GPU this waits
         if not math.isfinite(value):

@@ -54,7 +54,7 @@ class Evidence:
     @property
     def standardised(self) -> torch.Tensor:
         """P' (Eq. 3) over the head's layers, [layers - cut] float64."""
-        return standardise(torch.tensor(self.importance, dtype=torch.float64))
+        return standardise(torch.tensor(self.importance, dtype=torch.float64, device="cpu"))
 
 
 class DropPolicy(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamdrop.arguments import check_finite, check_samples, inputs_of
 from streamdrop.errors import DataError, StoreVersionError, StreamdropError
-from streamdrop.rounds import Clock, predicted, seeded
+from streamdrop.rounds import Clock, predicted, seeded, shown
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, StagedCut
 from streamdrop.store.prefetch import Stored, read_ahead
@@ -104,9 +104,9 @@ class Feed:
             raise
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            took = f"it was split with {_shown(self._split.example)}"
+            took = f"it was split with {shown(self._split.example)}"
             raise DataError(
-                f"the model does not take images of {_shown(inputs)} ({took}): {reason}: prepare them as the example"
+                f"the model does not take images of {shown(inputs)} ({took}): {reason}: prepare them as the example"
             ) from error
 
     def put(
@@ -216,11 +216,6 @@ class Feed:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
-
-
-def _shown(inputs: Sequence[Tensor]) -> str:
-    """Dtype and shape of each input."""
-    return ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in inputs)
 
 
 def _unbatched(keys: Sequence[bytes], tensors: Sequence[Tensor]) -> dict[bytes, Activations]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from streamdrop.errors import DataError, TrainingError
-from streamdrop.nested import leaves, mapped
+from streamdrop.nested import leaves, mapped, tensors
 
 Sampler: TypeAlias = Callable[[list[bytes], int, torch.Generator], Sequence[bytes]]
 """(stored keys, iteration from 0, generator) → the keys of one batch."""
@@ -35,7 +35,7 @@ def shuffled_batches(keys: Sequence[bytes], size: int, generator: torch.Generato
 
     A last batch of one joins the one before: BatchNorm refuses a single value per channel.
     """
-    order = torch.randperm(len(keys), generator=generator).tolist()
+    order = torch.randperm(len(keys), generator=generator, device="cpu").tolist()
     batches = [[keys[i] for i in order[start : start + size]] for start in range(0, len(keys), size)]
     if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [batches[-2] + batches[-1]]
@@ -214,6 +214,26 @@ def one_sample_explained() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise TrainingError("BatchNorm cannot train on one sample: observe more, or batch_norm='frozen'") from None
+
+
+@contextlib.contextmanager
+def loss_explained(output: Any, targets: Any) -> Iterator[None]:
+    """What torch raises in a loss, of labels that are out of range, say, as a TrainingError of what it was given."""
+    try:
+        yield
+    except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TrainingError(
+            f"the loss does not take an output of {shown(tensors(output)) or type(output).__name__} with targets of "
+            f"{shown(tensors(targets)) or repr(targets)}: {reason}: observe the targets that it takes"
+        ) from error
+
+
+def shown(given: Iterable[torch.Tensor]) -> str:
+    """Dtype and shape of each tensor."""
+    return ", ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in given)
 
 
 def trainable_loss(loss: Any) -> torch.Tensor:

@@ -126,7 +126,8 @@ class GradientScores:
         """Where the followed weights lie in all weights side by side, int64."""
         start, places = 0, []
         for weight in map(_real, self._all_weights()):
-            places.append(self._followed(torch.arange(start, start + weight.numel()).view(weight.shape)).flatten())
+            own = torch.arange(start, start + weight.numel(), device="cpu").view(weight.shape)
+            places.append(self._followed(own).flatten())
             start += weight.numel()
         return torch.cat(places).to(device)
 
@@ -236,4 +237,4 @@ def _real(values: Tensor) -> Tensor:
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.zeros(0)
+    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.zeros(0, device="cpu")

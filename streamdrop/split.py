@@ -210,12 +210,14 @@ class SplitModel:
 
 
 def _check_weights(model: nn.Module) -> None:
-    """Raises TraceError for weights that are not there yet."""
+    """Raises TraceError for weights that are not there yet, or can never be trained."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise TraceError(f"{name!r} has no shape yet: run the model on a batch before it is split")
         if tensor.is_meta:
             raise TraceError(f"{name!r} is on the meta device, without values: load the model's weights first")
+        if tensor.is_inference():
+            raise TraceError(f"{name!r} was made under torch.inference_mode and cannot learn: build the model outside")
 
 
 def _check_compiled(model: nn.Module) -> None:

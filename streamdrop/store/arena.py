@@ -19,7 +19,8 @@ class Arena:
         self._count = count = nbytes // max(1, layout.nbytes)
         pinned = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0  # a GPU is in use
         self._columns = [
-            torch.empty((count, *column.shape), dtype=column.dtype, pin_memory=pinned) for column in layout.columns
+            torch.empty((count, *column.shape), dtype=column.dtype, device="cpu", pin_memory=pinned)
+            for column in layout.columns
         ]
         self._touched = 0  # slots from here on were never used
         self._free: list[int] = []

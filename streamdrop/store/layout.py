@@ -226,7 +226,7 @@ class Layout:
 
     def allocate(self, count: int) -> list[Tensor]:
         """Empty [count, *shape] tensors, one per column, to be filled and then given to ``decode``."""
-        return [torch.empty((count, *column.shape), dtype=column.dtype) for column in self.columns]
+        return [torch.empty((count, *column.shape), dtype=column.dtype, device="cpu") for column in self.columns]
 
     def decode(self, columns: Sequence[Tensor]) -> Activations:
         """Columns → batched activations [N, ...], original dtype and stride order; views where nothing is lossy."""

@@ -44,7 +44,7 @@ def _tensor(key: bytes, value: Any) -> torch.Tensor:
             f"target of sample {key!r} is a {type(value).__name__}: give a tensor, a tuple of tensors or a number"
         )
     try:
-        tensor = torch.as_tensor(value).detach().to("cpu").contiguous().resolve_conj().resolve_neg()
+        tensor = torch.as_tensor(value, device="cpu").detach().contiguous().resolve_conj().resolve_neg()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"target of sample {key!r} is no tensor or number: {error}") from error
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -68,12 +68,12 @@ def stack_targets(records: Sequence[bytes | memoryview]) -> Target:
     length = len(head)
     if any(bytes(r[:length]) != head for r in records):
         raise DataError("targets differ in shape, dtype or structure and cannot be stacked: ask for them one by one")
-    sizes = [math.prod(shape) * torch.empty((), dtype=dtype).element_size() for dtype, shape in parts]
+    sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in parts]
     if any(len(r) != length + sum(sizes) for r in records):
         raise StoreCorruptError("a target's bytes do not fit its shape: restore the store from a copy")
     stacked, start = [], length
     for (dtype, shape), size in zip(parts, sizes, strict=True):
-        out = torch.empty((len(records), *shape), dtype=dtype)
+        out = torch.empty((len(records), *shape), dtype=dtype, device="cpu")
         byte_view(out)[:] = b"".join([r[start : start + size] for r in records])
         stacked.append(out)
         start += size

@@ -39,7 +39,7 @@ def pack(shard: Shard) -> tuple[dict[str, torch.Tensor], Facts]:
     tensors |= targets | _pack_info(shard.info, streams) | _pack_bytes("keys", shard.keys)
     if any(source is not None for source in shard.sources):
         tensors |= _pack_bytes("sources", [source or b"" for source in shard.sources])
-        tensors["sources.present"] = torch.tensor([source is not None for source in shard.sources])
+        tensors["sources.present"] = torch.tensor([source is not None for source in shard.sources], device="cpu")
     order = [_order(tensor) for tensor in shard.batch]
     return tensors, {"samples": len(shard.keys), "streams": streams, "targets": kind, "order": order}
 
@@ -82,11 +82,11 @@ def _reordered(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
 def _pack_info(info: Sequence[SampleInfo], streams: list[str]) -> dict[str, torch.Tensor]:
     at = {name: index for index, name in enumerate(streams)}
     return {
-        "info.weight": torch.tensor([i.weight for i in info], dtype=torch.float64),
-        "info.pinned": torch.tensor([i.pinned for i in info], dtype=torch.bool),
-        "info.label": torch.tensor([i.label or 0 for i in info], dtype=torch.int64),
-        "info.labelled": torch.tensor([i.label is not None for i in info], dtype=torch.bool),
-        "info.stream": torch.tensor([at[i.stream] for i in info], dtype=torch.int64),
+        "info.weight": torch.tensor([i.weight for i in info], dtype=torch.float64, device="cpu"),
+        "info.pinned": torch.tensor([i.pinned for i in info], dtype=torch.bool, device="cpu"),
+        "info.label": torch.tensor([i.label or 0 for i in info], dtype=torch.int64, device="cpu"),
+        "info.labelled": torch.tensor([i.label is not None for i in info], dtype=torch.bool, device="cpu"),
+        "info.stream": torch.tensor([at[i.stream] for i in info], dtype=torch.int64, device="cpu"),
     }
 
 
@@ -101,8 +101,8 @@ def _unpack_info(tensors: Tensors, facts: Facts, count: int) -> list[SampleInfo]
 
 
 def _pack_bytes(name: str, rows: Sequence[bytes]) -> dict[str, torch.Tensor]:
-    offsets = torch.tensor([0, *(len(row) for row in rows)], dtype=torch.int64).cumsum(0)
-    joined = torch.empty(int(offsets[-1]), dtype=torch.uint8)
+    offsets = torch.tensor([0, *(len(row) for row in rows)], dtype=torch.int64, device="cpu").cumsum(0)
+    joined = torch.empty(int(offsets[-1]), dtype=torch.uint8, device="cpu")
     view = byte_view(joined)
     for row, (start, stop) in zip(rows, pairwise(offsets.tolist()), strict=True):
         view[start:stop] = row
@@ -131,7 +131,7 @@ def _pack_targets(targets: Sequence[Target | None]) -> tuple[str, dict[str, torc
         rows = [blank if target is None else target_parts(target)[j] for target in targets]
         stacked["targets" if whole else f"targets.{j}"] = torch.stack(rows)
     if len(given) < len(targets):
-        stacked["targets.present"] = torch.tensor([target is not None for target in targets])
+        stacked["targets.present"] = torch.tensor([target is not None for target in targets], device="cpu")
     return "tensor" if whole else "tuple", stacked
 
 

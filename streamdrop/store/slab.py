@@ -232,7 +232,7 @@ def as_units(columns: Sequence[torch.Tensor], spans: Sequence[tuple[int, int]], 
     if len(columns) == 1 and nbytes:
         return byte_view(columns[0])
     count = len(columns[0])
-    rows = torch.zeros((count, max(nbytes, 1)), dtype=torch.uint8)
+    rows = torch.zeros((count, max(nbytes, 1)), dtype=torch.uint8, device="cpu")
     for column, (start, stop) in zip(columns, spans, strict=True):
         if stop > start:
             rows[:, start:stop] = column.reshape(count, -1).view(torch.uint8).reshape(count, stop - start)

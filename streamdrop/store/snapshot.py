@@ -72,7 +72,11 @@ def _records(
 
 def _joined(chunks: Sequence[bytes]) -> torch.Tensor:
     data = b"".join(chunks)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if data
+        else torch.empty(0, dtype=torch.uint8, device="cpu")
+    )
 
 
 def _split(joined: torch.Tensor, sizes: Sequence[int | None]) -> list[bytes | None]:

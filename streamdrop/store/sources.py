@@ -144,7 +144,7 @@ def _decode_raw(data: bytes) -> Input:
 
 
 def _tensor(values: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    empty = torch.empty((), dtype=dtype)
+    empty = torch.empty((), dtype=dtype, device="cpu")
     _check_size(len(values), empty.element_size(), shape)
     return torch.frombuffer(values, dtype=dtype).reshape(shape) if values else empty.new_empty(shape)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from streamdrop.errors import DataError
-from streamdrop.tracing.kept import modes_kept
+from streamdrop.tracing.kept import modes_kept, recording
 from streamdrop.tracing.pieces import dense, join
 from streamdrop.tracing.places import PlaceFree
 from streamdrop.types import Activations
@@ -36,7 +36,7 @@ def run_in_chunks(module: nn.Module, activations: Activations, size: int, graph:
         size = min(size, _ONE_THREAD)
     size = max(size // _ROWS, 1) * _ROWS
     chunks = [tuple(_filled(a[start : start + size]) for a in activations) for start in range(0, count, size)]
-    with torch.set_grad_enabled(graph), modes_kept(module):
+    with recording(), torch.set_grad_enabled(graph), modes_kept(module):
         module.eval()
         results = [_run(module, chunk) for chunk in chunks]
     tuples = [(result,) if isinstance(result, torch.Tensor) else tuple(result) for result in results]

@@ -12,7 +12,7 @@ from torch import nn
 from streamdrop.errors import TraceError
 from streamdrop.nested import tensors
 from streamdrop.tracing.flow import Flow
-from streamdrop.tracing.kept import modes_kept, rng_kept, state_kept
+from streamdrop.tracing.kept import modes_kept, recording, rng_kept, state_kept
 from streamdrop.tracing.observe import Run, batch_around, batch_of, observe
 from streamdrop.tracing.trace import Trace, trace_modes
 
@@ -28,7 +28,9 @@ def follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str],
         return _follow(model, inputs, names, leaves)
 
 
+@recording()
 def _follow(model: nn.Module, inputs: tuple[torch.Tensor, ...], names: list[str], leaves: list[str]) -> Flow:
+    inputs = tuple(one.clone() if one.is_inference() else one for one in inputs)
     sizes = (2, 3)
     small = batch_of(inputs, sizes[0])
     truth = _truth(model, small, False)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+_CASTING = ("cpu", "cuda", "mps", "xpu")
+"""Devices on which torch.autocast may be at work."""
+
 
 @contextlib.contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
@@ -39,6 +42,21 @@ def state_kept(model: nn.Module) -> Iterator[None]:
                 if tensor.shape != value.shape:  # such as an observer's range, without a shape until it has seen values
                     tensor.resize_(value.shape)
                 tensor.copy_(value)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Inside, gradients are recorded, nothing is cast, no inference tensor is made, whatever the caller has set.
+
+    Under torch.autocast, say, what is stored would be another activation than what is run again.
+    """
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(torch.inference_mode(False))
+        settings.enter_context(torch.enable_grad())
+        for device in _CASTING:
+            if torch.is_autocast_enabled(device):
+                settings.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def rng_kept(inputs: tuple[torch.Tensor, ...]) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from streamdrop.errors import ConfigError, TrainingError
 from streamdrop.interrupts import held
+from streamdrop.tracing.kept import recording
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -73,9 +74,7 @@ def computing(count: int | None) -> Iterator[None]:
     with contextlib.ExitStack() as settings:
         if torch.get_default_device().type != "cpu":
             settings.enter_context(torch.device("cpu"))  # it sees every call of torch's, which takes time
-        settings.enter_context(torch.inference_mode(False))
-        settings.enter_context(torch.enable_grad())
-        settings.enter_context(torch.autocast("cpu", enabled=False))
+        settings.enter_context(recording())
         settings.enter_context(threads(count))
         yield
 
