@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_CASTING = ("cpu", "cuda", "mps", "xpu")
+_CASTING = [one for one in ("cpu", "cuda", "mps", "xpu") if torch.amp.autocast_mode.is_autocast_available(one)]
 """Devices on which torch.autocast may be at work."""
 
 
