@@ -413,7 +413,7 @@ class FineTuner:
         with mixed:
             with one_sample_explained():
                 output = head(activations)
-            with loss_explained(output, targets):
+            with loss_explained(output, targets), one_sample_explained():
                 given = self.loss(output, targets, **extra)
         loss = trainable_loss(given)
         (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]

@@ -16,5 +16,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     path.touch()  # what safetensors leaves is its owner's alone, whatever the umask: a new file shows what is usual
     usual = path.stat().st_mode
     save_file(dict(tensors), path, None if facts is None else dict(facts))
-    path.chmod(usual & 0o7777)
+    if path.stat().st_mode != usual:  # some file systems know no permissions, and refuse to set any
+        path.chmod(usual & 0o7777)
     sync(path)

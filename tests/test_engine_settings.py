@@ -120,3 +120,11 @@ def test_weights_that_can_never_learn_are_refused():
 def test_what_a_loss_does_not_take_is_said_with_shapes(tmp_path, loss, message):
     with pytest.raises(TrainingError, match=message):
         learned(nullcontext, tmp_path, loss=loss)
+
+
+def test_a_loss_with_a_batch_norm_of_its_own_says_what_one_sample_lacks(tmp_path):
+    norm = nn.BatchNorm1d(3)
+    with pytest.raises(TrainingError, match="BatchNorm cannot train on one sample"):
+        learned(
+            nullcontext, tmp_path, loss=lambda output, target: functional.cross_entropy(norm(output[:1]), target[:1])
+        )
