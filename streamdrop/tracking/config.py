@@ -189,7 +189,8 @@ class LostConfig:
 
     A score down to ``floor`` will do where nothing else in sight has more than ``rival`` times it.
     While lost, ``windows`` crops a frame are searched: around the last place, then further out, until the whole frame
-    has been seen; then again.
+    has been seen; then again. One of them is where the frame looks most like the target, of ``likely`` such places by
+    turns (0: none).
     """
 
     below: float = 0.35
@@ -197,6 +198,7 @@ class LostConfig:
     floor: float = 0.1
     rival: float = 0.6
     windows: int = 2
+    likely: int = 3
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -206,6 +208,8 @@ class LostConfig:
         _check_between("rival", self.rival, 0.0, 1.0)
         if self.windows < 1:
             raise ConfigError("lost: windows is a whole number of at least 1")
+        if self.likely < 0:
+            raise ConfigError("lost: likely is a whole number of at least 0")
 
 
 @dataclass(frozen=True)

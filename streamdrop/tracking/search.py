@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from streamdrop.boxes import Box
 from streamdrop.tracking.config import STRIDE, BoxConfig, LostConfig, SearchConfig, TrackerConfig, UpdateConfig
 from streamdrop.tracking.crops import View, sweep
-from streamdrop.tracking.distractors import GO_ON, TURN, Distractor, at, blanked, followed, peaks
+from streamdrop.tracking.distractors import GO_ON, TURN, Distractor, Place, at, blanked, followed, peaks
 from streamdrop.tracking.eye import Map
 
 _SMALLEST = 2.0  # pixels a box's side never falls below
@@ -198,10 +199,12 @@ def confidence(score: float) -> float:
     return 1 / (1 + math.exp(_CURVE[1] - _CURVE[0] * score))
 
 
-def crop_views(motion: Motion, config: TrackerConfig, hurry: bool = False) -> list[View]:
+def crop_views(motion: Motion, config: TrackerConfig, hurry: bool = False, likely: Sequence[Place] = ()) -> list[View]:
     """The views to search: around the last place; when lost, others of the frame too, by turns and outwards.
 
-    In a ``hurry`` the first only; the others come in the frames after: ``motion.swept`` counts them.
+    One of these is around one of the ``likely`` places, best first, then by turns.
+
+    In a ``hurry`` the first only; the others come in the frames after: ``motion.swept`` counts the sweep's.
     """
     side, size = motion.side(config.search), config.search.size
     x, y = motion.expected()
@@ -214,10 +217,20 @@ def crop_views(motion: Motion, config: TrackerConfig, hurry: bool = False) -> li
         views.append(View(x, y, side * min(max(factor, 1 / limit), limit), size))
     if motion.lost:
         others = sweep(motion.width, motion.height, side, x, y)
-        chosen = [others[(motion.swept + i) % len(others)] for i in range(min(config.lost.windows, len(others)))]
+        chosen = _glimpsed(motion, config.lost, [place for place in likely if math.dist(place, (x, y)) > side / 4])
+        count = config.lost.windows - len(chosen)
+        chosen += [others[(motion.swept + i) % len(others)] for i in range(min(count, len(others)))]
         views += [View(u, v, side, size) for u, v in chosen]
-        motion.swept += config.lost.windows
+        motion.swept += count
     return views
+
+
+def _glimpsed(motion: Motion, config: LostConfig, likely: Sequence[Place]) -> list[Place]:
+    """The likely place whose turn it is; where there is one window only, in every other frame."""
+    if not likely or (config.windows == 1 and motion.lost % 2 == 0):
+        return []
+    turns = motion.lost - 1 if config.windows > 1 else motion.lost // 2
+    return [likely[turns % len(likely)]]
 
 
 def best_peak(scores: Map, views: list[View], motion: Motion, config: TrackerConfig) -> Peak:

@@ -22,6 +22,7 @@ from streamdrop.tracking.anchor import Anchor
 from streamdrop.tracking.beside import BesideRounds
 from streamdrop.tracking.config import TrackerConfig
 from streamdrop.tracking.crops import View, take
+from streamdrop.tracking.distractors import Place
 from streamdrop.tracking.eye import Look
 from streamdrop.tracking.first_frame import examples, upright
 from streamdrop.tracking.fusion import Fusion
@@ -29,6 +30,7 @@ from streamdrop.tracking.learner import Learner
 from streamdrop.tracking.regression import BoxRegression
 from streamdrop.tracking.rounds import Rounds, SpareRounds, Turn
 from streamdrop.tracking.search import Motion, Peak, best_peak, confidence, crop_views
+from streamdrop.tracking.templates import Templates
 from streamdrop.tracking.threads import computing
 from streamdrop.types import Activations, Image, RoundReport, Track
 
@@ -43,6 +45,7 @@ class _Target:
     motion: Motion
     regression: BoxRegression
     anchor: Anchor | None
+    templates: Templates
     tones: Tones
 
 
@@ -143,7 +146,7 @@ class Tracker:
         if self._fusion is not None:
             self._fusion.start(image, motion.box)
         anchor = self._learner.anchor() if self.config.update.anchor else None
-        self._target = _Target(motion, fitted[0], anchor, tones)
+        self._target = _Target(motion, fitted[0], anchor, Templates.of(image, motion.box), tones)
         return with_reports(Track(0, given, 1.0, False, _ms(began)), reports)
 
     def _update(self, image: Image, hurry: bool) -> Track:
@@ -164,7 +167,10 @@ class Tracker:
         motion = self.motion
         height, width = image.shape[:2]
         motion.advance(width, height)
-        return crop_views(motion, self.config, hurry)
+        likely: Sequence[Place] = ()
+        if motion.lost and not hurry:
+            likely = self._followed().templates.places(image, motion.box, self.config.lost.likely)
+        return crop_views(motion, self.config, hurry, likely)
 
     def find(self, image: Image, views: list[View], looked: Look, keep: bool = True) -> bool:
         """Move the box onto the target in a frame, and remember the frame unless told not to; whether it is there."""
@@ -232,7 +238,7 @@ class Tracker:
             "prior": None if self._fusion is None else self._fusion.state(),
         }
         anchor = {} if target.anchor is None else target.anchor.state()
-        return self._rounds.snapshot(extra, {**target.regression.state(), **anchor})
+        return self._rounds.snapshot(extra, {**target.regression.state(), **target.templates.state(), **anchor})
 
     def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
         """A snapshot is at ``path`` now, durable: what only earlier ones need can go, unless ``hold``."""
@@ -246,6 +252,7 @@ class Tracker:
         try:
             configuration, motion, tones = (extra[key] for key in ("configuration", "motion", "tones"))
             regression = BoxRegression.restored(self.config.box, self._learner.tuner.extra_tensors)
+            templates = Templates.restored(self._learner.tuner.extra_tensors)
         except KeyError as error:
             raise CheckpointError(f"{path}: not a tracker's checkpoint ({error} is missing): check the path") from None
         if configuration != _identity(self.config):
@@ -253,7 +260,7 @@ class Tracker:
         if self._fusion is not None:
             self._fusion.restore(extra.get("prior"))
         anchor = self._learner.restored_anchor()
-        self._target = _Target(Motion.restored(motion), regression, anchor, Tones(**tones))
+        self._target = _Target(Motion.restored(motion), regression, anchor, templates, Tones(**tones))
 
     def close(self) -> None:
         """Let go of the target and the feature store. Twice is fine."""
@@ -292,6 +299,7 @@ class Tracker:
             crop = take(image, view) if self._learner.tries else None
             self._rounds.remember(motion.frame, sample, box, motion.score, crop)
             target.regression.remember(maps, peak.view, box, motion.frame, self.config.seed)
+            target.templates.see(image, motion.box)
             motion.waiting += 1
 
     def _heard(self, reports: Sequence[RoundReport]) -> None:
