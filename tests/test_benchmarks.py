@@ -20,6 +20,7 @@ from streamdrop.testing.targets import moving_square
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # not a package: its programs import their parts so
 
 import conditions
+import jumps
 import long_video
 import played
 from conditionbench import backbones, verdicts
@@ -208,3 +209,57 @@ def test_a_video_is_played_from_its_first_known_box_either_way() -> None:
     assert not turned.absent.any()
     with pytest.raises(DataError, match="a, backwards: fewer"):
         played.played(sequence.head(1), "backwards")
+
+
+# ---------------------------------------------------------------- jumps
+
+
+def strolling(tmp_path: Path, frames: int = 12) -> VideoSequence:
+    """A bright square that strolls over a frame of noise, on disk."""
+    paths, boxes = [], []
+    for index in range(frames):
+        image = np.random.default_rng(5).integers(0, 120, (90, 120, 3), np.uint8)
+        x, y = 20 + 3 * index, 30 + 2 * index
+        image[y : y + 16, x : x + 16] = 250
+        paths.append(tmp_path / f"{index}.png")
+        cv2.imwrite(str(paths[-1]), image)
+        boxes.append([x, y, 16.0, 16.0])
+    return VideoSequence("stroll", tuple(paths), np.array(boxes), np.zeros(frames, bool))
+
+
+def test_the_seam_of_a_jump_cuts_no_true_box_and_boxes_come_back_where_they_belong(tmp_path: Path) -> None:
+    sequence = strolling(tmp_path)
+    case = jumps.jumping(sequence, 2)
+    assert case.starts == (4, 8)
+    assert case.shifts[:4] == ((0, 0),) * 4
+    assert len(set(case.shifts)) == 3
+    assert jumps.apart(case.shifts[4], case.shifts[8], 120, 90) > 0.3
+
+    class Bright:
+        """Finds the square, and is wrong where a seam cuts it."""
+
+        def init(self, image: Any, box: Any) -> Any:
+            return self.update(image)
+
+        def update(self, image: Any) -> Any:
+            rows, columns = np.nonzero(image.min(2) > 240)
+            assert (rows.max() - rows.min(), columns.max() - columns.min()) == (15, 15)
+            return jumps.Track(0, jumps.Box(float(columns.min()), float(rows.min()), 16.0, 16.0), 1.0, False, 1.0)
+
+    tracker = jumps.Rolled(Bright(), case.shifts)
+    images = [cv2.imread(str(path)) for path in sequence.frames]
+    tracks = [tracker.init(images[0], None), *(tracker.update(image) for image in images[1:])]
+    assert [[t.box.x, t.box.y, t.box.w, t.box.h] for t in tracks] == pytest.approx(sequence.truth)
+    tracker.close()
+
+
+def test_jumps_need_frames_and_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="12 frames are too few for 6 jumps"):
+        jumps.jumping(strolling(tmp_path), 6)
+    facts = {"name": "a", "seed": 0, "spans": [10, 10], "lost": 3}
+    runs = [
+        facts | {"arm": "glance", "auc": 0.5, "after": [2, 4]},
+        facts | {"arm": "sweep", "auc": 0.25, "after": [None, 3]},
+    ]
+    lines = [line.split() for line in jumps.table(runs, ["glance", "sweep"]).splitlines()]
+    assert lines[2:] == [["glance", "1", "0.500", "100%", "3"], ["sweep", "1", "0.250", "50%", "6.5"]]
