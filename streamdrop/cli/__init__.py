@@ -28,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     try:
         options = parser.parse_args(join_values(sys.argv[1:] if arguments is None else arguments))
+        if options.command is None:
+            parser.print_help()
+            return 2
     except SystemExit as leaving:  # argparse has printed its line, or the help
         return int(leaving.code or 0)
-    if options.command is None:
-        parser.print_help()
-        return 2
+    except BrokenPipeError:  # of the help; later Pythons say nothing of it
+        return _unread()
     options.own_process = arguments is None
     signal.signal(signal.SIGTERM, _terminate)
     # Idle OpenMP threads spin by default: where anything else needs the cores, training then takes much longer.
@@ -46,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print("streamdrop: interrupted: what was written so far is whole", file=sys.stderr)
         return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone; nothing is left to tell it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        return _unread()
     except OSError as error:  # files that we write raise OutputError, so it was the output
         if error.errno not in FULL:
             raise
@@ -88,6 +89,12 @@ def _fail(error: StreamdropError, status: int) -> int:
     line = " ".join(str(error).split())
     print(f"streamdrop: error: {line}", file=sys.stderr)
     return status
+
+
+def _unread() -> int:
+    """The reader of our output has gone; nothing is left to tell it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -39,7 +39,7 @@ def rows_of(columns: Sequence[torch.Tensor]) -> list[Row]:
 def _cloned(row: torch.Tensor) -> torch.Tensor:
     try:
         return row.clone()
-    except NotImplementedError:  # torch clones no dtype of less than a byte, such as int4
+    except RuntimeError:  # torch clones no dtype of less than a byte, such as int4
         return row.view(torch.uint8).clone().view(row.dtype)
 
 
