@@ -38,7 +38,7 @@ def scattered(values, generator):
     """The same values as a view of a larger tensor, with dimensions in any order and every second one left out."""
     order = torch.randperm(values.dim(), generator=generator).tolist()
     places = tuple(slice(None, None, int(torch.randint(1, 3, (), generator=generator))) for _ in order)
-    outer = torch.zeros([values.shape[d] * 2 for d in order], dtype=values.dtype)
+    outer = torch.empty([values.shape[d] * 2 for d in order], dtype=values.dtype)
     view = outer[places][tuple(slice(values.shape[d]) for d in order)]
     view.copy_(values.permute(order))
     return view.permute([order.index(d) for d in range(len(order))])
