@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +258,27 @@ def test_cells_do_not_outlive_a_killed_sweep(data, tmp_path):
         os.sched_yield()
     assert run_sweep(load_sweep(path), output).failed == 0
     assert states(output) == ["done"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc: processes cannot be looked for")
+def test_cells_of_a_sweep_in_the_background_end_with_it_too(data, tmp_path):
+    base = {"image_size": 32, "train": 12, "test": 12, "epochs": 1_000_000, "warm_up": 1, "batch_size": 6}
+    path, output = grid(data, tmp_path / "s.yaml", seeds=[0], base=base, strategies=["sgd"]), tmp_path / "o"
+    command = [sys.executable, "-m", "streamdrop", "fit", "--sweep", str(path), "--output", str(output)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),  # as a shell starts "command &"
+    )
+    try:
+        while not list(output.glob("cells/*/*/*/*/result.json")):
+            assert process.poll() is None
+            os.sched_yield()
+    finally:
+        process.kill()
+        process.wait()
+    while running_cells(output):
+        os.sched_yield()

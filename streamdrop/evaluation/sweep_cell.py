@@ -66,7 +66,7 @@ def _stop_with_the_sweep() -> None:
     with contextlib.suppress(OSError, ValueError):
         while os.read(0, 1024):  # not sys.stdin: its lock would be held at exit
             pass
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)  # Ctrl-C is ignored by what a sweep in the background starts
 
 
 if __name__ == "__main__":
