@@ -29,8 +29,8 @@ class Templates:
     """The target's pictures, uint8 [h, w, 3]: as it was given, and as it was when it was last certain.
 
     The frame is reduced until the target is 12 pixels across, and each picture correlated with every place of it
-    (``cv2.TM_CCOEFF_NORMED``): milliseconds, where a sweep of the frame by the network takes some 30 crops. It says
-    where to look, no more: whether the target is there is for the network to say.
+    (``cv2.TM_CCOEFF_NORMED``, colour by colour): milliseconds, where a sweep of the frame by the network takes some 30
+    crops. It says where to look, no more: whether the target is there is for the network to say.
     """
 
     def __init__(self, first: Image, last: Image | None = None) -> None:
@@ -82,9 +82,16 @@ def _resized(image: Image, size: tuple[int, int]) -> Image:
 
 
 def _correlated(frame: Image, picture: Image) -> Map:
-    """The correlation, -1 to 1, of a picture with what lies under it at every place; -1 for one without a pattern."""
-    values = np.asarray(cv2.matchTemplate(frame, picture, cv2.TM_CCOEFF_NORMED), np.float32)
-    return np.nan_to_num(values, nan=-1) if picture.std() >= _FLAT else np.full_like(values, -1)
+    """The mean correlation, -1 to 1, of a picture's colours with what lies under them at every place.
+
+    Colours without a pattern are left out; a picture that has no others correlates with nothing (-1). One by one they
+    take OpenCV a fifth of the time that all three take at once.
+    """
+    pairs = zip(cv2.split(frame), cv2.split(picture), strict=True)
+    found = [cv2.matchTemplate(own, other, cv2.TM_CCOEFF_NORMED) for own, other in pairs if other.std() >= _FLAT]
+    shape = (frame.shape[0] - picture.shape[0] + 1, frame.shape[1] - picture.shape[1] + 1)
+    values: Map = np.mean(found, axis=0, dtype=np.float32) if found else np.full(shape, -1, np.float32)
+    return np.nan_to_num(values, nan=-1)
 
 
 def _peaks(alike: Map, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
