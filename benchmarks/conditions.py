@@ -23,21 +23,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from conditionbench.backbones import BACKBONES, backbone
 from conditionbench.frames import FRAMES, Seen, plain
 from conditionbench.verdicts import RULE, summarise, table
 from safetensors.torch import save_file
+from sequence_options import parsed, parser_of
 
 from streamdrop.atomic import replace_text
-from streamdrop.cli.arguments import names, wholes
+from streamdrop.cli.arguments import names
 from streamdrop.errors import StreamdropError
 from streamdrop.evaluation.arms import tracker_builder
 from streamdrop.evaluation.hardware import describe_hardware
@@ -137,24 +136,12 @@ def save(path: Path, records: list[dict[str, Any]], options: argparse.Namespace)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = os.environ.get("STREAMDROP_DATA")
-    parser.add_argument("folder", nargs="?", default=data and f"{data}/sequences")
+    parser = parser_of(__doc__)
     parser.add_argument("--conditions", type=names, default=list(CONDITIONS), help="of " + ", ".join(CONDITIONS))
     parser.add_argument("--arms", type=names, default=["none", "fixed", "drop"], help="of " + ", ".join(ARMS))
-    parser.add_argument("--sequences", type=names)
     parser.add_argument("--frames", type=int, default=100, help="the first so many of each sequence")
-    parser.add_argument("--seeds", type=wholes, default=[0])
-    parser.add_argument("--set", action="append", default=[], metavar="key=value")
     parser.add_argument("--output", type=Path, default=Path("runs/conditions"))
-    options = parser.parse_args()
-    if options.folder is None:
-        parser.error("no FOLDER and STREAMDROP_DATA is not set: give a folder of sequences")
-    for given, known in ((options.conditions, CONDITIONS), (options.arms, tuple(ARMS))):
-        if unknown := set(given) - set(known):
-            parser.error(f"{', '.join(sorted(unknown))}: not known; choose from {', '.join(known)}")
-    torch.set_num_threads(1)
-    return options
+    return parsed(parser, conditions=CONDITIONS, arms=ARMS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from sequence_options import parsed, parser_of
 
 from streamdrop.atomic import replace_text
 from streamdrop.boxes import Array, Box
-from streamdrop.cli.arguments import names, wholes
+from streamdrop.cli.arguments import names
 from streamdrop.columns import align
 from streamdrop.errors import DataError, StreamdropError
 from streamdrop.evaluation.arms import tracker_builder
@@ -167,24 +166,14 @@ def table(runs: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = os.environ.get("STREAMDROP_DATA")
-    parser.add_argument("folder", nargs="?", default=data and f"{data}/sequences")
+    parser = parser_of(__doc__)
     parser.add_argument("--arms", type=names, default=list(ARMS), help="of " + ", ".join(ARMS))
     parser.add_argument("--jumps", type=int, default=3)
     parser.add_argument("--every", type=int, default=2, help="leave frames out")
-    parser.add_argument("--sequences", type=names)
-    parser.add_argument("--seeds", type=wholes, default=[0])
-    parser.add_argument("--set", action="append", default=[], metavar="key=value")
     parser.add_argument("--output", type=Path, help="write JSON here")
-    options = parser.parse_args()
-    if options.folder is None:
-        parser.error("no FOLDER and STREAMDROP_DATA is not set: give a folder of sequences")
-    if unknown := set(options.arms) - set(ARMS):
-        parser.error(f"{', '.join(sorted(unknown))}: not known; choose from {', '.join(ARMS)}")
+    options = parsed(parser, arms=ARMS)
     if options.jumps < 1 or options.every < 1:
         parser.error("--jumps and --every are whole numbers of at least 1")
-    torch.set_num_threads(1)
     return options
 
 

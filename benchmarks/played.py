@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from sequence_options import parsed, parser_of
 
 from streamdrop.atomic import replace_text
-from streamdrop.cli.arguments import names, wholes
+from streamdrop.cli.arguments import names
 from streamdrop.columns import align
 from streamdrop.errors import DataError, StreamdropError
 from streamdrop.evaluation.arms import tracker_builder
@@ -106,24 +105,13 @@ def table(rows: dict[str, dict[str, Any]], arms: Sequence[str]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = os.environ.get("STREAMDROP_DATA")
-    parser.add_argument("folder", nargs="?", default=data and f"{data}/sequences")
+    parser = parser_of(__doc__)
     parser.add_argument("--plays", type=names, default=list(PLAYS), help="of " + ", ".join(PLAYS))
     parser.add_argument("--arms", type=names, default=["drop"])
     parser.add_argument("--peers", type=names, default=[])
     parser.add_argument("--models", type=Path, help="folder of the rivals' networks")
-    parser.add_argument("--sequences", type=names)
-    parser.add_argument("--seeds", type=wholes, default=[0])
-    parser.add_argument("--set", action="append", default=[], metavar="key=value")
     parser.add_argument("--output", type=Path, help="write JSON here")
-    options = parser.parse_args()
-    if options.folder is None:
-        parser.error("no FOLDER and STREAMDROP_DATA is not set: give a folder of sequences")
-    if unknown := set(options.plays) - set(PLAYS):
-        parser.error(f"{', '.join(sorted(unknown))}: not known; choose from {', '.join(PLAYS)}")
-    torch.set_num_threads(1)
-    return options
+    return parsed(parser, plays=PLAYS)
 
 
 if __name__ == "__main__":

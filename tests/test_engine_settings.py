@@ -1,13 +1,12 @@
 """A tuner inside what an application has set for torch, and the errors of a loss."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch_settings import SETTINGS, elsewhere
 
 from streamdrop.engine import FineTuner
 from streamdrop.errors import TraceError, TrainingError
@@ -24,19 +23,6 @@ STORES = {
     "int8": lambda folder: LmdbStore(folder, dtype="int8"),
     "tiered": lambda folder: TieredStore(folder, memory_bytes=20_000),
 }
-
-
-@contextmanager
-def elsewhere() -> Iterator[None]:
-    """Tensors are made on a device that holds no values, as torch.set_default_device("cuda") makes them on a GPU."""
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-SETTINGS = [torch.inference_mode, torch.no_grad, partial(torch.autocast, "cpu", torch.bfloat16), elsewhere]
 
 
 def learned(outside, folder, store="memory", policy=None, loss=functional.cross_entropy):
@@ -60,7 +46,7 @@ def learned(outside, folder, store="memory", policy=None, loss=functional.cross_
     return losses, {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("outside", SETTINGS)
+@pytest.mark.parametrize("outside", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("store", STORES)
 def test_a_tuner_learns_the_same_whatever_is_set_outside(tmp_path, outside, store):
     losses, weights = learned(outside, tmp_path / "a", store)
@@ -69,7 +55,7 @@ def test_a_tuner_learns_the_same_whatever_is_set_outside(tmp_path, outside, stor
     assert all(torch.equal(weights[name], others[name]) for name in others)
 
 
-@pytest.mark.parametrize("outside", SETTINGS)
+@pytest.mark.parametrize("outside", SETTINGS.values(), ids=SETTINGS)
 def test_so_it_does_where_scores_decide(tmp_path, outside):
     losses, weights = learned(outside, tmp_path, policy=AutoPolicy())
     expected, others = learned(nullcontext, tmp_path, policy=AutoPolicy())
@@ -89,7 +75,7 @@ def test_a_store_is_taken_elsewhere_while_tensors_are_made_on_another_device(tmp
     assert torch.equal(targets, BATCH.targets)
 
 
-@pytest.mark.parametrize("outside", SETTINGS)
+@pytest.mark.parametrize("outside", SETTINGS.values(), ids=SETTINGS)
 def test_a_model_is_split_the_same_whatever_is_set_outside(outside):
     torch.manual_seed(0)
     model = SmallNet().eval()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache, partial
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch_settings import SETTINGS
 
 from streamdrop.boxes import Box
 from streamdrop.errors import ConfigError, TrainingError
@@ -52,20 +53,7 @@ def expected() -> list[Box]:
     return boxes()
 
 
-@contextmanager
-def meta() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [torch.inference_mode, torch.no_grad, partial(torch.autocast, "cpu", torch.bfloat16), meta],
-    ids=["inference", "no_grad", "autocast", "device"],
-)
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_what_the_application_sets_changes_no_box(setting: Callable[[], AbstractContextManager[None]]) -> None:
     with setting():
         found = boxes()

@@ -34,7 +34,7 @@ class Motion:
     """The target's state in plain numbers. ``box`` is the last known one, ``lost`` counts frames since it was seen.
 
     ``steady``: frames since it was found (again); ``waiting``: samples not yet learned from;
-    ``swept``: crops in which it was searched for elsewhere since it was seen;
+    ``swept``: crops of the sweep in which it was searched for since it was seen;
     ``aspect``: width over height in the first frame; ``usual``: √(w·h) it has had of late where it scored well;
     ``level``: the peak it has had of late; ``anchored``: what the anchor has given it of late, ``opinions`` times in
     all; ``vx``, ``vy``: pixels a frame; ``surprise``: how far from where it was expected it has been of late, in
