@@ -84,7 +84,7 @@ def main() -> int:
     runs: list[dict[str, Any]] = []
     try:
         sequences = read_sequences(options.folder, options.sequences)
-        cases = {one.name: jumping(thinned(one, options.every), options.jumps) for one in sequences}
+        cases = {one.name: jumping(one.part(slice(None, None, options.every)), options.jumps) for one in sequences}
         for job in schedule([case.sequence for case in cases.values()], options.arms, (), options.seeds):
             runs.append(measure(job, cases[job.sequence.name], options.set))
             print(f"{job}: AUC {runs[-1]['auc']:.3f}, found after {runs[-1]['after']}", file=sys.stderr, flush=True)
@@ -96,12 +96,6 @@ def main() -> int:
         replace_text(options.output, json.dumps(found, indent=1) + "\n")
     print(table(runs, options.arms), describe_hardware(), sep="\n")
     return 0
-
-
-def thinned(sequence: VideoSequence, every: int) -> VideoSequence:
-    """Every so manyth frame of it."""
-    part = slice(None, None, every)
-    return replace(sequence, frames=sequence.frames[part], truth=sequence.truth[part], absent=sequence.absent[part])
 
 
 def jumping(sequence: VideoSequence, jumps: int) -> Jumping:

@@ -47,8 +47,11 @@ class VideoSequence:
 
     def head(self, frames: int | None) -> VideoSequence:
         """The first ``frames`` of it (all when None)."""
-        part = slice(frames)
-        return replace(self, frames=self.frames[part], truth=self.truth[part], absent=self.absent[part])
+        return self.part(slice(frames))
+
+    def part(self, chosen: slice) -> VideoSequence:
+        """The ``chosen`` frames of it."""
+        return replace(self, frames=self.frames[chosen], truth=self.truth[chosen], absent=self.absent[chosen])
 
 
 def read_sequences(
