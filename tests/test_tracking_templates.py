@@ -130,7 +130,7 @@ def test_what_is_looked_at_anyway_is_no_likely_place() -> None:
 
 
 def test_fewer_than_no_places_are_refused() -> None:
-    with pytest.raises(ConfigError, match="likely is a whole number of at least 0"):
+    with pytest.raises(ConfigError, match="likely is -1: give a whole number of at least 0"):
         LostConfig(likely=-1)
 
 

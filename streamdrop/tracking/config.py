@@ -90,7 +90,7 @@ class FirstFrameConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if min(self.crops, self.steps, self.batch) < 1:
-            raise ConfigError("first_frame: crops, steps and batch are whole numbers of at least 1")
+            raise ConfigError("crops, steps and batch are whole numbers of at least 1")
         for name in ("background", "again"):
             check_whole(name, getattr(self, name), 0)
         check_above("learning_rate", self.learning_rate, 0.0)
@@ -126,7 +126,7 @@ class UpdateConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if min(self.every, self.steps, self.recent, self.memory) < 1 or min(self.first, self.early, self.confirm) < 0:
-            raise ConfigError("update: every, steps, recent, memory at least 1; first, early, confirm at least 0")
+            raise ConfigError("every, steps, recent, memory at least 1; first, early, confirm at least 0")
         _check_between("lasting", self.lasting, 0.0, 1.0)
         _check_between("anchor", self.anchor, 0.0, 1.0)
         check_above("learning_rate", self.learning_rate, 0.0)
@@ -166,7 +166,7 @@ class BoxConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if min(self.pool, self.samples, self.fresh) < 1 or self.recent < 0:
-            raise ConfigError("box: pool, samples and fresh are whole numbers of at least 1, recent of at least 0")
+            raise ConfigError("pool, samples and fresh are whole numbers of at least 1, recent of at least 0")
         _check_between("lasting", self.lasting, 0.0, 1.0)
         check_above("context", self.context, 0.0)
         check_above("ridge", self.ridge, 0.0)
@@ -207,9 +207,9 @@ class LostConfig:
         _check_between("floor", self.floor, 0.0, 1.0)
         _check_between("rival", self.rival, 0.0, 1.0)
         if self.windows < 1:
-            raise ConfigError("lost: windows is a whole number of at least 1")
+            raise ConfigError(f"windows is {self.windows}: give a whole number of at least 1")
         if self.likely < 0:
-            raise ConfigError("lost: likely is a whole number of at least 0")
+            raise ConfigError(f"likely is {self.likely}: give a whole number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class DropConfig:
         if not 0 <= self.blocks <= 7:
             raise ConfigError(f"blocks is {self.blocks}: between 0 and 7 blocks of the backbone can be trained")
         if self.warm_up < 0 or min(self.steps, self.trial) < 1:
-            raise ConfigError("drop: warm_up is at least 0, steps and trial at least 1")
+            raise ConfigError("warm_up is at least 0, steps and trial at least 1")
         if self.policy == IF_IT_PAYS and not self.blocks:
             raise ConfigError(f"policy {IF_IT_PAYS} and 0 blocks: there is nothing to try, give at least 1")
         check_above("learning_rate", self.learning_rate, 0.0)
