@@ -25,6 +25,7 @@ from streamdrop.values import UnfitValue, fitted
 
 T = TypeVar("T")
 KeyPath = tuple[str, ...]
+_NOTHING = object()
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -89,6 +90,18 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         under = result.get(key)
         result[key] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys, as ``a.b``, at which two configurations of plain values are not the same, or that one lacks."""
+    found: list[str] = []
+    for key in (*now, *(key for key in before if key not in now)):
+        one, other = (values.get(key, _NOTHING) for values in (before, now))
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += [f"{key}.{below}" for below in differing_keys(one, other)]
+        elif one != other:
+            found.append(key)
+    return found
 
 
 def _read(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> _Document:

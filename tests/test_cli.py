@@ -214,9 +214,10 @@ def test_a_run_that_is_refused_leaves_old_outputs_alone(video, tmp_path, capsys)
     command = ["track", source, "--box", box, "--boxes", files["boxes.txt"], "--events", files["events.jsonl"], *SET]
     assert run(capsys, *command, "--store", tmp_path / "run")[0] == 0
     before = {path: path.read_bytes() for path in files.values()}
-    for more in ([], ["--resume", "--seed", "7"]):
+    for more, why in (([], "earlier run"), (["--resume", "--seed", "7"], "another configuration.seed:")):
         status, _, err = run(capsys, *command, "--store", tmp_path / "run", *more)
         assert (status, err.count("\n")) == (1, 1), err
+        assert why in err
         assert {path: path.read_bytes() for path in files.values()} == before
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from streamdrop.config import load
+from streamdrop.config import differing_keys, load
 from streamdrop.errors import ConfigError
 
 
@@ -128,6 +128,14 @@ def test_a_given_mapping_is_left_alone():
     given = {"rounds": {"steps": 2}}
     load(given, Outer, ["rounds.steps=3"])
     assert given == {"rounds": {"steps": 2}}
+
+
+def test_keys_that_differ_are_named_as_deep_as_they_are():
+    before = {"a": 1, "b": {"c": 1, "d": {"e": None}}, "old": 0}
+    assert differing_keys(before, before) == []
+    now = {"a": 1, "b": {"c": 2, "d": {"e": 0, "f": None}}, "new": None}
+    assert differing_keys(before, now) == ["b.c", "b.d.e", "b.d.f", "new", "old"]
+    assert differing_keys({"a": {"b": 1}}, {"a": 1}) == ["a"]
 
 
 def test_missing_file():

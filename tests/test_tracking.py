@@ -14,6 +14,7 @@ from small_tracker import SMALL
 
 from streamdrop import Box, StreamdropError, Track, Tracker, track
 from streamdrop.boxes import iou
+from streamdrop.checkpoint import read_checkpoint, take_snapshot
 from streamdrop.errors import BoxError, CheckpointError, ConfigError, DataError, WeightsError
 from streamdrop.store import TieredStore
 from streamdrop.testing.targets import moving_square
@@ -232,8 +233,20 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
     tracker = small()
     tracker.init(images[0], truth[0])
     tracker.save(tmp_path / "c")
-    with pytest.raises(CheckpointError, match="configured otherwise"):
+    with pytest.raises(CheckpointError, match=r"configured otherwise.* \(update\.every\)"):
         small(update={**SMALL["update"], "every": 4}).restore(tmp_path / "c")
+
+
+def test_a_checkpoint_of_a_version_with_fewer_keys_says_which(tmp_path: Path) -> None:
+    images, truth = moving_square(1)
+    tracker = small()
+    tracker.init(images[0], truth[0])
+    tracker.save(tmp_path / "c")
+    parts, state = read_checkpoint(tmp_path / "c")
+    del state["extra"]["configuration"]["lost"]["likely"]
+    take_snapshot(parts, state).write(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=r"another version \(lost\.likely\)"):
+        small().restore(tmp_path / "c")
 
 
 def test_a_store_on_disk_is_begun_anew_by_init(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _of_one(
     closing.callback(tracker.close)
     truth = options.truth[0] if options.truth else None
     recorder = closing.enter_context(Recorder(begun, **recorded(options), truth=truth, layers=tracker.layers))
-    started = {**_source(options, begun), "box": list(boxes[0]), "configuration": _digest(config)}
+    started = {**_source(options, begun), "box": list(boxes[0]), "configuration": _plain(config)}
     return recorder, TrackRun(recorder, tracker, boxes[0], started=started, state=state, resume=options.resume)
 
 
@@ -94,7 +94,7 @@ def _of_several(
     truths = dict(zip(ids, options.truth or [], strict=False))
     outputs = recorded(options)
     recorder = closing.enter_context(GroupRecorder(begun, ids, **outputs, truths=truths, layers=targets.layers))
-    started = {**_source(options, begun), "boxes": [list(box) for box in boxes], "configuration": _digest(config)}
+    started = {**_source(options, begun), "boxes": [list(box) for box in boxes], "configuration": _plain(config)}
     return recorder, TrackRun(recorder, targets, boxes, started=started, state=state, resume=options.resume)
 
 
@@ -209,7 +209,6 @@ def _source(options: argparse.Namespace, begun: _Begun) -> dict[str, Any]:
     return {"source": options.source, FIRST_FRAME: hashlib.sha256(begun.first.image.tobytes()).hexdigest()[:16]}
 
 
-def _digest(config: TrackerConfig) -> str:
+def _plain(config: TrackerConfig) -> dict[str, Any]:
     """What must be the same for a run to go on; where its state lies need not be."""
-    values: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "store"}
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+    return {key: value for key, value in asdict(config).items() if key != "store"}

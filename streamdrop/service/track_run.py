@@ -25,6 +25,7 @@ from typing import IO, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 from streamdrop import checkpoint
 from streamdrop.atomic import replace_text
 from streamdrop.boxes import Box
+from streamdrop.config import differing_keys
 from streamdrop.errors import CheckpointError, OutputError, StreamError
 from streamdrop.types import RoundReport, Sample, Track
 
@@ -200,7 +201,7 @@ def _open_state(state: Path, started: dict[str, Any], resume: bool) -> None:
     try:
         before = json.loads(mark.read_text(encoding="utf-8"))
         before.setdefault(FIRST_FRAME, started.get(FIRST_FRAME))  # earlier versions did not note it
-        differing = [key for key in started if before.get(key) != started[key]]
+        differing = differing_keys({key: before.get(key) for key in started}, started)
     except (OSError, ValueError, AttributeError):
         raise CheckpointError(f"{mark}: damaged: remove {state} to start anew") from None
     if differing:

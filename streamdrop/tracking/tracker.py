@@ -15,7 +15,7 @@ from torch import Tensor
 
 from streamdrop.boxes import Box, as_box, check_inside
 from streamdrop.checkpoint import Snapshot
-from streamdrop.config import load
+from streamdrop.config import differing_keys, load
 from streamdrop.errors import CheckpointError, StreamdropError
 from streamdrop.pixels import Tones, as_rgb
 from streamdrop.tracking.anchor import Anchor
@@ -251,12 +251,11 @@ class Tracker:
             extra = self._rounds.restore(path)
         try:
             configuration, motion, tones = (extra[key] for key in ("configuration", "motion", "tones"))
+            _check_same(configuration, self.config, path)
             regression = BoxRegression.restored(self.config.box, self._learner.tuner.extra_tensors)
             templates = Templates.restored(self._learner.tuner.extra_tensors)
         except KeyError as error:
             raise CheckpointError(f"{path}: not a tracker's checkpoint ({error} is missing): check the path") from None
-        if configuration != _identity(self.config):
-            raise CheckpointError(f"{path}: saved by a tracker configured otherwise: give the configuration it had")
         if self._fusion is not None:
             self._fusion.restore(extra.get("prior"))
         anchor = self._learner.restored_anchor()
@@ -349,6 +348,16 @@ def _identity(config: TrackerConfig) -> Any:
     """The configuration as plain data, without where the features lie and what concerns several targets."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("store", "targets")}
     return json.loads(json.dumps(values))
+
+
+def _check_same(configuration: Mapping[str, Any], config: TrackerConfig, path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError unless ``configuration``, of a checkpoint, is ``config``."""
+    differing = differing_keys(configuration, _identity(config))
+    if differing:
+        raise CheckpointError(
+            f"{path}: saved by a tracker configured otherwise, or of another version ({', '.join(differing)}): "
+            "give what it had, or begin anew"
+        )
 
 
 def _ms(began: float) -> float:
