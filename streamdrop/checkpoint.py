@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -85,7 +86,8 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
     Raises OutputError where the folder cannot be written.
     """
     root = Path(path)
-    folder = root / f"state-{_last_number(root) + 1:06d}"
+    last = max(numbered(root, "state"), default=0)
+    folder = root / f"state-{last + 1:06d}"
     try:
         folder.mkdir(parents=True)
         for name, tensors in parts:
@@ -101,9 +103,15 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
         raise OutputError(
             f"{root}: the checkpoint cannot be written ({error}): free space or choose another folder"
         ) from None
-    for old in root.glob("state-*"):
+    for old in numbered(root, "state").values():
         if old.name != folder.name:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def numbered(root: Path, kind: str) -> dict[int, Path]:
+    """The folders ``kind``-000001 … by number, whole or not; what else lies there, whatever its name, is its owner's."""
+    found = ((re.fullmatch(rf"{kind}-([0-9]{{6,}})", path.name), path) for path in root.glob(f"{kind}-*"))
+    return {int(match[1]): path for match, path in found if match is not None}
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -187,11 +195,6 @@ def _check_digests(folder: Path, state: Any) -> None:
     written, found = dict(json.loads(file.read_text(encoding="utf-8"))), _digests(folder)
     if changed := sorted(name for name in written.keys() | found if written.get(name) != found.get(name)):
         raise ValueError(f"{', '.join(changed)} changed since it was written")
-
-
-def _last_number(root: Path) -> int:
-    numbers = [folder.name.removeprefix("state-") for folder in root.glob("state-*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

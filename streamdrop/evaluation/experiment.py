@@ -214,8 +214,12 @@ def _has_state(folder: Path) -> bool:
 
 
 def _tidy(folder: Path) -> None:
+    """Remove what arms left to go on with, and nothing else that a folder of that name may hold."""
     for name in ("state", "stores"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        for strategy in STRATEGIES:
+            shutil.rmtree(folder / name / strategy, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or not ours alone
+            (folder / name).rmdir()
 
 
 def _read(config: FitConfig, download: bool) -> FitData:

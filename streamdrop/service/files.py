@@ -18,7 +18,7 @@ from streamdrop.types import Image, Track
 
 log = logging.getLogger("streamdrop")
 
-_LEFT = re.compile(r"\d{8}-\d{6}(-\d+)?\.mp4\.partial")
+_OWN = re.compile(r"\d{8}-\d{6}(-\d+)?\.mp4(\.partial)?")
 """What a video of ``_unused``'s names is called until it is whole."""
 
 NAMES = {"xywh": "boxes.txt", "mot": "boxes.mot.txt", "got10k": "boxes.got10k.txt"}
@@ -73,7 +73,7 @@ class OutputFiles:
         if self._video is None:
             videos = self._folder / "video"
             videos.mkdir(exist_ok=True)
-            there = sorted(videos.glob("*.mp4"))
+            there = sorted(path for path in videos.glob("*.mp4") if _OWN.fullmatch(path.name))
             for old in there[: max(0, len(there) + 1 - self._config.videos)]:  # the new one counts
                 old.unlink(missing_ok=True)
             self._video = VideoWriter(_unused(videos), self._fps, (image.shape[1], image.shape[0]))
@@ -99,7 +99,7 @@ class OutputFiles:
 
 def _remove_left(folder: Path) -> None:
     for path in sorted(folder.glob("*.partial")):
-        if _LEFT.fullmatch(path.name):
+        if _OWN.fullmatch(path.name):
             path.unlink(missing_ok=True)
             log.warning("%s: removed: the process that wrote it was killed, and it lacks its index", path)
 

@@ -34,7 +34,7 @@ def packer_of(state: State) -> Packer:
 def remove_store(path: Path) -> None:
     """Delete the files of a store that nobody has open, and nothing else. Raises StoreError."""
     try:
-        for pattern in ("data.mdb", "lock.mdb", "seal.json", *(f"{kind}-*.bin" for kind in _NAMES.values())):
+        for pattern in ("data.mdb", "lock.mdb", "seal.json", *(f"{kind}-[0-9]*.bin" for kind in _NAMES.values())):
             for file in path.glob(pattern):
                 file.unlink()
     except OSError as error:
@@ -109,7 +109,7 @@ class Files:
                 del self._open[name]
         paths = {self.path(*name) for name in wanted}
         for kind in _NAMES.values():
-            for file in self._path.glob(f"{kind}-*.bin"):
+            for file in self._path.glob(f"{kind}-[0-9]*.bin"):
                 if file not in paths:
                     with suppress(OSError):
                         file.unlink()

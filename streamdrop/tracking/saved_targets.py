@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from streamdrop.atomic import replace_text
-from streamdrop.checkpoint import remove_unfinished
+from streamdrop.checkpoint import numbered, remove_unfinished
 from streamdrop.errors import CheckpointError, OutputError
 from streamdrop.tracking.tracker import Tracker
 
@@ -34,7 +34,8 @@ def write_targets(path: str | os.PathLike[str], trackers: Mapping[int, Tracker],
     Raises OutputError.
     """
     root = Path(path)
-    folder = root / f"set-{_last_number(root) + 1:06d}"
+    last = max(numbered(root, "set"), default=0)
+    folder = root / f"set-{last + 1:06d}"
     try:
         folder.mkdir(parents=True)
         for key, tracker in sorted(trackers.items()):
@@ -50,7 +51,7 @@ def write_targets(path: str | os.PathLike[str], trackers: Mapping[int, Tracker],
         ) from None
     for tracker in trackers.values():
         tracker.learner.tuner.release()
-    for old in root.glob("set-*"):
+    for old in numbered(root, "set").values():
         if old.name != folder.name:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -84,8 +85,3 @@ def _whole(written: Any) -> dict[str, Any] | None:
 def _digest(state: dict[str, Any]) -> str:
     """xxh3-64 of plain data as JSON, in hex, whichever order its keys are in."""
     return xxhash.xxh3_64_hexdigest(json.dumps(state, sort_keys=True).encode())
-
-
-def _last_number(root: Path) -> int:
-    numbers = [folder.name.removeprefix("set-") for folder in root.glob("set-*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=0)
