@@ -26,8 +26,9 @@ def calibrate(
 
     Each is the plain mean over the batches (Wu and Johnson 2021, section 3: PreciseBN). Dropout and the like stay off.
     """
-    between = split.step(lower, upper)
-    norms = [m for m in between.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    between = split.step(lower, upper).train()  # norms that the model itself keeps in eval mode stay in it
+    norms = [m for m in between.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [norm for norm in norms if norm.track_running_stats]
     if not norms or not batches:
         return 0
     done = 0

@@ -109,7 +109,7 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
 
 
 def numbered(root: Path, kind: str) -> dict[int, Path]:
-    """The folders ``kind``-000001 … by number, whole or not; what else lies there, whatever its name, is its owner's."""
+    """The folders ``kind``-000001 … by number, whole or not; what else lies there is its owner's."""
     found = ((re.fullmatch(rf"{kind}-([0-9]{{6,}})", path.name), path) for path in root.glob(f"{kind}-*"))
     return {int(match[1]): path for match, path in found if match is not None}
 

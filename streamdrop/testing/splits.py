@@ -103,9 +103,23 @@ def _check_cuts(split: SplitModel, inputs: Activations) -> None:
     assert_same(inputs, given, "the input")
 
 
+def _check_modes(split: SplitModel) -> None:
+    """A head's ``train()`` does to its modules what the model's own does, and nothing to others."""
+    ends = [module for module in split.model.train().modules() if not list(module.children())]
+    trained = {id(module) for module in ends if module.training}
+    for cut in (0, len(split.layers) - 1):
+        split.model.eval()
+        own = {id(module) for module in split.head(cut).train().modules()}
+        found = {id(module) for module in ends if module.training}
+        same = trained & own <= found <= trained
+        assert same, f"head({cut}).train() is not what the model's own train() does to its modules"
+
+
 def _check_training(split: SplitModel, inputs: Activations) -> None:
     model = split.model.train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
+    _check_modes(split)
+    model.train()
     results = []
     for part in (model, split.head(0)):
         with torch.no_grad(), torch.random.fork_rng():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from typing_extensions import Self
 
 from streamdrop.errors import DataError, ModelError
 from streamdrop.tracing.flow import Flow, Live, is_dense
@@ -17,17 +18,31 @@ class Piece(nn.Module):
     """A part of a model between two cuts; shares the model's parameters and submodules under their own names.
 
     Takes the activations of its lower cut, as a tuple or one by one; gives those of its upper cut as a tuple, or the
-    model's output. Never writes to what it is given. ``train()`` and ``eval()`` reach the submodules it shares; what
-    the model's forward itself decides by its mode follows those submodules.
+    model's output. Never writes to what it is given. ``train()`` and ``eval()`` reach the submodules it shares, as the
+    model's own would (one that keeps its BatchNorm in eval mode does so here); what the model's forward itself decides
+    by its mode follows those submodules.
     """
 
     _pacer: nn.Module | None  # tells the mode in place of this module; kept out of the submodules
+    _owners: tuple[nn.Module, ...]  # modules around the shared ones that have a train() of their own; kept out too
 
     def __init__(self, name: str, takes: int, make: Callable[[bool], Callable[..., Any]]) -> None:
         super().__init__()
         self._plan = (name, takes, make)
         self._code: dict[bool, Callable[..., Any]] = {}
         object.__setattr__(self, "_pacer", None)
+        object.__setattr__(self, "_owners", ())
+
+    def train(self, mode: bool = True) -> Self:
+        """Put what it shares into train or eval mode, and nothing else of the model."""
+        super().train(mode)
+        own = {*self.modules(), *filter(_ends, self._owners)}  # a layer whose forward was followed is in it as a whole
+        for owner in self._owners:
+            others = [(module, module.training) for module in owner.modules() if module not in own]
+            owner.train(mode)
+            for module, before in others:
+                _back_to(module, before)
+        return self
 
     def extra_repr(self) -> str:
         """Which part this is."""
@@ -82,6 +97,7 @@ def build(flow: Flow, name: str, lower: tuple[int, Sequence[Live]], upper: tuple
     piece = Piece(name, len(lower[1]), _Maker(make))
     _share(piece, flow, span)
     piece.training = flow.model.training
+    object.__setattr__(piece, "_owners", _owners(piece, flow.model))
     if flow.traces[0] is not flow.traces[1]:
         object.__setattr__(piece, "_pacer", _pacer(piece))
     return piece
@@ -130,6 +146,27 @@ def _share(piece: Piece, flow: Flow, span: range) -> None:
             object.__setattr__(piece, target, constants[target])
         else:
             attach(piece, flow.model, target)
+
+
+def _owners(piece: Piece, model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules in whose place the piece has empty ones, the model first, as far as they have their own ``train``."""
+    empty = [name for name, module in piece.named_modules() if name and type(module) is nn.Module]
+    owners = [model, *(model.get_submodule(name) for name in empty)]
+    return tuple(owner for owner in owners if getattr(owner.train, "__func__", None) is not nn.Module.train)
+
+
+def _back_to(module: nn.Module, training: bool) -> None:
+    """A mode that was changed in passing; modules that do more when it changes, such as merge weights, do it again."""
+    if module.training == training:
+        return
+    if _ends(module):
+        module.train(training)
+    else:
+        module.training = training
+
+
+def _ends(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
 
 
 def _pacer(piece: Piece) -> nn.Module | None:
