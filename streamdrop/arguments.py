@@ -44,6 +44,15 @@ def check_options(autocast: Any, thaw: Any, prepare: Any, scoring: Any) -> None:
         raise ConfigError(f"scoring is {scoring!r}: give True, False, or None for what the policy needs")
 
 
+def check_plan(plan: ThawPlan | None, layers: int) -> None:
+    """Raise ConfigError for a thaw to a cut that no drop of so many layers goes beyond."""
+    if plan is not None and plan.to > max(0, layers - 2):
+        raise ConfigError(
+            f"thaw.to is {plan.to}, but of {layers} layers at most {layers - 1} are dropped: give a cut up to "
+            f"{max(0, layers - 2)}"
+        )
+
+
 def checked_callbacks(callbacks: Any) -> tuple[Callable[..., None], ...]:
     """The callbacks as a tuple. Raises ConfigError for what are none."""
     given = tuple(callbacks) if isinstance(callbacks, Iterable) else ()

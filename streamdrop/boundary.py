@@ -39,7 +39,10 @@ class Boundary:
         check_optimizer(self.optimizer, trainable)
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         check_scheduler(self.scheduler)
-        self._groups = [list(group["params"]) for group in self.optimizer.param_groups]  # a thaw brings them back
+        self._groups: list[list[torch.nn.Parameter]] = []  # all that were ever in each: a thaw brings them back
+        self._note_members()
+        given = {id(parameter) for group in self._groups for parameter in group}
+        self._left_out = [parameter for parameter in trainable if id(parameter) not in given]
         self._grown = 1
         forget_parameters(self.optimizer, split.tail_parameters(cut).values())
 
@@ -50,8 +53,15 @@ class Boundary:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
-        return float(self.optimizer.param_groups[0].get("lr", 0.0))
+        """The learning rate of the first parameter group that still trains something, 0.0 where there is none."""
+        groups = self.optimizer.param_groups
+        return float(next((group for group in groups if group["params"]), groups[0]).get("lr", 0.0))
+
+    def clear_gradients(self) -> None:
+        """Clear the gradients of all that is trained, and of what the optimiser was not given: they would pile up."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._left_out:
+            parameter.grad = None
 
     def schedule(self, loss: float) -> None:
         """A round of mean ``loss`` is over: the scheduler's next step, if there is one.
@@ -72,6 +82,7 @@ class Boundary:
     def advance(self, cut: int) -> None:
         """Layers below ``cut`` leave the optimiser for good or until a thaw; the batch may grow."""
         self.cut = cut
+        self._note_members()
         forget_parameters(self.optimizer, self._split.tail_parameters(cut).values())
         self._grow()
 
@@ -81,10 +92,18 @@ class Boundary:
         What is in no layer's place, such as a loss's own weights, stays.
         """
         self.cut = cut
+        self._note_members()
         tail = {id(parameter) for parameter in self._split.tail_parameters(cut).values()}
         for group, members in zip(self.optimizer.param_groups, self._groups, strict=True):
             group["params"] = [parameter for parameter in members if id(parameter) not in tail]
         self._grow()
+
+    def _note_members(self) -> None:
+        """Groups, and members of groups, may be added by the caller at any time."""
+        for index, group in enumerate(self.optimizer.param_groups):
+            known = self._groups[index] if index < len(self._groups) else []
+            there = {id(parameter) for parameter in known}
+            self._groups[index:] = [[*known, *(p for p in group["params"] if id(p) not in there)]]
 
     def _grow(self) -> None:
         grown = growth(self._split, self._settings.cut, self.cut, self._settings.grow_batch)

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,7 +161,7 @@ def pack(values: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
         return {"tensor": prefix}
     if isinstance(values, Mapping):
         items = [[key, pack(value, tensors, f"{prefix}/{key}")] for key, value in values.items()]
-        return {"items": items}
+        return {"counter" if isinstance(values, Counter) else "items": items}
     if isinstance(values, (list, tuple)):
         packed = [pack(value, tensors, f"{prefix}/{i}") for i, value in enumerate(values)]
         return {"tuple" if isinstance(values, tuple) else "list": packed}
@@ -174,8 +175,9 @@ def unpack(values: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, inner),) = values.items()
     if kind == "tensor":
         return tensors[inner]
-    if kind == "items":
-        return {key: unpack(value, tensors) for key, value in inner}
+    if kind in ("items", "counter"):
+        items = {key: unpack(value, tensors) for key, value in inner}
+        return Counter(items) if kind == "counter" else items  # a MultiStepLR's milestones, which it counts
     parts = [unpack(value, tensors) for value in inner]
     return tuple(parts) if kind == "tuple" else parts
 

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from streamdrop.boundary import Boundary
 from streamdrop.calibration import calibrate, calibration_batches
 from streamdrop.decisions import Decisions
-from streamdrop.errors import ConfigError, StreamdropError
+from streamdrop.errors import ConfigError
 from streamdrop.interrupts import held
 from streamdrop.rounds import Clock
 from streamdrop.scores import GradientScores
@@ -112,7 +112,7 @@ class Cutting:
         """Thaw; where that cannot be, the plan is as it was before the round: there is nothing to return from."""
         try:
             self.thaw(cut)
-        except StreamdropError:
+        except BaseException:
             self.thawing.restore(planned)
             raise
         self.decisions.why = f"thawed: all from cut {cut} on is trained again"

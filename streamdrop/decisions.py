@@ -182,7 +182,10 @@ class Decisions:
         self._losses = [*self._losses, loss][-LOSSES:]
         came_from, self._came_from = self._came_from, None
         tolerance = self._parts.tolerance
-        if came_from is None or tolerance is None or loss <= tolerance * before:
+        if came_from is None or tolerance is None:
+            return False
+        most = tolerance * before if before >= 0 else (2 - tolerance) * before  # as far above a loss below 0
+        if loss <= most:
             return False
         self._refusals += 1
         self._quiet_until = round_ + 2**self._refusals

@@ -19,6 +19,7 @@ from streamdrop.alignment import align_store
 from streamdrop.arguments import (
     check_batch,
     check_options,
+    check_plan,
     check_round,
     check_split_and_store,
     checked_callbacks,
@@ -109,6 +110,7 @@ class FineTuner:
         self.decisions = Decisions(self.policy, self.settings, split)
         scoring = self.decisions.needs_scores if scoring is None else scoring
         self.decisions.check(scoring)
+        check_plan(thaw, self.decisions.layers)
         self.thawing = Thawing(thaw)
         self._feed = Feed(split, self.store, self.device, self.settings.chunk)
         self._boundary = Boundary(split, self.settings, self._feed.open(self.settings.cut), optimizer, scheduler)
@@ -244,7 +246,7 @@ class FineTuner:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the first parameter group, 0.0 where the optimiser has none."""
+        """The learning rate of the first parameter group that still trains something, 0.0 where there is none."""
         return self._boundary.rate
 
     def predict(self, images: Inputs) -> Any:
@@ -357,7 +359,7 @@ class FineTuner:
 
     def _iterations(self, began: UnderWay, staged: StagedCut | None, ahead: int) -> Generator[None, None, None]:
         """Every batch through the head, a pause after each; ``began`` notes losses and samples."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._boundary.clear_gradients()
         reading = self._feed.read(began.batches, ahead, self._takes_weights, began.clock)
         with contextlib.closing(reading) as batches:
             for index, batch in enumerate(batches):
@@ -432,7 +434,7 @@ class FineTuner:
         with held():  # some weights stepped and others not would be no step at all
             self.optimizer.step()
             self.cutting.mean.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._boundary.clear_gradients()
         if self.settings.whole_backward:
             for parameter in self.split.tail_parameters(self.cut).values():
                 parameter.grad = None

@@ -11,6 +11,7 @@ from torch import Tensor
 from streamdrop import resume
 from streamdrop.arguments import check_saved, check_tensors
 from streamdrop.checkpoint import Snapshot
+from streamdrop.store import MemoryStore
 
 if TYPE_CHECKING:
     from streamdrop.engine import FineTuner
@@ -34,11 +35,13 @@ class Saving:
     def snapshot(self, extra: Any, tensors: Mapping[str, Tensor] | None) -> Snapshot:
         """What ``FineTuner.snapshot`` gives, and raises."""
         check_tensors(tensors)
-        return resume.snapshot(self._tuner, self._tuner.store.mark(), extra, tensors or {})
+        store = self._tuner.store  # one in memory goes with the checkpoint whole: it has nothing to hold back
+        mark = 0 if isinstance(store, MemoryStore) else store.mark()
+        return resume.snapshot(self._tuner, mark, extra, tensors or {})
 
     def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool) -> None:
         """What ``FineTuner.written`` does, and raises."""
-        self._held = taken.state["store"]["mark"]
+        self._held = None if isinstance(self._tuner.store, MemoryStore) else taken.state["store"]["mark"]
         if not hold:
             self.release()
         self._tuner.extra = taken.state["extra"]

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamdrop.errors import ConfigError, StoreError
+from streamdrop.errors import ConfigError, DataError, StoreError
+from streamdrop.rounds import seeded, shown
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, decode_source
+from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Inputs
 from streamdrop.values import check_fields, check_whole
 
@@ -130,18 +132,53 @@ class Thawing:
 def thaw_store(store: FeatureStore, split: SplitModel, cut: int, chunk: int, prepare: Prepare | None = None) -> None:
     """Bring a store back to ``cut``: every sample made anew from its source. Raises StoreError, DataError.
 
-    ``prepare`` turns a decoded source into the model's input; sources kept as ``raw`` tensors need none.
+    ``prepare`` turns a decoded source into the model's input; sources kept as ``raw`` tensors need none. What it gives
+    first is shown to the model before the store is touched.
     """
     thaw = getattr(store, "thaw", None)
     if thaw is None:
         raise StoreError(f"{type(store).__name__} keeps no sources: use MemoryStore, LmdbStore or TieredStore to thaw")
     tail = split.tail(cut)
+    taken = False
 
     def embed(sources: list[bytes]) -> Activations:
-        inputs = [_as_inputs(decode_source(source), prepare) for source in sources]
-        return run_in_chunks(tail, tuple(torch.stack(one).to(split.device) for one in zip(*inputs, strict=True)), chunk)
+        nonlocal taken
+        inputs = _stacked([_as_inputs(decode_source(source), prepare) for source in sources], split)
+        if not taken:
+            _check_taken(split, tuple(one[:2] for one in inputs))
+            taken = True
+        return run_in_chunks(tail, tuple(one.to(split.device) for one in inputs), chunk)
 
     thaw(cut, embed, split.version(cut), chunk)
+
+
+def _stacked(inputs: Sequence[tuple[Tensor, ...]], split: SplitModel) -> tuple[Tensor, ...]:
+    """Samples as batches. Raises DataError for samples that are not alike, not finite, or too few or many tensors."""
+    kinds = dict.fromkeys(map(shown, inputs))
+    if len(kinds) > 1:
+        raise DataError(f"sources are prepared as {' and as '.join(kinds)}: let prepare make them alike")
+    if len(inputs[0]) != split.inputs:
+        raise DataError(f"sources are prepared as {len(inputs[0])} tensors, but the model takes {split.inputs}")
+    batches = tuple(map(torch.stack, zip(*inputs, strict=True)))
+    if not all(bool(torch.isfinite(one).all()) for one in batches if one.is_floating_point()):
+        raise DataError("prepared sources hold values that are not finite: look at prepare")
+    return batches
+
+
+def _check_taken(split: SplitModel, inputs: tuple[Tensor, ...]) -> None:
+    """Raise DataError for prepared sources that the whole model does not take."""
+    with modes_kept(split.model), torch.no_grad(), seeded(split.device):
+        split.model.eval()
+        try:
+            split.model(*(one.to(split.device) for one in inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the model does not take prepared sources of {shown(inputs)}: {reason}: let prepare make of a source "
+                "what was observed"
+            ) from error
 
 
 def _as_inputs(source: Any, prepare: Prepare | None) -> tuple[Tensor, ...]:

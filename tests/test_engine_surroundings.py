@@ -1,0 +1,179 @@
+"""What stands around a tuner's law: gradients nobody clears, groups added later, sources prepared wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import streamdrop as sd
+from streamdrop.errors import ConfigError, DataError
+from streamdrop.store import encode_source
+from streamdrop.testing.tuners import SmallNet, labelled_batch
+
+BATCH = labelled_batch(25)
+SOURCES = {key: encode_source(image, kind="raw") for key, image in zip(BATCH.keys, BATCH.images, strict=True)}
+L = torch.optim.lr_scheduler
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.02, 0.9)
+
+
+def split_of(model: nn.Module | None = None) -> sd.SplitModel:
+    torch.manual_seed(0)
+    return sd.SplitModel(model or SmallNet(), BATCH.images[:2])
+
+
+def tuner_of(model: nn.Module | None = None, sources: dict[bytes, bytes] | None = None, **options: Any) -> sd.FineTuner:
+    given = {"optimizer": sgd, "policy": sd.SchedulePolicy({1: 2}), "batch_size": 8, **options}
+    tuner = sd.FineTuner(split_of(model), loss=F.cross_entropy, **given)
+    tuner.observe(BATCH, sources=sources)
+    return tuner
+
+
+def loaded(path: Path, model: nn.Module | None = None, **options: Any) -> sd.FineTuner:
+    given = {"optimizer": sgd, "policy": sd.SchedulePolicy({1: 2}), **options}
+    return sd.FineTuner.load(path, split_of(model), loss=F.cross_entropy, **given)
+
+
+def same_weights(one: sd.FineTuner, other: sd.FineTuner) -> bool:
+    pairs = zip(one.split.model.state_dict().values(), other.split.model.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_gradients_of_what_the_optimiser_lacks_do_not_pile_up(tmp_path: Path) -> None:
+    options = {
+        "optimizer": lambda parameters: torch.optim.SGD(parameters[2:], 0.02, 0.9),
+        "policy": sd.PrefixSumPolicy(),
+        "warm_up": 99,
+    }
+    whole = tuner_of(**options)
+    whole.fit_round()
+    whole.save(tmp_path / "c")
+    whole.fit_round()
+    resumed = loaded(tmp_path / "c", **options)
+    resumed.fit_round()
+    assert resumed.scores.importance() == whole.scores.importance()
+    assert all(parameter.grad is None for parameter in whole.split.model.parameters())
+
+
+def test_a_group_added_later_stays_through_drops_and_thaws() -> None:
+    tuner = tuner_of(sources=SOURCES)
+    added, appended = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    tuner.optimizer.add_param_group({"params": [added]})
+    for _ in range(2):
+        tuner.fit_round()
+    tuner.optimizer.param_groups[0]["params"].append(appended)
+    before = len(tuner.optimizer.param_groups[0]["params"])
+    tuner.thaw(0)
+    groups = [group["params"] for group in tuner.optimizer.param_groups]
+    assert any(parameter is appended for parameter in groups[0])
+    assert len(groups[0]) > before
+    assert groups[1] == [added]
+    assert tuner.fit_round().cut == 0
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda x: x[:2], "does not take"),
+        (lambda x: x.double(), "does not take"),
+        (lambda x: x[None], "does not take"),
+        (lambda x: (x, x), "2 tensors"),
+        (lambda x: x * float("nan"), "not finite"),
+        (lambda x: x[:, : 5 + int(x.sum() * 1000) % 3], "alike"),
+    ],
+)
+@pytest.mark.parametrize("store", [sd.MemoryStore, sd.LmdbStore])
+def test_sources_prepared_wrongly_leave_the_store_as_it_was(
+    prepare: Callable[[Any], Any], words: str, store: Any, tmp_path: Path
+) -> None:
+    kept = store(tmp_path / "store") if store is sd.LmdbStore else store()
+    tuner = tuner_of(store=kept, sources=SOURCES, prepare=prepare)
+    for _ in range(2):
+        tuner.fit_round()
+    before = [one.clone() for one in kept.get_many(BATCH.keys)]
+    with pytest.raises(DataError, match=words):
+        tuner.thaw(0)
+    assert (tuner.cut, kept.cut) == (2, 2)
+    assert all(map(torch.equal, before, kept.get_many(BATCH.keys)))
+    tuner.fit_round()
+
+
+def test_a_planned_thaw_that_fails_is_due_again() -> None:
+    tuner = tuner_of(sources=SOURCES, thaw=sd.ThawPlan(every=1), prepare=lambda x: 1 // 0)
+    for _ in range(2):
+        tuner.fit_round()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            tuner.fit_round()
+    assert tuner.thawing.back is None
+
+
+def test_a_thaw_to_where_nothing_is_dropped_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"thaw\.to is 77.* up to"):
+        tuner_of(thaw=sd.ThawPlan(every=1, to=77))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["saved", "loaded"])
+def test_a_bounded_store_stays_bounded_after_a_checkpoint(again: bool, tmp_path: Path) -> None:
+    store = sd.MemoryStore(max_samples=25)
+    tuner = tuner_of(store=store)
+    tuner.save(tmp_path / "c")
+    if again:
+        store = sd.MemoryStore(max_samples=25)
+        tuner = loaded(tmp_path / "c", store=store)
+    for round_ in range(5):
+        tuner.observe(labelled_batch(25, first=1000 + 25 * round_, seed=round_))
+    tensors, _ = store.state()
+    assert sum(len(tensor) for tensor in tensors.values() if tensor.dim() == 4) == len(store) == 25
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda o: L.SequentialLR(o, [L.LinearLR(o, 0.1, total_iters=3), L.MultiStepLR(o, [1, 2])], [3]),
+        lambda o: L.ChainedScheduler([L.MultiStepLR(o, [1, 2, 2]), L.ExponentialLR(o, 0.9)]),
+    ],
+)
+def test_schedulers_of_schedulers_resume(scheduler: Callable[[Any], Any], tmp_path: Path) -> None:
+    whole = tuner_of(scheduler=scheduler)
+    whole.fit_round()
+    whole.save(tmp_path / "c", extra=1)
+    rates = [whole.fit_round().lr for _ in range(4)]
+    resumed = loaded(tmp_path / "c", scheduler=scheduler)
+    assert [resumed.fit_round().lr for _ in range(4)] == rates
+    assert same_weights(whole, resumed)
+
+
+def test_the_rate_told_is_one_that_something_is_trained_at() -> None:
+    tuner = tuner_of(
+        optimizer=lambda p: torch.optim.SGD([{"params": p[:4], "lr": 0.01}, {"params": p[4:], "lr": 0.001}])
+    )
+    rates = [tuner.fit_round().lr for _ in range(2)]
+    assert rates == [0.01, 0.001], "what the first group trained was dropped"
+
+
+def test_a_tolerance_means_the_same_for_losses_below_zero() -> None:
+    from streamdrop.decisions import Decisions
+
+    class Tolerant:
+        tolerance = 1.5
+        needs_scores = False
+
+        def __call__(self, evidence: Any) -> int:
+            return 0
+
+    decisions = Decisions(Tolerant(), tuner_of().settings, split_of())  # not through rounds: no loss is to order
+    taken = []
+    for loss in (-8.93, -8.97, -4.0):
+        decisions._came_from = 0
+        decisions._losses = [-8.93]
+        taken.append(decisions.takes_back(loss, 3))
+    assert taken == [False, False, True]
