@@ -12,6 +12,7 @@ says that there are some (``digests``), so that losing them does not make a stat
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,8 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from streamdrop.atomic import replace_text, sync, write_text
@@ -61,12 +64,39 @@ class Snapshot:
 
 def take_snapshot(parts: Parts, state: dict[str, Any]) -> Snapshot:
     """Tensors by part name and a JSON-able ``state``. Raises CheckpointError where that is not plain data."""
+    for part, held in parts.items():
+        for name, tensor in held.items():
+            _check_tensor(tensor, f"{name} ({part})")
     for place in _unnamed(state.get("extra"), "extra"):
         raise CheckpointError(f"the state to save has {place}, which JSON would give back as text: use text as keys")
     try:
-        return Snapshot(parts, state, json.dumps({"format": FORMAT, "digests": True, **state}))
+        return Snapshot(parts, state, json.dumps({"format": FORMAT, "digests": True, **state}, default=_number))
     except TypeError as error:
         raise CheckpointError(f"the state to save is not plain data ({error}): keep to numbers and text") from None
+
+
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    """Raise CheckpointError for a tensor that safetensors has no form for."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise CheckpointError(f"{name} is sparse or quantised, which no checkpoint holds: keep it dense")
+    if not _storable(tensor.dtype):
+        raise CheckpointError(f"{name} is {tensor.dtype}, which no checkpoint holds: keep it in another dtype")
+
+
+@functools.cache
+def _storable(dtype: torch.dtype) -> bool:
+    try:
+        save({"": torch.empty(1, dtype=dtype, device="cpu")})
+    except (KeyError, SafetensorError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _number(value: Any) -> Any:
+    """A number of numpy's, such as a learning rate, as a plain one."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _unnamed(value: Any, where: str) -> Iterator[str]:

@@ -26,6 +26,7 @@ from streamdrop.arguments import (
     takes_weights,
 )
 from streamdrop.boundary import Boundary
+from streamdrop.buffers import MovingBuffers
 from streamdrop.cutting import Cutting
 from streamdrop.decisions import Decisions
 from streamdrop.diagnosis import explain_divergence
@@ -117,6 +118,7 @@ class FineTuner:
         self.optimizer, self.scheduler = self._boundary.optimizer, self._boundary.scheduler
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self.loss_state = LossState(loss, split.model)
+        self.moving_buffers = MovingBuffers(split.model)
         self._saving = Saving(self)
 
     def __reduce__(self) -> str:
@@ -274,6 +276,7 @@ class FineTuner:
         With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
         Raises OutputError, CheckpointError.
         """
+        self._feed.check_weights()
         self._saving.save(path, extra, hold, tensors)
 
     def snapshot(self, extra: Any = None, tensors: Mapping[str, Tensor] | None = None) -> checkpoint.Snapshot:
@@ -281,6 +284,7 @@ class FineTuner:
 
         No round that stores at a new cut may begin in between. Raises CheckpointError, StoreError.
         """
+        self._feed.check_weights()
         return self._saving.snapshot(extra, tensors)
 
     def written(self, taken: checkpoint.Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:
@@ -315,9 +319,10 @@ class FineTuner:
         """
         check_split_and_store(split, store)
         parts, state = resume.read(path, split)
-        with resume.with_weights(split.model, parts, path):
+        with resume.with_weights(split.model, parts, state):
             options = {**state["settings"], **options}
             tuner = cls(split, loss=loss, optimizer=optimizer, policy=policy, **options)
+            tuner.moving_buffers.moved |= parts.get("buffers", {}).keys()
             resume.continue_from(tuner, parts, state)
             store = MemoryStore() if store is None else store
             with tuner.loss_state.restored(parts.get("loss"), path):
@@ -336,6 +341,7 @@ class FineTuner:
     def _begin(self, steps: int | None, sampler: Sampler | None) -> UnderWay:
         """The next round, its batches not yet drawn."""
         self._feed.check(self.cut)
+        self._feed.check_weights()
         keys = self.store.keys()
         if not keys:
             raise TrainingError("nothing is stored: observe samples before fit_round")

@@ -19,6 +19,8 @@ from streamdrop.store.prefetch import Stored, read_ahead
 from streamdrop.tracing.kept import modes_kept
 from streamdrop.types import Activations, Inputs, SampleInfo, Target
 
+Writes = tuple[tuple[int, int], ...]
+
 
 class Feed:
     """Connects a split model with a store; ``chunk`` samples pass dropped layers at a time. Tensors rest on the CPU."""
@@ -26,6 +28,9 @@ class Feed:
     def __init__(self, split: SplitModel, store: FeatureStore, device: torch.device, chunk: int) -> None:
         self._split, self.store, self._device, self._chunk = split, store, device, chunk
         self._known: tuple[int, str] | None = None  # cut and version of the store when it was found to be the model's
+        self._written: Writes | None = None  # and how the model's weights were written to by then
+        self._below: tuple[int, tuple[Tensor, ...]] | None = None  # these weights, by the store's cut
+        self._kind: str | None = None  # of the targets that were put last
 
     def open(self, cut: int) -> int:
         """The cut to start from: the store's own, or a later one asked for. Raises StoreVersionError."""
@@ -38,7 +43,7 @@ class Feed:
         self._check_version(expected)
         if cut > store.cut:
             store.advance(cut, lambda given: self._promoted(given, cut), self._split.version(cut), self._chunk)
-            self._known = (store.cut, store.version)
+            self._know()
         return store.cut
 
     def check(self, cut: int) -> None:
@@ -52,6 +57,26 @@ class Feed:
         if self._known != here:
             self._check_version(self._split.version(here[0]))
 
+    def check_weights(self) -> None:
+        """Raise StoreVersionError where the weights that made what the store holds are others by now.
+
+        They are digested only where they were written to.
+        """
+        if self._written != self._writes():
+            self._check_version(self._split.version(self.store.cut))
+
+    def _writes(self) -> Writes:
+        """Of every weight below the store's cut which memory it is, and how often it was written to."""
+        cut = self.store.cut
+        if self._below is None or self._below[0] != cut:
+            tail = self._split.tail(cut)
+            self._below = cut, (*tail.parameters(), *tail.buffers())
+        return tuple((one.data_ptr(), one._version) for one in self._below[1])
+
+    def _know(self) -> None:
+        """The store's content has just been found, or made, to be of this model as it is."""
+        self._known, self._written = (self.store.cut, self.store.version), self._writes()
+
     def _check_version(self, expected: str) -> None:
         store = self.store
         if store.version != expected:
@@ -60,7 +85,7 @@ class Feed:
                 f"otherwise (store {store.version[:12] or 'none'}, model {expected[:12] or 'none'}): load the weights "
                 "and prepare images as they were made, or use a new store"
             )
-        self._known = (store.cut, store.version)
+        self._know()
 
     def inputs(self, images: Inputs) -> tuple[Tensor, ...]:
         """What the model takes, as a tuple. Raises DataError unless it is as many tensors of samples as it takes."""
@@ -124,12 +149,31 @@ class Feed:
             raise DataError(f"keys, activations and targets have lengths {sorted(counts)}: give one of each per sample")
         if len(set(keys)) != len(keys):
             raise DataError("a key stands twice in one batch: every sample needs a key of its own")
+        self._check_targets(keys, targets)
         samples = _unbatched(keys, activations)
         by_key: dict[bytes, Target] | None = None
         if parts:
             wanted = _unbatched(keys, parts)
             by_key = {key: value if isinstance(targets, tuple) else value[0] for key, value in wanted.items()}
         self.store.put_many(samples, by_key, info, sources)
+
+    def _check_targets(self, keys: Sequence[bytes], targets: Target | None) -> None:
+        """Raise DataError for targets of another kind than those stored: no batch could hold both.
+
+        Samples without one may stand beside others: a sampler can leave them out.
+        """
+        kind = _kind(targets)
+        if kind in (None, self._kind):
+            return
+        arriving, there = set(keys), self.store.keys()
+        other = next((key for key in there if key not in arriving), None)
+        stored = None if other is None else _kind(self.store.get_targets([other]))
+        if stored not in (None, kind):
+            raise DataError(
+                f"targets are {kind}, but those stored are {stored} (sample {other!r}): give them as they are stored, "
+                "or use a new store"
+            )
+        self._kind = kind
 
     def read(
         self, order: Iterable[Sequence[bytes]], depth: int, info: bool, clock: Clock
@@ -203,7 +247,7 @@ class Feed:
 
         with clock.part("write"):
             staged.commit(step, self._chunk)
-        self._known = (self.store.cut, self.store.version)  # as it was staged: no second digest of the weights
+        self._know()  # as it was staged: no second digest of the weights
         return promoted
 
     def _between(self, activations: Activations, cut: int, graph: bool = False) -> Activations:
@@ -216,6 +260,15 @@ class Feed:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
+def _kind(targets: Target | None) -> str | None:
+    """Structure and dtypes of targets, in words; None for none."""
+    if targets is None:
+        return None
+    parts = targets if isinstance(targets, tuple) else (targets,)
+    names = ", ".join(str(part.dtype).removeprefix("torch.") for part in parts)
+    return f"a tuple of {names}" if isinstance(targets, tuple) else f"a tensor of {names}"
 
 
 def _unbatched(keys: Sequence[bytes], tensors: Sequence[Tensor]) -> dict[bytes, Activations]:

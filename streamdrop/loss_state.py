@@ -29,6 +29,10 @@ class LossState:
         """What it has learned, by name."""
         return {name: tensor.detach() for name, tensor in self._tensors.items() if self._learns(name, tensor)}
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Its own parameters."""
+        return [tensor for tensor in self._tensors.values() if isinstance(tensor, nn.Parameter)]
+
     def _learns(self, name: str, tensor: Tensor) -> bool:
         return tensor.requires_grad if name not in self._given else not torch.equal(tensor, self._given[name])
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from streamdrop import checkpoint
 from streamdrop.alignment import identity_of
+from streamdrop.buffers import passing_buffers, write_buffers
 from streamdrop.errors import CheckpointError
 from streamdrop.split import SplitModel
 from streamdrop.store import MemoryStore
@@ -26,7 +27,8 @@ State = dict[str, Any]
 
 
 def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tensor]) -> checkpoint.Snapshot:
-    """Everything a tuner needs to go on. Raises CheckpointError where ``extra`` is not plain data."""
+    """Everything a tuner needs to go on. Raises CheckpointError for what no checkpoint can hold."""
+    _check_members(tuner)
     optimizer: dict[str, Tensor] = {}
     scheduler = tuner.scheduler.state_dict() if tuner.scheduler is not None else None
     state: State = {
@@ -49,11 +51,19 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         },
         "extra": extra,
     }
+    weights, others = _model_state(tuner.split.model)
+    plain: dict[str, Tensor] = {}
+    if others:  # what modules give by get_extra_state
+        state["model_extra"] = checkpoint.pack(others, plain)
     parts: checkpoint.Parts = {
-        "model": tuner.split.model.state_dict(),
+        "model": weights,
         "optimizer": optimizer,
         "scores": tuner.scores.tensors(),
     }
+    if plain:
+        parts["model_extra"] = plain
+    if moved := tuner.moving_buffers.tensors():
+        parts["buffers"] = moved
     if means := tuner.cutting.mean.tensors():
         parts["mean"] = means
     if learned := tuner.loss_state.tensors():
@@ -75,22 +85,47 @@ def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
     return parts, {**state, "path": path}
 
 
+def _check_members(tuner: FineTuner) -> None:
+    """Raise CheckpointError for trained parameters that would not be in the checkpoint."""
+    known = {id(one) for one in (*tuner.split.model.parameters(), *tuner.loss_state.parameters())}
+    members = (parameter for group in tuner.optimizer.param_groups for parameter in group["params"])
+    for parameter in members:
+        if id(parameter) not in known:
+            raise CheckpointError(
+                f"the optimiser trains a parameter of shape {list(parameter.shape)} that is neither the model's nor "
+                "the loss's, so that no checkpoint would carry it: let the loss be a module that holds it"
+            )
+
+
+def _model_state(model: torch.nn.Module) -> tuple[dict[str, Tensor], State]:
+    """A model's state: its tensors, and what is none."""
+    state = model.state_dict()
+    return (
+        {name: value for name, value in state.items() if isinstance(value, Tensor)},
+        {name: value for name, value in state.items() if not isinstance(value, Tensor)},
+    )
+
+
 @contextmanager
-def with_weights(model: torch.nn.Module, parts: checkpoint.Parts, path: object) -> Iterator[None]:
+def with_weights(model: torch.nn.Module, parts: checkpoint.Parts, state: State) -> Iterator[None]:
     """Inside, and after it, the model has the checkpoint's weights; where it raises, its own again.
 
     Raises CheckpointError for weights of another model.
     """
-    before = deepcopy(model.state_dict())
+    before, buffers = deepcopy(model.state_dict()), dict(passing_buffers(model))
+    kept = {name: buffer.clone() for name, buffer in buffers.items()}
+    others = checkpoint.unpack(state.get("model_extra", {"items": []}), parts.get("model_extra", {}))
     try:
-        _load_weights(model, parts["model"], path)
+        _load_weights(model, {**parts["model"], **others}, state["path"])
+        write_buffers(buffers, parts.get("buffers", {}), state["path"])
         yield
     except BaseException:
         model.load_state_dict(before)
+        write_buffers(buffers, kept, state["path"])
         raise
 
 
-def _load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: object) -> None:
+def _load_weights(model: torch.nn.Module, weights: Mapping[str, Any], path: object) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

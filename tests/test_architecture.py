@@ -32,6 +32,7 @@ ORDER = [
         "arguments",
         "growth",
         "loss_state",
+        "buffers",
         "boundary",
         "calibration",
         "cutting",

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import streamdrop as sd
-from streamdrop.errors import ConfigError, DataError
+from streamdrop.errors import CheckpointError, ConfigError, DataError, StoreVersionError
 from streamdrop.store import encode_source
 from streamdrop.testing.tuners import SmallNet, labelled_batch
 
@@ -177,3 +178,138 @@ def test_a_tolerance_means_the_same_for_losses_below_zero() -> None:
         decisions._losses = [-8.93]
         taken.append(decisions.takes_back(loss, 3))
     assert taken == [False, False, True]
+
+
+def test_targets_of_another_kind_are_refused_before_they_are_stored() -> None:
+    tuner = tuner_of(policy=sd.SchedulePolicy({}))
+    more = labelled_batch(2, first=99)
+    for targets, words in (
+        (more.targets.float(), "tensor of float32.*tensor of int64"),
+        ((more.targets, more.targets), "tuple of int64, int64"),
+    ):
+        with pytest.raises(DataError, match=words):
+            tuner.observe(sd.Batch(more.keys, more.images, targets))
+    assert len(tuner.store) == 25
+    tuner.observe(sd.Batch(BATCH.keys, BATCH.images, BATCH.targets.float()))  # all of them anew: nothing is mixed
+    tuner.observe(sd.Batch(more.keys, more.images, None))  # a sampler may leave unlabelled samples out
+    assert tuner.store.get_targets(BATCH.keys).dtype == torch.float32
+
+
+class Passing(SmallNet):
+    """Moves a buffer that its state_dict leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ema", torch.zeros(3), persistent=False)
+        self.register_buffer("constant", torch.ones(2), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.ema.lerp_(x.mean((0, 2, 3)), 0.1)
+        return super().forward(x - self.ema.view(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_buffers_that_move_but_are_not_persistent_resume(dropped: bool, tmp_path: Path) -> None:
+    policy = sd.SchedulePolicy({2: 2} if dropped else {})
+    whole = tuner_of(Passing(), policy=policy)
+    for path in ("a", "b"):
+        whole.fit_round()
+        whole.fit_round()
+        whole.save(tmp_path / path)
+        model = Passing()
+        resumed = loaded(tmp_path / path, model, policy=policy)
+        assert torch.equal(model.ema, whole.split.model.ema)
+        assert resumed.moving_buffers.tensors().keys() == {"ema"}, "and once more, where it does not move any further"
+    assert resumed.fit_round().loss == whole.fit_round().loss
+    assert same_weights(whole, resumed)
+
+
+def test_a_load_that_is_refused_gives_such_buffers_back(tmp_path: Path) -> None:
+    whole = tuner_of(Passing())
+    whole.fit_round()
+    whole.save(tmp_path / "c")
+    model = Passing()
+    with pytest.raises(CheckpointError, match="optimiser"):
+        loaded(tmp_path / "c", model, optimizer=torch.optim.Adam)
+    assert not model.ema.any()
+    with pytest.raises(CheckpointError, match="buffer ema does not fit"):
+        loaded(tmp_path / "c", SmallNet())
+
+
+class Telling(SmallNet):
+    """Has state that is no tensor."""
+
+    told: Any = 0
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"told": self.told, "scale": torch.tensor([2.0])}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.told = state["told"]
+        assert state["scale"].tolist() == [2.0]
+
+
+def test_extra_state_of_modules_goes_with_a_checkpoint(tmp_path: Path) -> None:
+    whole = tuner_of(Telling())
+    whole.split.model.told = [1, {"a": None}]
+    whole.save(tmp_path / "c")
+    model = Telling()
+    loaded(tmp_path / "c", model)
+    assert model.told == [1, {"a": None}]
+    whole.split.model.told = object()
+    with pytest.raises(CheckpointError, match="not plain data"):
+        whole.save(tmp_path / "c")
+
+
+def test_what_no_checkpoint_holds_is_named(tmp_path: Path) -> None:
+    for value, words in (
+        (torch.zeros(2, dtype=torch.complex128), "odd .*complex128"),
+        (torch.zeros(2).to_sparse(), "odd .*sparse"),
+    ):
+        model = SmallNet()
+        model.register_buffer("odd", value)
+        with pytest.raises(CheckpointError, match=words):
+            tuner_of(model).save(tmp_path / "c")
+    tuner_of(optimizer=lambda p: torch.optim.SGD(p, lr=np.float32(0.01))).save(tmp_path / "d")
+    assert loaded(tmp_path / "d").rate == pytest.approx(0.01)
+
+
+def test_a_loss_that_learns_in_secret_is_not_saved(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    tuner = sd.FineTuner(
+        split_of(), loss=lambda o, y: F.cross_entropy(o * weight, y), optimizer=lambda p: sgd([*p, weight])
+    )
+    with pytest.raises(CheckpointError, match=r"shape \[3\].*module"):
+        tuner.save(tmp_path / "c")
+
+
+def test_weights_below_the_cut_that_something_else_writes_to_are_noticed(tmp_path: Path) -> None:
+    tuner = tuner_of()
+    for _ in range(2):
+        tuner.fit_round()
+    below = tuner.split.tail_parameters(2).values()
+    before = [parameter.detach().clone() for parameter in below]
+    with torch.no_grad():
+        for parameter in below:
+            parameter.add_(0.3)
+    for use in (tuner.fit_round, lambda: tuner.save(tmp_path / "c"), tuner.snapshot):
+        with pytest.raises(StoreVersionError, match="other tail weights"):
+            use()
+    with torch.no_grad():
+        for parameter, value in zip(below, before, strict=True):
+            parameter.copy_(value)
+    tuner.fit_round()
+    tuner.save(tmp_path / "c")
+
+
+def test_a_dropped_tuner_notices_another_one_on_its_model() -> None:
+    tuner = tuner_of()
+    for _ in range(2):
+        tuner.fit_round()
+    other = sd.FineTuner(tuner.split, loss=F.cross_entropy, optimizer=sgd, policy=sd.SchedulePolicy({}))
+    other.observe(BATCH)
+    other.fit_round()
+    with pytest.raises(StoreVersionError, match="other tail weights"):
+        tuner.fit_round()
