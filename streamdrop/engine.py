@@ -312,19 +312,19 @@ class FineTuner:
     ) -> FineTuner:
         """The tuner that ``save`` wrote, going on as if it had never stopped.
 
-        Model, loss, optimiser, policy and store are given anew; settings come from the checkpoint unless given, and so
-        does what a loss has learned.
+        Model, loss, optimiser, policy, scheduler and store are given anew; settings, thaw plan, ``autocast`` and the
+        retention of a store in memory come from the checkpoint unless given, and so does what a loss has learned.
         Raises CheckpointError when it is missing, damaged, or of another model or store; the model, and a store that
         tells what a rollback would leave, are as they were then.
         """
         check_split_and_store(split, store)
         parts, state = resume.read(path, split)
         with resume.with_weights(split.model, parts, state):
-            options = {**state["settings"], **options}
+            options = {**resume.options_of(state), **options}
             tuner = cls(split, loss=loss, optimizer=optimizer, policy=policy, **options)
             tuner.moving_buffers.moved |= parts.get("buffers", {}).keys()
             resume.continue_from(tuner, parts, state)
-            store = MemoryStore() if store is None else store
+            store = resume.store_in_memory(state) if store is None else store
             with tuner.loss_state.restored(parts.get("loss"), path):
                 align_store(store, state, parts, split, path, options.get("prepare"))  # last: it cannot be undone
             tuner._take(store)

@@ -17,7 +17,8 @@ from streamdrop.alignment import identity_of
 from streamdrop.buffers import passing_buffers, write_buffers
 from streamdrop.errors import CheckpointError
 from streamdrop.split import SplitModel
-from streamdrop.store import MemoryStore
+from streamdrop.store import MemoryStore, Retention
+from streamdrop.thawing import ThawPlan
 from streamdrop.values import kind_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,12 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         **tuner.decisions.state(),
         "thawing": tuner.thawing.state(),
         "iterations": tuner.scores.iterations,
-        "kinds": {"optimizer": kind_of(tuner.optimizer), "policy": kind_of(tuner.policy)},
+        "kinds": {
+            "optimizer": kind_of(tuner.optimizer),
+            "policy": kind_of(tuner.policy),
+            "scheduler": None if tuner.scheduler is None else kind_of(tuner.scheduler),
+        },
+        "options": _options(tuner),
         "groups": _groups(tuner),
         "optimizer": checkpoint.pack(tuner.optimizer.state_dict(), optimizer),
         "scheduler": None if scheduler is None else checkpoint.pack(scheduler, optimizer, "scheduler"),
@@ -72,6 +78,7 @@ def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tens
         parts["extra"] = dict(tensors)
     if isinstance(tuner.store, MemoryStore):  # its content dies with the process: the checkpoint carries it
         parts["store"], state["memory"] = tuner.store.state()
+        state["retention"] = asdict(tuner.store.retention)
     return checkpoint.take_snapshot(parts, state)
 
 
@@ -83,6 +90,31 @@ def read(path: object, split: SplitModel) -> tuple[checkpoint.Parts, State]:
     if state.get("layers") != list(split.layers):
         raise CheckpointError(f"{path}: saved from a model with other layers: build the model it was saved from")
     return parts, {**state, "path": path}
+
+
+def _options(tuner: FineTuner) -> State:
+    """The plain options of a tuner that are no settings, for ``options_of``."""
+    plan, dtype = tuner.thawing.plan, tuner.autocast
+    return {
+        "thaw": None if plan is None else asdict(plan),
+        "autocast": None if dtype is None else str(dtype).removeprefix("torch."),
+    }
+
+
+def options_of(state: State) -> State:
+    """The settings and plain options that a checkpoint was saved with, as FineTuner takes them."""
+    kept = state.get("options", {})  # earlier releases kept none
+    plan, dtype = kept.get("thaw"), kept.get("autocast")
+    return {
+        **state["settings"],
+        "thaw": None if plan is None else ThawPlan(**plan),
+        "autocast": None if dtype is None else getattr(torch, dtype),
+    }
+
+
+def store_in_memory(state: State) -> MemoryStore:
+    """A store in memory with the retention of the one that a checkpoint carries."""
+    return MemoryStore(retention=Retention(**state.get("retention", {})))
 
 
 def _check_members(tuner: FineTuner) -> None:
@@ -155,6 +187,7 @@ def _restore_optimizer(tuner: FineTuner, parts: checkpoint.Parts, state: State) 
     _check_optimizer(tuner, saved, state)
     _load_state(tuner.optimizer, saved, f"{state['path']}: the optimiser's state")
     _restore_dtypes(tuner.optimizer, saved)
+    _check_scheduler(tuner, state)
     if tuner.scheduler is not None and state["scheduler"] is not None:
         schedule = checkpoint.unpack(state["scheduler"], parts["optimizer"])
         _load_state(tuner.scheduler, schedule, f"{state['path']}: the scheduler's state")
@@ -178,6 +211,19 @@ def _check_optimizer(tuner: FineTuner, saved: State, state: State) -> None:
                 f"{state['path']}: saved with {pair[0]} where the optimiser given has {pair[1]}: put the parameters "
                 "into the groups, and the order, that it was saved with"
             )
+
+
+def _check_scheduler(tuner: FineTuner, state: State) -> None:
+    """Raise CheckpointError where the run was saved with a scheduler and is given none, or one of another class."""
+    given = None if tuner.scheduler is None else kind_of(tuner.scheduler)
+    kept = state.get("kinds", {}).get("scheduler")
+    if kept is None and state["scheduler"] is not None:  # of an earlier release
+        kept = given or "a scheduler"
+    if kept not in (None, given):
+        raise CheckpointError(
+            f"{state['path']}: saved with the scheduler {kept}, given {given or 'none'}: give load the one it was "
+            "saved with (scheduler=)"
+        )
 
 
 def _load_state(into: Any, saved: Any, what: str) -> None:

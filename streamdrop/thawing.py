@@ -127,6 +127,8 @@ class Thawing:
         """Go on where ``state`` was taken."""
         self.back, self._left, self._quiet, self._flat, self._risen, self._done, best = state
         self._best = math.inf if best is None else best
+        if self.plan is None:  # taken out on purpose: nobody would ever return from a thaw under way
+            self.back = None
 
 
 def thaw_store(store: FeatureStore, split: SplitModel, cut: int, chunk: int, prepare: Prepare | None = None) -> None:

@@ -313,3 +313,44 @@ def test_a_dropped_tuner_notices_another_one_on_its_model() -> None:
     other.fit_round()
     with pytest.raises(StoreVersionError, match="other tail weights"):
         tuner.fit_round()
+
+
+def test_load_goes_on_with_plan_retention_and_scheduler(tmp_path: Path) -> None:
+    options = {"policy": sd.SchedulePolicy({1: 2, 9: 4}), "scheduler": lambda o: L.StepLR(o, 1, 0.5)}
+    whole = tuner_of(
+        store=sd.MemoryStore(max_samples=25), sources=SOURCES, thaw=sd.ThawPlan(every=2, rounds=3), **options
+    )
+    for _ in range(4):
+        whole.fit_round()
+    whole.save(tmp_path / "c", extra=1)
+    for scheduler in (None, lambda o: L.ExponentialLR(o, 0.5)):
+        with pytest.raises(CheckpointError, match=r"scheduler StepLR, given (none|Exp)"):
+            loaded(tmp_path / "c", policy=options["policy"], scheduler=scheduler)
+    resumed = loaded(tmp_path / "c", **options)
+    reports = [(whole.fit_round(), resumed.fit_round()) for _ in range(8)]
+    assert all((a.next_cut, a.loss, a.lr) == (b.next_cut, b.loss, b.lr) for a, b in reports)
+    assert {a.next_cut for a, _ in reports} == {0, 2, 4}
+    assert same_weights(whole, resumed)
+    resumed.observe(labelled_batch(5, first=500))
+    assert len(resumed.store) == 25
+
+
+def test_a_plan_taken_out_within_a_thaw_leaves_the_policy_to_decide(tmp_path: Path) -> None:
+    policy = sd.SchedulePolicy({1: 2, 6: 4})
+    whole = tuner_of(sources=SOURCES, thaw=sd.ThawPlan(every=1, rounds=9), policy=policy)
+    while whole.thawing.back is None:
+        whole.fit_round()
+    whole.save(tmp_path / "c")
+    resumed = loaded(tmp_path / "c", policy=policy, thaw=None)
+    for _ in range(6):
+        resumed.fit_round()
+    assert resumed.cut == 4
+
+
+def test_autocast_is_gone_on_with(tmp_path: Path) -> None:
+    whole = tuner_of(autocast=torch.bfloat16)
+    whole.save(tmp_path / "c")
+    resumed = loaded(tmp_path / "c")
+    assert resumed.autocast is torch.bfloat16
+    assert resumed.fit_round().loss == whole.fit_round().loss
+    assert loaded(tmp_path / "c", autocast=None).autocast is None
