@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from streamdrop.errors import StreamdropError
+from streamdrop.errors import DataError, StreamdropError
 from streamdrop.evaluation.reproduction import write_reproduction
 from streamdrop.evaluation.reproduction_data import Evidence, compact_evidence, read_evidence
 
@@ -42,11 +42,33 @@ def gather(results: list[Path], kept: Path | None) -> Evidence:
     """What the page is written from; compact copies of ``results`` are kept in a folder if one is given."""
     if kept is not None and results:
         kept.mkdir(parents=True, exist_ok=True)
-        for name, content in compact_evidence(read_evidence(results)).items():
-            (kept / f"{name}.json").write_text(lines_of(content), encoding="utf-8")
+        evidence = read_evidence(results)
+        files = {kept / f"{name}.json": content for name, content in compact_evidence(evidence).items()}
+        for path in filter(Path.exists, files):
+            check_nothing_lost(path, evidence)
+        for path, content in files.items():
+            path.write_text(lines_of(content), encoding="utf-8")
     if kept is not None or not results:
-        return read_evidence(sorted((kept or DOCS / "results").glob("*.json")))
+        results = sorted((kept or DOCS / "results").glob("*.json"))
+        if not results:
+            raise DataError(f"{kept or DOCS / 'results'}: holds no results: give folders that `streamdrop fit` wrote")
     return read_evidence(results)
+
+
+def check_nothing_lost(path: Path, evidence: Evidence) -> None:
+    """Raise DataError where a kept file holds finished experiments that the new evidence lacks."""
+    there = {(grid.name, *cell.key, cell.seed) for grid in evidence.grids for cell in grid.cells if cell.summary}
+    lost = [
+        f"{cell.dataset} / {cell.model} / {cell.variant} / seed {cell.seed}"
+        for grid in read_evidence([path]).grids
+        for cell in grid.cells
+        if cell.summary and (grid.name, *cell.key, cell.seed) not in there
+    ]
+    if lost:
+        raise DataError(
+            f"{path}: would lose {len(lost)} finished experiments ({lost[0]}, …): give the parts of a grid together, "
+            f"{path} among them, or remove it"
+        )
 
 
 def lines_of(content: dict[str, object]) -> str:

@@ -26,6 +26,8 @@ from streamdrop.values import UnfitValue, fitted
 T = TypeVar("T")
 KeyPath = tuple[str, ...]
 _NOTHING = object()
+MOST_VALUES = 100_000
+"""Values in a configuration; a few lines of aliases of aliases make up billions."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -122,6 +124,8 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> _Documen
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = {} if node is None else _value(node, (), lines, str(path))
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply, or an alias within itself: write it out") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -140,13 +144,18 @@ def _plain(value: Any) -> Any:
 def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:
     """A YAML node as plain values; notes every key's line, refuses duplicate keys, expands variables."""
     lines.setdefault(path, node.start_mark.line + 1)
+    if len(lines) > MOST_VALUES:
+        raise ConfigError(f"{name}: holds more than {MOST_VALUES} values, aliases counted each time: shorten it")
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
+            at = f"{name}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
+                raise ConfigError(f"{at}: a list, a mapping or << as a key is not read: write the keys out")
             key = _scalar(key_node, name)
             where = (*path, str(key))
             if key in result:
-                raise ConfigError(f"{name}:{key_node.start_mark.line + 1}: {'.'.join(where)}: given twice: keep one")
+                raise ConfigError(f"{at}: {'.'.join(where)}: given twice: keep one")
             lines[where] = key_node.start_mark.line + 1
             result[key] = _value(value_node, where, lines, name)
         return result
@@ -156,8 +165,12 @@ def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str)
 
 
 def _scalar(node: yaml.Node, name: str) -> Any:
-    value = yaml.SafeLoader("").construct_object(node, deep=True)
-    return _expand(value, f"{name}:{node.start_mark.line + 1}") if isinstance(value, str) else value
+    where = f"{name}:{node.start_mark.line + 1}"
+    try:
+        value = yaml.SafeLoader("").construct_object(node, deep=True)
+    except (ValueError, OverflowError, TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(f"{where}: {str(node.value)[:40]!r} is not what it looks like ({error}): quote it") from None
+    return _expand(value, where) if isinstance(value, str) else value
 
 
 def _expand(text: str, where: str) -> str:
@@ -176,9 +189,9 @@ def _override(values: dict[str, Any], text: str, schema: type[Any]) -> KeyPath:
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: not key=value: write for example --set {_example(schema)}")
     try:
-        parsed = _expand(value, f"--set {key}") if "${" in value else value
-        parsed = yaml.safe_load(parsed)
-    except yaml.YAMLError:
+        node = yaml.compose(_expand(value, f"--set {key}") if "${" in value else value, Loader=yaml.SafeLoader)
+        parsed = None if node is None else _value(node, (), {}, f"--set {key}")
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"--set {key}: the value {value!r} is not YAML: quote it or correct it") from None
     *parents, last = key.strip().split(".")
     for parent in parents:

@@ -437,3 +437,24 @@ def test_a_name_that_the_locale_lacks_is_said(tmp_path):
     assert done.returncode == 2
     assert "run with PYTHONUTF8=1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_closed_standard_streams_lead_nowhere_and_no_file_takes_their_place(tmp_path):
+    code = """
+import os, sys
+from streamdrop.cli.process import open_closed
+from streamdrop.cli.terminal import Progress, note
+open_closed()
+with open(sys.argv[1], "w") as file:
+    assert file.fileno() > 2
+    with Progress("frame", 1) as bar:
+        bar.advance("x")
+    note("said to nobody")
+    print("as is this")
+    os.write(2, b"or this")
+    file.write("done")
+"""
+    command = 'exec "$@" <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", command, "bash", sys.executable, "-c", code, tmp_path / "f"], cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "f").read_text() == "done"

@@ -71,6 +71,17 @@ def test_an_empty_file_gives_the_defaults(tmp_path):
         ("span:\n- 1\n- .inf\n", ["c.yaml:3", "span.1", "a finite number"]),
         ("more: {below: {x: .nan}}\n", ["c.yaml:1", "more.below.x", "a finite number"]),
         ("limit: true\n", ["c.yaml:1", "limit", "a number or nothing", "True"]),
+        ("data: 2026-13-45\n", ["c.yaml:1", "'2026-13-45'", "quote it"]),
+        ("2026-13-45: x\n", ["c.yaml:1", "quote it"]),
+        ("rounds:\n  steps: !!int abc\n", ["c.yaml:2", "'abc'", "quote it"]),
+        ("rounds:\n  steps: 0x_\n", ["c.yaml:2", "quote it"]),
+        (f"limit: {'9' * 5000}\n", ["c.yaml:1", "quote it"]),
+        ("? [a, b]\n: 3\n", ["c.yaml:1", "as a key"]),
+        ("{a: b}: 3\n", ["c.yaml:1", "as a key"]),
+        ("more: &x {every: *x}\n", ["c.yaml", "alias within itself"]),
+        (f"more: {'[' * 3000}\n", ["c.yaml", "nested too deeply"]),
+        ("base: &a {x: 1}\nmore:\n  <<: *a\n", ["c.yaml:3", "<<"]),
+        ("a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 9)), ["100000 values"]),
     ],
 )
 def test_mistakes_say_where_and_what_to_do(tmp_path, text, parts):
@@ -95,7 +106,13 @@ def test_overrides_win_and_nest():
     assert load(None, Outer, ["schedule={4: 10, 5: 19}"]).schedule == {4: 10, 5: 19}
 
 
-@pytest.mark.parametrize("text", ["rounds.stepz=1", "steps", "=3", "data.x=1", "rounds=["])
+BAD_OVERRIDES = [
+    *("rounds.stepz=1", "steps", "=3", "data.x=1", "rounds=[", "data=2026-13-45", "rounds.steps=!!int x"),
+    *("more=&x {a: *x}", "more={<<: 1}", "more=" + "[" * 3000, "more={[a]: 1}"),
+]
+
+
+@pytest.mark.parametrize("text", BAD_OVERRIDES)
 def test_bad_overrides_are_refused(text):
     with pytest.raises(ConfigError):
         load(None, Outer, [text])

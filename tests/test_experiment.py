@@ -268,6 +268,44 @@ def test_diverging_training_stops_one_arm_and_keeps_its_last_good_weights(data, 
     assert torch.isfinite(kept["linear.weight"]).all()
 
 
+def test_statistics_that_broke_in_the_last_round_are_no_success(data, tmp_path, monkeypatch):
+    given = small(config(data), monkeypatch)
+
+    def fit_round(tuner, original=fit_arm.FineTuner.fit_round):
+        report = original(tuner)
+        if tuner.settings.strategy == "drop" and tuner.round == 4:  # no loss comes after it
+            tuner.split.model.linear.weight.data[0, 0] = float("inf")
+        return report
+
+    monkeypatch.setattr(fit_arm.FineTuner, "fit_round", fit_round)
+    result = run_experiment(given, ["sgd", "drop"], tmp_path, save_weights=True)
+    assert [(e["status"], len(e["epochs"])) for e in result["strategies"].values()] == [("done", 4), ("diverged", 3)]
+    assert "linear.weight is no longer finite" in result["strategies"]["drop"]["error"]
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "drop-last-good.safetensors",
+        "sgd.safetensors",
+    ]
+    kept = load_file(tmp_path / "drop-last-good.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_a_run_that_did_not_end_is_not_thrown_away_and_weights_not_written_are_missed(data, tmp_path, monkeypatch):
+    given = small(config(data), monkeypatch)
+
+    def interrupt(strategy, epoch, row):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(given, ["sgd"], tmp_path, interrupt)
+    for other in (given, replace(given, epochs=5)):
+        with pytest.raises(ConfigError, match="--resume goes on with it"):
+            run_experiment(other, ["sgd"], tmp_path)
+    run_experiment(given, ["sgd"], tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="weights of sgd are gone"):
+        run_experiment(given, ["sgd"], tmp_path, resume=True, save_weights=True)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(data, tmp_path, monkeypatch):
     given = small(config(data), monkeypatch)
     run_experiment(given, ["sgd", "drop"], tmp_path / "whole", save_weights=True)

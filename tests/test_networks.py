@@ -33,6 +33,29 @@ def test_options_reach_the_builder_and_wrong_ones_are_refused():
         build_network("convgru", 3, options={"zero_init_residual": True})
 
 
+@pytest.mark.parametrize("option", ["weights", "num_classes", "image_size", "aux_logits", "progress"])
+def test_what_the_experiment_sets_is_no_option_and_nothing_is_downloaded(option):
+    with pytest.raises(ConfigError, match=rf"model_options\.{option} is not to be set"):
+        build_network("vit_b_16", 3, options={option: "DEFAULT"})
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("resnet18", {"groups": 32}),
+        ("resnet18", {"width_per_group": 3}),
+        ("resnet18", {"replace_stride_with_dilation": [True]}),
+        ("resnet18", {"replace_stride_with_dilation": [True, True, True]}),
+        ("vgg11_bn", {"dropout": 2}),
+        ("mobilenet_v2", {"round_nearest": 0}),
+        ("mobilenet_v2", {"inverted_residual_setting": []}),
+    ],
+)
+def test_whatever_a_builder_raises_is_told(name, option):
+    with pytest.raises(ConfigError, match=f"do not suit {name}"):
+        build_network(name, 3, options=option)
+
+
 def made(name, classes=7, **more):
     torch.manual_seed(0)
     return build_network(name, classes, **more)

@@ -257,6 +257,29 @@ def test_the_page_from_compact_copies_is_the_page_from_the_results(tmp_path):
     assert "/somewhere" not in (kept / "mini.json").read_text()  # a machine's paths are nobody's business
 
 
+def test_nothing_finished_that_is_kept_is_lost(tmp_path, capsys):
+    kept, page = tmp_path / "kept", tmp_path / "page.md"
+    first = write_part(tmp_path / "a", [0], cells=[cell(seed=0)])
+    second = write_part(tmp_path / "b", [1], cells=[undone(0), cell(seed=1)])
+    options = ["--compact-to", str(kept), "--output", str(page)]
+    assert SCRIPT.main([str(first), *options]) == 0
+    before = (kept / "parts.json").read_bytes()
+    assert SCRIPT.main([str(second), *options]) == 1
+    assert "would lose 1 finished experiments" in capsys.readouterr().err
+    assert (kept / "parts.json").read_bytes() == before
+    assert SCRIPT.main([str(kept / "parts.json"), str(second), *options]) == 0
+    assert len(json.loads((kept / "parts.json").read_text())["cells"]) == 2
+    page.unlink()
+    assert SCRIPT.main(["--compact-to", str(tmp_path / "typo"), "--output", str(page)]) == 1
+    assert "holds no results" in capsys.readouterr().err
+    assert not page.exists()
+
+
+def test_two_grids_of_one_file_are_refused():
+    with pytest.raises(DataError, match="another file of results is called a-b"):
+        compact_evidence(Evidence([Grid("a b"), Grid("a-b")]))
+
+
 def test_a_lone_result_is_evidence_too(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "result.json").write_text(json.dumps(make_result(policy={"schedule": {4: 4}})))

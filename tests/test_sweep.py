@@ -194,6 +194,24 @@ def test_a_failing_cell_is_noted_and_the_others_finish_and_are_kept(data, tmp_pa
         run_sweep(load_sweep(path, ["base.epochs=3"]), tmp_path / "o")
 
 
+def test_a_cell_that_diverged_may_be_corrected(data, tmp_path, monkeypatch):
+    path, folder = grid(data, tmp_path / "s.yaml", seeds=[0]), tmp_path / "o"
+    (cell,) = load_sweep(path).cells
+    (folder / cell.folder).mkdir(parents=True)
+    about = {"config": cell.config.plain(), "asked": ["drop"], "finished": True}
+    result = about | {"strategies": {"drop": {"status": "diverged", "epochs": []}}}
+    (folder / cell.folder / "result.json").write_text(json.dumps(result))
+    started = []
+    monkeypatch.setattr(sweeping._Grid, "_launch", lambda self, cell, core: started.append(cell.model) or Ended(cell))
+    run_sweep(load_sweep(path, ["base.optimizer.lr=0.001", "jobs=1000000000000"]), folder)
+    assert started == ["squeezenet1_1"]
+
+
+def test_cells_of_several_threads_are_not_pinned_to_one_core():
+    assert sweeping._cores(3, threads=2) == [None] * 3
+    assert None not in sweeping._cores(3, threads=1) or not hasattr(os, "sched_getaffinity")
+
+
 class Ended:
     """A cell's process that failed at once."""
 

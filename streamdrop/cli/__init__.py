@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from streamdrop.cli.parser import build_parser, join_values
-from streamdrop.cli.process import leave, spell_out, unsaid
+from streamdrop.cli.process import leave, open_closed, spell_out, unsaid
 from streamdrop.errors import ConfigError, OutputError, StreamdropError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -75,6 +75,8 @@ def program() -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.own_process:
+        open_closed()
     _check_folder()
     module = importlib.import_module(f"streamdrop.cli.{options.module}")
     try:

@@ -13,6 +13,16 @@ from typing import NoReturn
 from streamdrop.interrupts import held
 
 
+def open_closed() -> None:
+    """Lead standard streams that came closed to nowhere: a file opened next would take their place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+
+
 def trim_process(options: argparse.Namespace, heaps: int | None = 1) -> None:
     """Do with a second and 150 MB less, unless a program called ``main`` in its own process.
 

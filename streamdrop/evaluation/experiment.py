@@ -66,8 +66,14 @@ def run_experiment(
     ):
         kept = _kept(folder, config, asked) if resume else None
         if kept is not None and kept["finished"]:
+            _check_weights(folder, kept, save_weights)
             _tidy(folder)
             return kept
+        if not resume and _has_state(folder):
+            raise ConfigError(
+                f"{folder}: holds a run that did not end: --resume goes on with it; remove {folder / 'state'} to "
+                "begin anew"
+            )
         data = _read(config, download)
         if kept is None:
             _tidy(folder)
@@ -101,7 +107,7 @@ class _Run:
                 self._train_same_time(data)
             result = describe_arms(self.config, self.asked, self.arms, finished=True)
             if self.save_weights:
-                for arm in self.arms:
+                for arm in (arm for arm in self.arms if arm.status == "done"):
                     write_weights(self.folder / f"{arm.strategy}.safetensors", weights_of(arm.tuner))
             self._write(result)
         except KeyboardInterrupt:
@@ -211,6 +217,17 @@ def differences(result: dict[str, Any], config: FitConfig, asked: Sequence[str])
 def _has_state(folder: Path) -> bool:
     """Whether there is something to go on with."""
     return any((folder / "state").glob("*/checkpoint/current"))
+
+
+def _check_weights(folder: Path, result: dict[str, Any], wanted: bool) -> None:
+    """Raise ConfigError where weights are asked of a run that ended without writing them."""
+    done = [name for name, entry in result["strategies"].items() if entry["status"] == "done"]
+    missing = [name for name in done if not (folder / f"{name}.safetensors").exists()] if wanted else []
+    if missing:
+        raise ConfigError(
+            f"{folder}: ended without --save-weights, and the weights of {', '.join(missing)} are gone: train anew, "
+            "with it, into another --output"
+        )
 
 
 def _tidy(folder: Path) -> None:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from streamdrop import checkpoint
 from streamdrop.engine import FineTuner
-from streamdrop.errors import CheckpointError, ConfigError, TrainingError
+from streamdrop.errors import CheckpointError, ConfigError, StoreError, TrainingError
 from streamdrop.evaluation.datasets import LabelledSet
 from streamdrop.evaluation.fit_config import RULES, FitConfig
 from streamdrop.evaluation.fit_state import Row, append_row, make_folder, read_rows, replace_text
@@ -85,6 +85,7 @@ class Arm:
         before = weights_of(self.tuner)
         try:
             report = self._round()
+            _check_finite(self.tuner)
         except TrainingError as error:
             self.status, self.error, self.good, self.busy = "diverged", str(error), before, False
             return False
@@ -158,8 +159,10 @@ def open_arm(config: FitConfig, plan: Plan, data: FitData, output: Path) -> Arm:
             _take_rows(arm)
         else:
             _fill(arm, data.train, config)
-    except BaseException:
+    except BaseException as error:
         store.close()
+        if going_on and isinstance(error, (CheckpointError, StoreError)):
+            raise CheckpointError(f"{error}; or remove {folder} to train {strategy} anew") from None
         raise
     return arm
 
@@ -170,6 +173,13 @@ def take_first_costs(config: FitConfig, data: FitData) -> None:
     tuner.observe(next(iter(data.train.batches(2 * config.batch_size))))
     with contextlib.suppress(TrainingError):  # where training diverges, the arms will say so
         tuner.fit_round()
+
+
+def _check_finite(tuner: FineTuner) -> None:
+    """Raise TrainingError where the last step, or statistics taken anew, broke what no loss has seen yet."""
+    for name, tensor in tuner.split.model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(f"round {tuner.round}: {name} is no longer finite: lower the learning rate")
 
 
 def weights_of(tuner: FineTuner) -> dict[str, Tensor]:

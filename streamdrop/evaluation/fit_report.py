@@ -89,7 +89,7 @@ def _grid(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _anchor(key: Key) -> str:
-    return "-".join("".join(c if c.isalnum() else "-" for c in part) for part in key)
+    return "-".join("".join(c if c.isalnum() else f"_{ord(c):x}" for c in part) for part in key)
 
 
 def _bars(cells: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def describe_run(config: FitConfig, asked: Sequence[str]) -> dict[str, Any]:
     """What stands in ``result.json`` before the first epoch; ``finished`` says whether the run came to its end."""
     return {
         "model": config.model,
-        "dataset": Path(config.data).name.removesuffix(".npz"),
+        "dataset": _printable(Path(config.data).name.removesuffix(".npz")),
         "seed": config.seed,
         "warm_up": config.warm_up,
         "epochs": config.epochs,
@@ -34,6 +34,11 @@ def describe_run(config: FitConfig, asked: Sequence[str]) -> dict[str, Any]:
         "asked": list(asked),
         "finished": False,
     }
+
+
+def _printable(name: str) -> str:
+    """A name whose bytes are no UTF-8 with these spelt out: reports and figures are UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def describe_arms(config: FitConfig, asked: Sequence[str], arms: Sequence[Arm], finished: bool) -> dict[str, Any]:

@@ -16,6 +16,13 @@ from streamdrop.split import Layers, transformer_blocks
 from streamdrop.weights.state_dicts import read_state_dict
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
+_SET_ELSEWHERE = {
+    "weights": "the experiment's own key weights names a file, nothing is downloaded",
+    "num_classes": "the data say how many there are",
+    "image_size": "the experiment's own key image_size does",
+    "aux_logits": "networks are trained by their main output alone",
+    "progress": "nothing is downloaded",
+}
 
 
 def build_network(
@@ -36,6 +43,8 @@ def build_network(
     options = options or {}
     if name in SMALL and options:
         raise ConfigError(f"model_options {sorted(options)}: {name} takes none: leave them out")
+    for option in sorted(options.keys() & _SET_ELSEWHERE.keys()):
+        raise ConfigError(f"model_options.{option} is not to be set ({_SET_ELSEWHERE[option]}): leave it out")
     small = SMALL.get(name)
     model = small(classes, image_size or 32) if small else _from_torchvision(name, classes, image_size, options)
     if weights is not None:
@@ -71,11 +80,12 @@ def _from_torchvision(name: str, classes: int, image_size: int | None, chosen: M
         options.update(image_size=image_size)
     try:
         model: nn.Module = builder(**{**options, **chosen})
-    except TypeError as error:
+    except Exception as error:  # builders check their options, if at all, by whatever breaks
         if not chosen:
             raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(
-            f"model_options {dict(chosen)} do not suit {name} ({error}): see its builder's keywords"
+            f"model_options {dict(chosen)} do not suit {name} ({reason}): see its builder's keywords"
         ) from None
     return model
 

@@ -138,11 +138,17 @@ def compact(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def compact_evidence(evidence: Evidence) -> dict[str, dict[str, Any]]:
-    """Content of the compact files by name: one per grid, one for the store's benchmark."""
+    """Content of the compact files by name: one per grid, one for the store's benchmark.
+
+    Raises DataError where two would have one name.
+    """
     files: dict[str, dict[str, Any]] = {}
     for grid in evidence.grids:
         about = {"name": grid.name, "hardware": grid.hardware, "version": grid.version, "protocol": grid.protocol}
-        files[re.sub(r"[^\w.-]+", "-", grid.name)] = about | {"cells": compact(grid.cells)}
+        name = re.sub(r"[^\w.-]+", "-", grid.name)
+        if name in (*files, "store-benchmark"):
+            raise DataError(f"{grid.name}: another file of results is called {name}, too: give it another name")
+        files[name] = about | {"cells": compact(grid.cells)}
     if evidence.store:
         files["store-benchmark"] = {"hardware": evidence.store_hardware, "rows": _rounded(evidence.store)}
     return files

@@ -98,11 +98,12 @@ class _Grid:
             asked = checked_strategies(self.sweep.config.strategies, cell.config.same_time)
             different = differences(result, cell.config, asked)
             where = self.folder / cell.folder
-            if different and (result["finished"] or (where / "state").exists()):
+            good = result["finished"] and all(arm["status"] == "done" for arm in result["strategies"].values())
+            if different and (good or (where / "state").exists()):
                 raise ConfigError(f"{where}: was made with other {', '.join(different)}: give another --output")
-            if different:  # it failed before its first epoch, and what was wrong may have been corrected
+            if different:  # it failed, and what was wrong may have been corrected
                 (where / "result.json").unlink()
-            elif result["finished"] and all(entry["status"] == "done" for entry in result["strategies"].values()):
+            elif good:
                 self.status[cell] = "done"
                 self.on_cell(cell, f"{cell}: kept")
         self._write()
@@ -110,7 +111,8 @@ class _Grid:
     def carry_out(self) -> None:
         """Start cells as others end, until none is left."""
         waiting = iter([cell for cell in self.sweep.cells if self.status[cell] == "missing"])
-        cores = _cores(self.sweep.config.jobs)
+        missing = sum(status == "missing" for status in self.status.values())
+        cores = _cores(min(self.sweep.config.jobs, missing), self.sweep.config.threads)
         free: list[int | None] = list(cores)
         while self._start(waiting, free) or self.running:
             time.sleep(POLL_SECONDS)
@@ -207,9 +209,9 @@ class _Grid:
         }
 
 
-def _cores(jobs: int) -> list[int | None]:
-    """A core for each job, by turns where there are fewer; None where cells need not or cannot be pinned."""
-    if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+def _cores(jobs: int, threads: int) -> list[int | None]:
+    """A core for each job, by turns where there are fewer; None where cells need not or cannot be pinned to one."""
+    if jobs == 1 or threads > 1 or not hasattr(os, "sched_getaffinity"):
         return [None] * jobs
     usable = sorted(os.sched_getaffinity(0))
     return [usable[i % len(usable)] for i in range(jobs)]
