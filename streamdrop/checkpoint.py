@@ -117,7 +117,10 @@ def write_checkpoint(path: str | os.PathLike[str], parts: Iterable[tuple[str, di
     Raises OutputError where the folder cannot be written.
     """
     root = Path(path)
-    last = max(numbered(root, "state"), default=0)
+    try:
+        last = max(numbered(root, "state"), default=0)
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        raise OutputError(f"{str(root)[:80]!r}: no checkpoint can lie there ({error}): choose another folder") from None
     folder = root / f"state-{last + 1:06d}"
     try:
         folder.mkdir(parents=True)

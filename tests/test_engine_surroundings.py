@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import streamdrop as sd
-from streamdrop.errors import CheckpointError, ConfigError, DataError, StoreVersionError
+from streamdrop.errors import CheckpointError, ConfigError, DataError, StoreError, StoreVersionError
 from streamdrop.store import encode_source
 from streamdrop.testing.tuners import SmallNet, labelled_batch
 
@@ -354,3 +354,20 @@ def test_autocast_is_gone_on_with(tmp_path: Path) -> None:
     assert resumed.autocast is torch.bfloat16
     assert resumed.fit_round().loss == whole.fit_round().loss
     assert loaded(tmp_path / "c", autocast=None).autocast is None
+
+
+@pytest.mark.parametrize("kind", ["memory", "lmdb"])
+def test_samples_replaced_since_a_checkpoint_stand_in_no_thaws_way_once_saved_again(kind: str, tmp_path: Path) -> None:
+    store = sd.MemoryStore() if kind == "memory" else sd.LmdbStore(tmp_path / "store")
+    tuner = tuner_of(store=store)
+    for _ in range(2):
+        tuner.fit_round()
+    tuner.save(tmp_path / "c")
+    tuner.observe(BATCH, sources=SOURCES)
+    if kind == "lmdb":  # it can still be rolled back to the checkpoint
+        with pytest.raises(StoreError, match="save again"):
+            tuner.thaw(0)
+        tuner.save(tmp_path / "c")
+    tuner.thaw(0)
+    assert tuner.store.cut == 0
+    assert torch.equal(tuner.store.get_many(BATCH.keys)[0], BATCH.images)

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from streamdrop import checkpoint
 from streamdrop.engine import FineTuner
-from streamdrop.errors import CheckpointError, ConfigError, StoreError, TrainingError
+from streamdrop.errors import CheckpointError, ConfigError, ModelError, StoreError, TrainingError
 from streamdrop.evaluation.datasets import LabelledSet
 from streamdrop.evaluation.fit_config import RULES, FitConfig
 from streamdrop.evaluation.fit_state import Row, append_row, make_folder, read_rows, replace_text
@@ -196,7 +196,10 @@ def _split(config: FitConfig, data: FitData) -> SplitModel:
         raise ConfigError("batch_size is 1: BatchNorm cannot train on one sample: give at least 2")
     example = next(iter(data.train.batches(2))).images.to(config.device)
     layers = RULES[config.layers] if config.layers else layer_rule(config.model)
-    return SplitModel(model.to(config.device), example, layers=layers)
+    try:
+        return SplitModel(model.to(config.device), example, layers=layers)
+    except ModelError as error:
+        raise ModelError(f"{config.model} on images of image_size {config.image_size}: {error}") from None
 
 
 def _in_memory(config: FitConfig, strategy: str, size: int) -> bool:

@@ -102,7 +102,10 @@ def thawed_rows(records: Sequence[Record], embed: Embed, codec: str, chunk: int)
     """Every record made anew from its source. Raises StoreError for one without, DataError when ``embed`` misfits."""
     bare = next((r.key for r in records if r.source is None), None)
     if bare is not None:
-        raise StoreError(f"sample {bare!r} has no source to make it anew from: put samples with sources=")
+        raise StoreError(
+            f"sample {bare!r} has no source to make it anew from: put samples with sources= (one that was replaced "
+            "or discarded may be held for a mark: release that first)"
+        )
     made = NextRows(codec)
     for start in range(0, len(records), chunk):
         some = records[start : start + chunk]

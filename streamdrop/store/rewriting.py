@@ -36,9 +36,7 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
                 sources = store.sources_of(tables, now, seqs)
             known = [source for source in sources if source is not None]
             if len(known) < len(sources):
-                raise StoreError(
-                    f"sample {_name(store, seqs[sources.index(None)])!r} has no source: it cannot be thawed"
-                )
+                raise StoreError(_bare(store, seqs[sources.index(None)]))
             making.take(seqs, as_rows(embed(known), len(seqs)))
         making.flip(lambda state: state.thawed(cut, version, making.layout, making.drift))
         store.shrink()
@@ -49,9 +47,16 @@ def thaw(store: LmdbStore, cut: int, embed: Callable[[list[bytes]], Activations]
     making.close()
 
 
-def _name(store: LmdbStore, seq: int) -> bytes | int:
+def _bare(store: LmdbStore, seq: int) -> str:
+    """Why a sample without a source stands in the way, and what to do."""
     with store.folder.reading() as (tables, state):
-        return next((tables.entry(seq).key for found, _ in tables.living(state.last, seq) if found == seq), seq)
+        key = next((tables.entry(seq).key for found, _ in tables.living(state.last, seq) if found == seq), None)
+    if key is None:
+        return (
+            "a sample that was replaced or discarded, but is held for a checkpoint or mark, has no source: save again, "
+            "or release the mark, then thaw"
+        )
+    return f"sample {key!r} has no source to make it anew from: put samples with sources="
 
 
 def compact(store: LmdbStore) -> None:
