@@ -229,7 +229,7 @@ def _check_scheduler(tuner: FineTuner, state: State) -> None:
 def _load_state(into: Any, saved: Any, what: str) -> None:
     try:
         into.load_state_dict(saved)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{what} does not fit {kind_of(into)} ({error!r}): give load the one it was saved with"
         ) from None

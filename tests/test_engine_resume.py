@@ -412,9 +412,14 @@ def test_a_scheduler_that_cannot_take_its_state_is_refused(tmp_path):
     def two(optimizer):
         return torch.optim.lr_scheduler.ChainedScheduler([step(optimizer), step(optimizer)])
 
-    saved(tmp_path / "c", scheduler=step)
+    def one(optimizer):
+        return torch.optim.lr_scheduler.ChainedScheduler([step(optimizer)])
+
+    saved(tmp_path / "c", scheduler=two)
+    with pytest.raises(CheckpointError, match="the scheduler ChainedScheduler, given StepLR"):
+        resumed(tmp_path / "c", SchedulePolicy(), optimizer=sgd, scheduler=step)
     with pytest.raises(CheckpointError, match=r"scheduler's state does not fit ChainedScheduler .* saved with"):
-        resumed(tmp_path / "c", SchedulePolicy(), optimizer=sgd, scheduler=two)
+        resumed(tmp_path / "c", SchedulePolicy(), optimizer=sgd, scheduler=one)
 
 
 def test_a_checkpoint_of_the_other_kind_of_store_is_refused(tmp_path):
