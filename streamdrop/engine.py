@@ -274,7 +274,7 @@ class FineTuner:
         The folder at ``path`` is replaced in one step. Before a round that stores at a new cut a checkpoint is written
         by itself, unless the last one held an ``extra``: then save again after each round that moved ``cut``.
         With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
-        Raises OutputError, CheckpointError.
+        Raises OutputError, CheckpointError, and StoreVersionError where the weights below the store's cut were changed.
         """
         self._feed.check_weights()
         self._saving.save(path, extra, hold, tensors)

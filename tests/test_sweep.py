@@ -188,6 +188,7 @@ def test_a_failing_cell_is_noted_and_the_others_finish_and_are_kept(data, tmp_pa
     monkeypatch.setattr(sweeping._Grid, "_launch", lambda self, cell, core: started.append(cell.model) or Ended(cell))
     run_sweep(load_sweep(path), tmp_path / "o")
     assert started == ["resnet81"], "what is done is kept, what failed is tried again"
+    assert run_sweep(load_sweep(path, ["models=[squeezenet1_1]"]), tmp_path / "o").failed == 0, "nothing is left to do"
     run_sweep(load_sweep(path, ["models=[resnet81]", "base.epochs=3"]), tmp_path / "o")
     assert started == ["resnet81"] * 2, "what failed before its first epoch may be corrected"
     with pytest.raises(ConfigError, match="other epochs"):

@@ -111,9 +111,8 @@ class _Grid:
     def carry_out(self) -> None:
         """Start cells as others end, until none is left."""
         waiting = iter([cell for cell in self.sweep.cells if self.status[cell] == "missing"])
-        missing = sum(status == "missing" for status in self.status.values())
-        cores = _cores(min(self.sweep.config.jobs, missing), self.sweep.config.threads)
-        free: list[int | None] = list(cores)
+        jobs = min(self.sweep.config.jobs, len(self.sweep.cells))
+        free = _cores(jobs, self.sweep.config.threads)
         while self._start(waiting, free) or self.running:
             time.sleep(POLL_SECONDS)
             for job in [job for job in self.running if job.process.poll() is not None]:

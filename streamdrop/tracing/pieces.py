@@ -36,9 +36,10 @@ class Piece(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Put what it shares into train or eval mode, and nothing else of the model."""
         super().train(mode)
-        own = {*self.modules(), *filter(_ends, self._owners)}  # a layer whose forward was followed is in it as a whole
+        followed = filter(_ends, self._owners)  # layers whose forward was followed: they are in it as a whole
+        own = {id(module) for module in (*self.modules(), *followed)}
         for owner in self._owners:
-            others = [(module, module.training) for module in owner.modules() if module not in own]
+            others = [(module, module.training) for module in owner.modules() if id(module) not in own]
             owner.train(mode)
             for module, before in others:
                 _back_to(module, before)
