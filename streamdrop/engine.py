@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,6 +105,7 @@ class FineTuner:
         self.store: FeatureStore = MemoryStore() if store is None else store
         self.policy: DropPolicy = AutoPolicy() if policy is None else policy
         self.round = 0
+        self._training = False
         self.extra: Any = None
         self.extra_tensors: Mapping[str, Tensor] = {}
         self.device = split.device
@@ -237,8 +238,11 @@ class FineTuner:
     def thaw(self, cut: int = 0) -> None:
         """Train the layers from ``cut`` on again, from the kept sources; their optimiser state starts anew.
 
-        Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier.
+        Raises StoreError where a sample has no source, ConfigError for a cut that is not earlier, TrainingError within
+        a round.
         """
+        if self._training:
+            raise TrainingError("a round is under way, whose batches are of its cut: thaw when it is over")
         self.cutting.thaw(cut)
 
     @property
@@ -367,7 +371,7 @@ class FineTuner:
         """Every batch through the head, a pause after each; ``began`` notes losses and samples."""
         self._boundary.clear_gradients()
         reading = self._feed.read(began.batches, ahead, self._takes_weights, began.clock)
-        with contextlib.closing(reading) as batches:
+        with contextlib.closing(reading) as batches, self._within_round():
             for index, batch in enumerate(batches):
                 reseed(self.device, seed_of(self.settings.seed, self.round, index))
                 activations = self._feed.raised(batch, began.cut, staged, began.clock, self.settings.whole_backward)
@@ -378,6 +382,14 @@ class FineTuner:
                         self._step()
                 began.samples += len(batch.keys)
                 yield
+
+    @contextlib.contextmanager
+    def _within_round(self) -> Iterator[None]:
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
 
     def _finish(self, began: UnderWay, stored: bool, promoted: int) -> RoundReport:
         """Decide what to drop after a round, and report."""

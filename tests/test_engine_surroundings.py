@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import streamdrop as sd
-from streamdrop.errors import CheckpointError, ConfigError, DataError, StoreError, StoreVersionError
+from streamdrop.errors import CheckpointError, ConfigError, DataError, StoreError, StoreVersionError, TrainingError
 from streamdrop.store import encode_source
 from streamdrop.testing.tuners import SmallNet, labelled_batch
 
@@ -371,3 +371,23 @@ def test_samples_replaced_since_a_checkpoint_stand_in_no_thaws_way_once_saved_ag
     tuner.thaw(0)
     assert tuner.store.cut == 0
     assert torch.equal(tuner.store.get_many(BATCH.keys)[0], BATCH.images)
+
+
+def test_a_thaw_within_a_round_is_refused_and_the_round_goes_on() -> None:
+    tuner = tuner_of(sources=SOURCES)
+    tuner.fit_round()
+    tuner.fit_round()
+
+    def sampler(keys: Any, index: int, generator: Any) -> list[bytes]:
+        return list(keys)[:4]
+
+    pieces = tuner.round_by_steps(2, sampler)
+    next(pieces)
+    with pytest.raises(TrainingError, match="round is under way"):
+        tuner.thaw(0)
+    assert len(list(pieces)) == 0, "one more iteration ends it"
+    pieces = tuner.round_by_steps(2, sampler)
+    next(pieces)
+    pieces.close()
+    tuner.thaw(0)
+    assert tuner.cut == 0

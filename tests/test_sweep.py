@@ -17,7 +17,7 @@ import yaml
 
 from streamdrop.cli import main
 from streamdrop.config import load
-from streamdrop.errors import ConfigError
+from streamdrop.errors import ConfigError, OutputError
 from streamdrop.evaluation import sweep as sweeping
 from streamdrop.evaluation.experiment import FitConfig
 from streamdrop.evaluation.sweep import run_sweep
@@ -206,6 +206,12 @@ def test_a_cell_that_diverged_may_be_corrected(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping._Grid, "_launch", lambda self, cell, core: started.append(cell.model) or Ended(cell))
     run_sweep(load_sweep(path, ["base.optimizer.lr=0.001", "jobs=1000000000000"]), folder)
     assert started == ["squeezenet1_1"]
+
+
+def test_names_that_no_folder_can_have_are_told(data, tmp_path):
+    path = grid(data, tmp_path / "s.yaml", variants={"a\0b": {}})
+    with pytest.raises(OutputError, match="other names"):
+        run_sweep(load_sweep(path), tmp_path / "o")
 
 
 def test_cells_of_several_threads_are_not_pinned_to_one_core():

@@ -178,8 +178,12 @@ def _is_result(values: Any) -> bool:
     arms = values.get("strategies")
     if not values["finished"]:
         return True
-    return isinstance(arms, dict) and all(
-        isinstance(arm, dict) and "status" in arm and isinstance(arm.get("epochs"), list) for arm in arms.values()
+    return (
+        isinstance(arms, dict)
+        and len(arms) > 0
+        and all(
+            isinstance(arm, dict) and "status" in arm and isinstance(arm.get("epochs"), list) for arm in arms.values()
+        )
     )
 
 

@@ -60,6 +60,8 @@ def make_folder(folder: Path) -> None:
         raise OutputError(
             f"{folder}: cannot be made ({error.strerror}): free space or choose another --output"
         ) from None
+    except ValueError as error:  # a character that no name may have
+        raise OutputError(f"{str(folder)!r}: cannot be made ({error}): choose other names") from None
 
 
 def read_rows(folder: Path) -> list[Row]:

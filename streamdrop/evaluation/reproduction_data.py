@@ -46,7 +46,7 @@ class Evidence:
 def read_evidence(paths: Iterable[str | os.PathLike[str]]) -> Evidence:
     """Read sweep and result folders, result.json, store.json and compact files; DataError says which fails."""
     evidence = Evidence()
-    for path in map(Path, paths):
+    for path in (Path(path).absolute() for path in paths):  # a result is called by its folder
         evidence = _read_into(evidence, path)
     return Evidence(_joined(evidence.grids), evidence.store, evidence.store_hardware)
 
