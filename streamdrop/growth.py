@@ -29,7 +29,7 @@ def scale_rates(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float)
     """
     scale = factor if isinstance(optimizer, torch.optim.SGD) else math.sqrt(factor)
     for group in optimizer.param_groups:
-        for name in ("lr", "initial_lr", "max_lr", "min_lr"):  # the last two are where OneCycleLR goes
+        for name in ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr"):  # the last three: where OneCycleLR, SWALR go
             if name in group:
                 group[name] = group[name] * scale
     _scale_schedule(scheduler, scale)
@@ -39,6 +39,8 @@ def _scale_schedule(scheduler: Any, scale: float) -> None:
     """The rates that a scheduler goes between; those of its parts, where it is made of others."""
     for part in getattr(scheduler, "_schedulers", ()):
         _scale_schedule(part, scale)
-    for name in ("base_lrs", "max_lrs"):  # the latter: CyclicLR
+    for name in ("base_lrs", "max_lrs", "min_lrs"):  # the last two: CyclicLR, ReduceLROnPlateau
         if hasattr(scheduler, name):
             setattr(scheduler, name, [rate * scale for rate in getattr(scheduler, name)])
+    if hasattr(scheduler, "eta_min"):  # CosineAnnealingLR, CosineAnnealingWarmRestarts
+        scheduler.eta_min = scheduler.eta_min * scale

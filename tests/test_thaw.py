@@ -358,9 +358,23 @@ def test_a_scheduler_goes_on_from_the_scaled_rate():
     assert rates == pytest.approx([0.02, 0.02, 0.04, 0.004, 0.004])
 
 
+class Stepped:
+    """A ReduceLROnPlateau whose loss never falls."""
+
+    def __init__(self, scheduler: schedules.ReduceLROnPlateau) -> None:
+        self.parts = self._schedulers = [scheduler]
+
+    def step(self) -> None:
+        self.parts[0].step(1.0)
+
+
 SCHEDULES = {
     "lambda": lambda o: schedules.LambdaLR(o, lambda n: 0.9**n),
     "cosine": lambda o: schedules.CosineAnnealingLR(o, 20),
+    "cosine, to a rate": lambda o: schedules.CosineAnnealingLR(o, 12, eta_min=0.01),
+    "warm restarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 4, eta_min=0.01),
+    "averaging": lambda o: torch.optim.swa_utils.SWALR(o, swa_lr=0.01, anneal_epochs=8),
+    "plateau": lambda o: Stepped(schedules.ReduceLROnPlateau(o, factor=0.5, patience=0, min_lr=0.01)),
     "one cycle": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=20),
     "cyclic": lambda o: schedules.CyclicLR(o, 0.01, 0.1, step_size_up=3),
     "one after another": lambda o: schedules.SequentialLR(
