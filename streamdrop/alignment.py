@@ -28,11 +28,6 @@ def align_store(
     """
     _check_kind(store, state, path)
     if isinstance(store, MemoryStore):
-        if len(store):
-            raise CheckpointError(
-                f"{path}: the store in memory given holds {len(store)} samples, which the checkpoint's would replace: "
-                "give an empty one, or none"
-            )
         store.restore(parts.get("store", {}), state["memory"])
         return
     _check_identity(store, state, path)

@@ -391,12 +391,3 @@ def test_a_thaw_within_a_round_is_refused_and_the_round_goes_on() -> None:
     pieces.close()
     tuner.thaw(0)
     assert tuner.cut == 0
-
-
-def test_a_store_in_memory_that_holds_samples_is_not_emptied_by_a_load(tmp_path: Path) -> None:
-    tuner_of().save(tmp_path / "c")
-    store = sd.MemoryStore()
-    other = tuner_of(store=store)
-    with pytest.raises(CheckpointError, match="holds 25 samples"):
-        loaded(tmp_path / "c", store=store)
-    assert len(other.store) == 25
