@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 
 from streamdrop.cli import main
 from streamdrop.config import load
-from streamdrop.errors import CheckpointError, ConfigError, DataError, OutputError, WeightsError
+from streamdrop.errors import CheckpointError, ConfigError, DataError, OutputError, StreamdropError, WeightsError
 from streamdrop.evaluation import fit_arm
 from streamdrop.evaluation.claim import claimed
 from streamdrop.evaluation.experiment import FitConfig, read_result, run_experiment
 from streamdrop.evaluation.fit_config import ScheduleConfig, checked_strategies
+from streamdrop.evaluation.fit_result import describe_run
 from streamdrop.evaluation.networks import build_network, load_weights
 from streamdrop.testing.tuners import SmallNet
 
@@ -304,6 +305,31 @@ def test_a_run_that_did_not_end_is_not_thrown_away_and_weights_not_written_are_m
     run_experiment(given, ["sgd"], tmp_path, resume=True)
     with pytest.raises(ConfigError, match="weights of sgd are gone"):
         run_experiment(given, ["sgd"], tmp_path, resume=True, save_weights=True)
+
+
+@pytest.mark.parametrize("damaged", ["stores/drop/values-000000.bin", "state/drop/checkpoint/current"])
+def test_a_damaged_run_says_what_to_remove_and_is_whole_after_that(data, tmp_path, monkeypatch, damaged):
+    given = small(config(data), monkeypatch)
+
+    def interrupt(strategy, epoch, row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(given, ["drop"], tmp_path, interrupt)
+    content = bytearray((tmp_path / damaged).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / damaged).write_bytes(content)
+    with pytest.raises(StreamdropError, match=f"remove {tmp_path / 'state' / 'drop'} to train"):
+        run_experiment(given, ["drop"], tmp_path, resume=True)
+    shutil.rmtree(tmp_path / "state" / "drop")
+    result = run_experiment(given, ["drop"], tmp_path, resume=True)
+    assert result["strategies"]["drop"]["status"] == "done"
+
+
+def test_data_whose_name_is_no_utf8_can_be_printed(data):
+    described = describe_run(config("/somewhere/tiny\udcff"), ["sgd"])
+    assert described["dataset"] == r"tiny\udcff"
+    json.dumps(described).encode()
 
 
 def test_an_interrupted_run_goes_on_where_it_was(data, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from fit_results import diverge, make_result, make_sweep
 
 from streamdrop.errors import DataError, OutputError
 from streamdrop.evaluation.curves import draw_curves, draw_importance_pairs
-from streamdrop.evaluation.fit_report import write_fit_report
+from streamdrop.evaluation.fit_report import _anchor, write_fit_report
 from streamdrop.evaluation.fit_summary import rank_correlation, spread, summarise
 from streamdrop.evaluation.fit_tables import format_result, format_seconds, format_sweep
 from streamdrop.evaluation.layer_curves import agreement_figure, agreement_threshold, layers_figure
@@ -30,6 +30,11 @@ def old_result():
         for row in entry["epochs"]:
             del row["agreement"]
     return result
+
+
+def test_every_variant_has_a_place_of_its_own_in_a_report():
+    keys = [("mnist", "resnet18", variant) for variant in ("a-b", "a.b", "a b", "a_b")]
+    assert len({_anchor(key) for key in keys}) == len(keys)
 
 
 def test_the_table_has_the_columns_of_tables_1_to_3():

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from streamdrop import checkpoint
 from streamdrop.engine import FineTuner
-from streamdrop.errors import CheckpointError, ConfigError, ModelError, StoreError, TrainingError
+from streamdrop.errors import CheckpointError, ConfigError, ModelError, StoreCorruptError, StoreError, TrainingError
 from streamdrop.evaluation.datasets import LabelledSet
 from streamdrop.evaluation.fit_config import RULES, FitConfig
 from streamdrop.evaluation.fit_state import Row, append_row, make_folder, read_rows, replace_text
@@ -89,6 +89,8 @@ class Arm:
         except TrainingError as error:
             self.status, self.error, self.good, self.busy = "diverged", str(error), before, False
             return False
+        except StoreCorruptError as error:  # repaired, the store would lack what the checkpoint counts on
+            raise StoreCorruptError(f"{error}; or remove {self.folder} to train {self.strategy} anew") from None
         if len(self.rows) < len(self.known):
             self.rows.append(self.known[len(self.rows)])
         else:
