@@ -120,7 +120,7 @@ class FineTuner:
         self.cutting = Cutting(split, self.store, self._boundary, self.decisions, self.thawing, prepare, scoring)
         self.loss_state = LossState(loss, split.model)
         self.moving_buffers = MovingBuffers(split.model)
-        self._saving = Saving(self)
+        self._saving = Saving(self, self._feed)
 
     def __reduce__(self) -> str:
         raise CheckpointError("a FineTuner is neither pickled nor copied: save(folder), then FineTuner.load(folder, …)")
@@ -280,7 +280,6 @@ class FineTuner:
         With ``hold`` an earlier checkpoint, in another folder, can still be loaded until ``release`` is called.
         Raises OutputError, CheckpointError, and StoreVersionError where the weights below the store's cut were changed.
         """
-        self._feed.check_weights()
         self._saving.save(path, extra, hold, tensors)
 
     def snapshot(self, extra: Any = None, tensors: Mapping[str, Tensor] | None = None) -> checkpoint.Snapshot:
@@ -288,7 +287,6 @@ class FineTuner:
 
         No round that stores at a new cut may begin in between. Raises CheckpointError, StoreError.
         """
-        self._feed.check_weights()
         return self._saving.snapshot(extra, tensors)
 
     def written(self, taken: checkpoint.Snapshot, path: str | os.PathLike[str], hold: bool = False) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from streamdrop.arguments import check_finite, check_samples, inputs_of
-from streamdrop.errors import DataError, StoreVersionError, StreamdropError
-from streamdrop.rounds import Clock, predicted, seeded, shown
+from streamdrop.errors import DataError, StoreVersionError
+from streamdrop.rounds import Clock, inputs_explained, predicted, seeded
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, StagedCut
 from streamdrop.store.prefetch import Stored, read_ahead
@@ -110,29 +110,15 @@ class Feed:
     def predict(self, images: Inputs, size: int) -> Any:
         """The whole model's raw outputs for images [N, ...], ``size`` of them at a time; its modes come back."""
         inputs, model = self.inputs(images), self._split.model
-        with self._taken(inputs), modes_kept(model):
+        with inputs_explained(self._split.example, inputs), modes_kept(model):
             return predicted(model, inputs, size, self._device)
 
     def embed(self, images: Inputs) -> Activations:
         """The activations of images [N, ...] at the store's cut."""
         inputs, tail = self.inputs(images), self._split.tail(self.store.cut)
-        with self._taken(inputs):
+        with inputs_explained(self._split.example, inputs):
             given = tuple(one.to(self._device, non_blocking=True) for one in inputs)
             return run_in_chunks(tail, given, self._chunk)
-
-    @contextlib.contextmanager
-    def _taken(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-        """What the model raises on inputs as a DataError of what it was split with, and what came."""
-        try:
-            yield
-        except (StreamdropError, torch.OutOfMemoryError):
-            raise
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            took = f"it was split with {shown(self._split.example)}"
-            raise DataError(
-                f"the model does not take images of {shown(inputs)} ({took}): {reason}: prepare them as the example"
-            ) from error
 
     def put(
         self,

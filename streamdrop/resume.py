@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 
-def snapshot(tuner: FineTuner, mark: int, extra: Any, tensors: Mapping[str, Tensor]) -> checkpoint.Snapshot:
+def snapshot(tuner: FineTuner, mark: int | None, extra: Any, tensors: Mapping[str, Tensor]) -> checkpoint.Snapshot:
     """Everything a tuner needs to go on. Raises CheckpointError for what no checkpoint can hold."""
     _check_members(tuner)
     optimizer: dict[str, Tensor] = {}

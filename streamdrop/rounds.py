@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from streamdrop.errors import DataError, TrainingError
+from streamdrop.errors import DataError, StreamdropError, TrainingError
 from streamdrop.nested import leaves, mapped, tensors
 
 Sampler: TypeAlias = Callable[[list[bytes], int, torch.Generator], Sequence[bytes]]
@@ -228,6 +228,21 @@ def loss_explained(output: Any, targets: Any) -> Iterator[None]:
         raise TrainingError(
             f"the loss does not take an output of {shown(tensors(output)) or type(output).__name__} with targets of "
             f"{shown(tensors(targets)) or repr(targets)}: {reason}: observe the targets that it takes"
+        ) from error
+
+
+@contextlib.contextmanager
+def inputs_explained(example: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Iterator[None]:
+    """What the model raises on inputs as a DataError of what it was split with, and what came."""
+    try:
+        yield
+    except (StreamdropError, torch.OutOfMemoryError):
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        took = f"it was split with {shown(example)}"
+        raise DataError(
+            f"the model does not take images of {shown(inputs)} ({took}): {reason}: prepare them as the example"
         ) from error
 
 

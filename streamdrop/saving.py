@@ -11,6 +11,7 @@ from torch import Tensor
 from streamdrop import resume
 from streamdrop.arguments import check_saved, check_tensors
 from streamdrop.checkpoint import Snapshot
+from streamdrop.feed import Feed
 from streamdrop.store import MemoryStore
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 class Saving:
     """A tuner's last checkpoint: ``last`` is where it lies and the cut it names, None before the first."""
 
-    def __init__(self, tuner: FineTuner) -> None:
-        self._tuner = tuner
+    def __init__(self, tuner: FineTuner, feed: Feed) -> None:
+        self._tuner, self._feed = tuner, feed
         self.last: tuple[str, int] | None = None
         self._held: int | None = None  # the last one's store mark, while what earlier ones need is kept
 
@@ -35,13 +36,14 @@ class Saving:
     def snapshot(self, extra: Any, tensors: Mapping[str, Tensor] | None) -> Snapshot:
         """What ``FineTuner.snapshot`` gives, and raises."""
         check_tensors(tensors)
+        self._feed.check_weights()
         store = self._tuner.store  # one in memory goes with the checkpoint whole: it has nothing to hold back
-        mark = 0 if isinstance(store, MemoryStore) else store.mark()
+        mark = None if isinstance(store, MemoryStore) else store.mark()
         return resume.snapshot(self._tuner, mark, extra, tensors or {})
 
     def written(self, taken: Snapshot, path: str | os.PathLike[str], hold: bool) -> None:
         """What ``FineTuner.written`` does, and raises."""
-        self._held = None if isinstance(self._tuner.store, MemoryStore) else taken.state["store"]["mark"]
+        self._held = taken.state["store"]["mark"]
         if not hold:
             self.release()
         self._tuner.extra = taken.state["extra"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamdrop.errors import ConfigError, DataError, StoreError
-from streamdrop.rounds import seeded, shown
+from streamdrop.rounds import inputs_explained, predicted, seeded, shown
 from streamdrop.split import SplitModel, run_in_chunks
 from streamdrop.store import FeatureStore, decode_source
 from streamdrop.tracing.kept import modes_kept
@@ -169,18 +169,8 @@ def _stacked(inputs: Sequence[tuple[Tensor, ...]], split: SplitModel) -> tuple[T
 
 def _check_taken(split: SplitModel, inputs: tuple[Tensor, ...]) -> None:
     """Raise DataError for prepared sources that the whole model does not take."""
-    with modes_kept(split.model), torch.no_grad(), seeded(split.device):
-        split.model.eval()
-        try:
-            split.model(*(one.to(split.device) for one in inputs))
-        except torch.OutOfMemoryError:
-            raise
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"the model does not take prepared sources of {shown(inputs)}: {reason}: let prepare make of a source "
-                "what was observed"
-            ) from error
+    with inputs_explained(split.example, inputs), modes_kept(split.model), seeded(split.device):
+        predicted(split.model, inputs, len(inputs[0]), split.device)
 
 
 def _as_inputs(source: Any, prepare: Prepare | None) -> tuple[Tensor, ...]:

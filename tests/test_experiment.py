@@ -48,6 +48,17 @@ def config(data, **more):
     return load({"data": data, "model": "shufflenet_v2_x0_5", **sizes, **more}, FitConfig)
 
 
+def interrupted(given, strategies, folder, epoch):
+    """A run ended by Ctrl-C once its last strategy's ``epoch`` was told."""
+
+    def interrupt(strategy, number, row):
+        if (strategy, number) == (strategies[-1], epoch):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(given, strategies, folder, interrupt)
+
+
 @pytest.mark.slow
 def test_result_holds_what_others_read(data, tmp_path):
     rows = []
@@ -293,12 +304,7 @@ def test_statistics_that_broke_in_the_last_round_are_no_success(data, tmp_path, 
 def test_a_run_that_did_not_end_is_not_thrown_away_and_weights_not_written_are_missed(data, tmp_path, monkeypatch):
     given = small(config(data), monkeypatch)
 
-    def interrupt(strategy, epoch, row):
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(given, ["sgd"], tmp_path, interrupt)
+    interrupted(given, ["sgd"], tmp_path, 2)
     for other in (given, replace(given, epochs=5)):
         with pytest.raises(ConfigError, match="--resume goes on with it"):
             run_experiment(other, ["sgd"], tmp_path)
@@ -311,11 +317,7 @@ def test_a_run_that_did_not_end_is_not_thrown_away_and_weights_not_written_are_m
 def test_a_damaged_run_says_what_to_remove_and_is_whole_after_that(data, tmp_path, monkeypatch, damaged):
     given = small(config(data), monkeypatch)
 
-    def interrupt(strategy, epoch, row):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(given, ["drop"], tmp_path, interrupt)
+    interrupted(given, ["drop"], tmp_path, 1)
     content = bytearray((tmp_path / damaged).read_bytes())
     content[len(content) // 2] ^= 0xFF
     (tmp_path / damaged).write_bytes(content)
@@ -336,12 +338,7 @@ def test_an_interrupted_run_goes_on_where_it_was(data, tmp_path, monkeypatch):
     given = small(config(data), monkeypatch)
     run_experiment(given, ["sgd", "drop"], tmp_path / "whole", save_weights=True)
 
-    def interrupt(strategy, epoch, row):
-        if (strategy, epoch) == ("drop", 3):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(given, ["sgd", "drop"], tmp_path / "cut", interrupt)
+    interrupted(given, ["sgd", "drop"], tmp_path / "cut", 3)
     assert (tmp_path / "cut" / "state" / "drop" / "checkpoint" / "current").is_file()
     before = [row["seconds"] for row in read_result(tmp_path / "cut")["strategies"]["drop"]["epochs"]]
     seen = []
@@ -512,12 +509,7 @@ def cut_short(data, tmp_path, monkeypatch):
     """A run interrupted after its second epoch: what goes on with it, and its folder."""
     given = small(config(data), monkeypatch)
 
-    def interrupt(strategy, epoch, row):
-        if epoch == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(given, ["drop"], tmp_path, interrupt)
+    interrupted(given, ["drop"], tmp_path, 3)
     return lambda: run_experiment(given, ["drop"], tmp_path, resume=True), tmp_path
 
 

@@ -36,6 +36,8 @@ class Piece(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Put what it shares into train or eval mode, and nothing else of the model."""
         super().train(mode)
+        if not self._owners:
+            return self
         followed = filter(_ends, self._owners)  # layers whose forward was followed: they are in it as a whole
         own = {id(module) for module in (*self.modules(), *followed)}
         for owner in self._owners:
